@@ -1,0 +1,1 @@
+"""Parameter-efficient adapters of linear layers, behind one protocol."""

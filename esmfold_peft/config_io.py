@@ -1,0 +1,105 @@
+"""Settings from YAML files and flags, and back to YAML. Imports no torch."""
+
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from esmfold_peft.errors import UserError
+
+Config = TypeVar("Config")
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose errors are one line, exit code 2.
+
+    The usage of a hundred settings would bury them.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and leaves."""
+        program = self.prog.replace(" [options]", "")
+        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
+    """A parser for one command: a flag for each field of its settings, and --config for YAML files.
+
+    Args:
+        kind: dataclass of the command's settings.
+        positional: field that is given without a flag.
+    """
+    parser = OneLineParser(description=(kind.__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--config", action="config", help="YAML file; later files and flags override earlier ones"
+    )
+    skip = set() if positional is None else {positional}
+    if positional is not None:
+        _add_positional(parser, kind, positional)
+    parser.add_class_arguments(kind, as_group=False, skip=skip)
+    return parser
+
+
+def to_config(parser: ArgumentParser, namespace: Any, kind: type[Config]) -> Config:
+    """The settings that a parser made of files and flags."""
+    made = parser.instantiate(namespace)
+    values = {field.name: made[field.name] for field in fields(kind)}  # pyright: ignore
+    # argparse collects repeated positionals in a list; settings are immutable.
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """Reads settings from one YAML file.
+
+    Raises:
+        UserError: the file is missing, or a key or value in it is wrong.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such config")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        return to_config(parser, parser.parse_path(path), kind)
+    except Exception as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def config_text(config: object) -> str:
+    """Settings as YAML, every field written out."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def with_absolute_weights(config: Config) -> Config:
+    """The settings of a run with the language model's file named so that any folder finds it."""
+    model = config.model  # pyright: ignore[reportAttributeAccessIssue]
+    language_model = model.language_model
+    if language_model.weights in ("pretrained", "random"):
+        return config
+    absolute = replace(language_model, weights=str(Path(language_model.weights).resolve()))
+    return replace(config, model=replace(model, language_model=absolute))  # pyright: ignore
+
+
+def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:
+    field = next(field for field in fields(kind) if field.name == name)
+    many = "nargs" if str(field.type).startswith("tuple") else None
+    arguments: dict[str, Any] = {"nargs": "+"} if many else {}
+    parser.add_argument(name, type=Path, help=_help(kind, name), **arguments)
+
+
+def _help(kind: type, name: str) -> str:
+    from docstring_parser import parse
+
+    found = {item.arg_name: item.description for item in parse(kind.__doc__ or "").params}
+    return found[name] or ""
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,1 @@
+"""From chains on disk to padded batches of tensors."""

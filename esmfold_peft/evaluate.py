@@ -1,0 +1,180 @@
+"""`esmfold-peft evaluate`: predicted structures against true ones by lDDT-Cα."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from esmfold_peft.config import EvaluateConfig
+from esmfold_peft.datasets.chains import ChainDataset
+from esmfold_peft.datasets.features import Features, features
+from esmfold_peft.devices import choose_device
+from esmfold_peft.errors import UserError
+from esmfold_peft.metrics.lddt import lddt_ca
+from esmfold_peft.model.inference import fold
+from esmfold_peft.protein.read import read_structure
+from esmfold_peft.protein.write import write_atomically
+from esmfold_peft.training.run_directory import load_model
+
+_SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One chain's scores.
+
+    Attributes:
+        id: name of the chain.
+        length: residues, resolved or not.
+        resolved: residues with a Cα in the reference.
+        pairs: Cα pairs that count.
+        lddt_ca: mean over pairs, 0 to 1, the headline; NaN without pairs.
+        lddt_ca_residue_mean: mean of the residues' scores, 0 to 1; NaN without pairs.
+        plddt: mean predicted lDDT-Cα over all residues, 0 to 100; NaN if the prediction has none.
+    """
+
+    id: str
+    length: int
+    resolved: int
+    pairs: int
+    lddt_ca: float
+    lddt_ca_residue_mean: float
+    plddt: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Coordinates to score: atom14 positions in Å, which atoms there are, mean pLDDT 0 to 100."""
+
+    positions: torch.Tensor
+    atom_mask: torch.Tensor
+    plddt: float
+
+
+def run(config: EvaluateConfig) -> int:
+    """Writes scores.csv and summary.json and prints a table.
+
+    Raises:
+        UserError: neither or both of run and predictions are given, or a file is missing or does
+            not fit.
+    """
+    if (config.run is None) == (config.predictions is None):
+        raise UserError("give either --run or --predictions")
+    references = ChainDataset(config.references)
+    chains = [references[i] for i in range(len(references))]
+    console = Console(stderr=True)
+    predictions = _fold_all(config, chains) if config.run else _read_all(config, chains)
+    progress = track(predictions, "scoring", total=len(chains), console=console, transient=True)
+    scores = [score(chains[index], prediction) for index, prediction in progress]
+    scores.sort(key=lambda s: s.id)
+    _write(config.output, scores)
+    Console().print(_table(summarize(scores), config))
+    return 0
+
+
+def score(reference: Features, prediction: Prediction) -> Score:
+    """Scores one chain; residues of the prediction are those of the reference, in order."""
+    true = torch.from_numpy(reference.positions)[None]
+    mask = torch.from_numpy(reference.atom_mask)[None]
+    found = prediction.atom_mask[None]
+    result = lddt_ca(prediction.positions[None], true, mask, predicted_atom_mask=found)
+    return Score(
+        id=reference.id,
+        length=len(reference),
+        resolved=int(mask[..., 1].sum()),
+        pairs=int(result.pairs),
+        lddt_ca=float(result.per_chain),
+        lddt_ca_residue_mean=float(result.mean_per_residue),
+        plddt=prediction.plddt,
+    )
+
+
+def summarize(scores: list[Score]) -> dict[str, float | int | None]:
+    """Mean and median over the chains that have a score; None where none has."""
+    values = [s.lddt_ca for s in scores if math.isfinite(s.lddt_ca)]
+    residue_means = [s.lddt_ca_residue_mean for s in scores if math.isfinite(s.lddt_ca)]
+    plddt = [s.plddt for s in scores if math.isfinite(s.plddt)]
+    return {
+        "chains": len(values),
+        "skipped": len(scores) - len(values),
+        "lddt_ca": statistics.fmean(values) if values else None,
+        "lddt_ca_median": statistics.median(values) if values else None,
+        "lddt_ca_residue_mean": statistics.fmean(residue_means) if values else None,
+        "plddt": statistics.fmean(plddt) if plddt else None,
+    }
+
+
+def _fold_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[int, Prediction]]:
+    assert config.run is not None
+    model, trained = load_model(config.run)
+    model.to(choose_device(config.accelerator))
+    folded = fold(model, chains, recycles=trained.model.max_recycles, max_tokens=config.max_tokens)
+    for item in folded:
+        everything = torch.ones(item.positions.shape[:2], dtype=torch.bool)
+        plddt = 100 * float(item.plddt.mean())
+        yield item.index, Prediction(item.positions, everything, plddt)
+
+
+def _read_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[int, Prediction]]:
+    assert config.predictions is not None
+    files = [_find(config.predictions, chain.id) for chain in chains]
+    for index, (file, chain) in enumerate(zip(files, chains, strict=True)):
+        structure = read_structure(file)
+        found = features(structure)
+        if len(found) != len(chain) or (found.aatype != chain.aatype).any():
+            raise UserError(
+                f"{file}: its sequence is not that of {chain.id} ({_difference(found, chain)})"
+            )
+        b_factors = structure.b_factors[structure.atom_mask]
+        yield (
+            index,
+            Prediction(
+                torch.from_numpy(found.positions),
+                torch.from_numpy(found.atom_mask),
+                float(b_factors.mean()) if len(b_factors) else math.nan,
+            ),
+        )
+
+
+def _find(folder: Path, name: str) -> Path:
+    for suffix in _SUFFIXES:
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
+    raise UserError(f"{folder}: no prediction of {name} ({name}.cif or {name}.pdb, plain or .gz)")
+
+
+def _difference(found: Features, chain: Features) -> str:
+    if len(found) != len(chain):
+        return f"{len(found)} residues instead of {len(chain)}"
+    return f"they differ first at residue {int((found.aatype != chain.aatype).argmax()) + 1}"
+
+
+def _write(output: Path, scores: list[Score]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [f.name for f in fields(Score)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(s) for s in scores)
+    write_atomically(output / "scores.csv", stream.getvalue())
+    write_atomically(output / "summary.json", json.dumps(summarize(scores), indent=2) + "\n")
+
+
+def _table(summary: dict[str, float | int | None], config: EvaluateConfig) -> Table:
+    table = Table(title=f"{config.run or config.predictions} on {config.references}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in summary.items():
+        shown = (
+            "none" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        )
+        table.add_row(name, shown)
+    return table

@@ -1,0 +1,67 @@
+"""The residue tables of `protein` as tensors, kept on each device they were used on."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int
+from torch import Tensor
+
+from esmfold_peft.protein import residues, rigid_groups
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """One row per `aatype`; see the arrays of these names in `protein`."""
+
+    atom14_mask: Bool[Tensor, "21 14"]
+    atom37_to_atom14: Int[Tensor, "21 37"]
+    atom37_mask: Bool[Tensor, "21 37"]
+    atom14_group: Int[Tensor, "21 14"]
+    literature_positions: Float32[Tensor, "21 14 3"]
+    default_rotation: Float32[Tensor, "21 8 3 3"]
+    default_translation: Float32[Tensor, "21 8 3"]
+    group_atoms: Int[Tensor, "21 8 3"]
+    group_exists: Bool[Tensor, "21 8"]
+    torsion_atoms: Int[Tensor, "21 7 4"]
+    torsion_exists: Bool[Tensor, "21 7"]
+    chi_is_pi_periodic: Bool[Tensor, "21 4"]
+    ambiguous_swap: Int[Tensor, "21 14"]
+
+
+@cache
+def tables(device: torch.device) -> Tables:
+    """All tables on one device, copied there once."""
+    atom37_to_atom14, atom37_mask = _atom37_columns()
+    arrays = {
+        "atom14_mask": residues.ATOM14_MASK,
+        "atom37_to_atom14": atom37_to_atom14,
+        "atom37_mask": atom37_mask,
+        "atom14_group": rigid_groups.ATOM14_GROUP,
+        "literature_positions": rigid_groups.ATOM14_LITERATURE_POSITIONS,
+        "default_rotation": rigid_groups.DEFAULT_ROTATION,
+        "default_translation": rigid_groups.DEFAULT_TRANSLATION,
+        "group_atoms": rigid_groups.GROUP_ATOMS,
+        "group_exists": rigid_groups.GROUP_EXISTS,
+        "torsion_atoms": rigid_groups.TORSION_ATOMS,
+        "torsion_exists": rigid_groups.TORSION_EXISTS,
+        "chi_is_pi_periodic": rigid_groups.CHI_IS_PI_PERIODIC,
+        "ambiguous_swap": rigid_groups.AMBIGUOUS_SWAP,
+    }
+    # A first call from validation must not leave inference tensors here: training could not save
+    # them for backward.
+    with torch.inference_mode(False):
+        return Tables(
+            **{name: torch.tensor(array, device=device) for name, array in arrays.items()}
+        )
+
+
+def _atom37_columns() -> tuple[np.ndarray, np.ndarray]:
+    columns = np.zeros((len(residues.RESIDUES_X), len(residues.ATOM37)), dtype=np.int64)
+    mask = np.zeros(columns.shape, dtype=bool)
+    for aatype in range(len(residues.RESIDUES_X)):
+        present = np.flatnonzero(residues.ATOM14_MASK[aatype])
+        columns[aatype, residues.ATOM14_TO_ATOM37[aatype, present]] = present
+        mask[aatype, residues.ATOM14_TO_ATOM37[aatype, present]] = True
+    return columns, mask

@@ -1,0 +1,1 @@
+"""The folding model: language model, trunk, structure module, heads."""

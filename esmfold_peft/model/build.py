@@ -1,0 +1,57 @@
+"""From settings to a folding model."""
+
+import torch
+
+from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.insert import insert_adapter
+from esmfold_peft.config import LanguageModelConfig, TrainConfig
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.esm2_weights import find_weights, load_esm2, weights_hash
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.language_model import LanguageModel, size_of
+
+
+def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
+    """Builds the model of a run at its start: base weights loaded, the rest drawn from the seed.
+
+    The global random generator is left as it was.
+
+    Returns:
+        The model, frozen but for what the adapter's kind trains, and the SHA-256 of the language
+        model's base weights.
+
+    Raises:
+        UserError: the language model is unknown, or its weights cannot be had or do not fit.
+    """
+    language_model = _language_model(config.model.language_model, config.seed)
+    base = weights_hash(language_model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        insert_adapter(language_model, config.adapter)
+        bf16 = config.engine.precision == "bf16"
+        return FoldingModel(language_model, config.model, bf16=bf16), base
+
+
+def _language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
+    shape = _shape(config)
+    if config.weights == "random":
+        return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)
+    file = find_weights(config.name, config.weights)
+    language_model = LanguageModel(shape, checkpoint=config.checkpoint)
+    load_esm2(language_model, file)
+    return language_model
+
+
+def _shape(config: LanguageModelConfig) -> AttentionShape:
+    sizes = {name: getattr(config, name) for name in ("layers", "width", "heads")}
+    if config.name != "custom":
+        given = [name for name, size in sizes.items() if size is not None]
+        if given:
+            raise UserError(
+                f"model.language_model.{given[0]}: only for the name custom, not {config.name}"
+            )
+        return size_of(config.name)
+    missing = [name for name, size in sizes.items() if size is None]
+    if missing:
+        raise UserError(f"model.language_model.{missing[0]}: needed for the name custom")
+    return AttentionShape(**sizes)

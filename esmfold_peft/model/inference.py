@@ -1,0 +1,116 @@
+"""Folding many chains without gradients, and turning the result into structures."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.features import Features
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.protein.residues import ATOM14_MASK, ATOM14_TO_ATOM37, ATOM37, encode
+from esmfold_peft.protein.structure import ProteinStructure
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The prediction of one chain, its padding removed.
+
+    Attributes:
+        index: place of the chain in the list that was given.
+        positions: atom14 coordinates in Å.
+        plddt: expected lDDT-Cα of each residue, 0 to 1.
+    """
+
+    index: int
+    positions: Float32[Tensor, "n 14 3"]
+    plddt: Float32[Tensor, "n"]
+
+
+def fold(
+    model: FoldingModel, chains: list[Features], *, recycles: int, max_tokens: int
+) -> Iterator[Folded]:
+    """Folds chains in batches of similar length, shortest first.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        chains: residues and numbers are used; coordinates are not looked at.
+        recycles: passes after the first.
+        max_tokens: residues in a batch, padding included; a longer chain is folded alone.
+
+    Yields:
+        Every chain once, in the order of their lengths.
+    """
+    device = next(model.parameters()).device
+    for indices in _by_length([len(chain) for chain in chains], max_tokens):
+        batch = collate([chains[i] for i in indices], [False] * len(indices)).to(device)
+        yield from _fold_batch(model, batch, indices, recycles)
+
+
+def sequence_features(name: str, sequence: str) -> Features:
+    """Features of a sequence without a structure."""
+    n = len(sequence)
+    return Features(
+        id=name,
+        aatype=encode(sequence),
+        residue_index=np.arange(n),
+        positions=np.zeros((n, 14, 3), dtype=np.float32),
+        atom_mask=np.zeros((n, 14), dtype=bool),
+        resolution=float("nan"),
+    )
+
+
+def to_structure(name: str, sequence: str, folded: Folded) -> ProteinStructure:
+    """A prediction as a structure with pLDDT, 0 to 100, as B-factors.
+
+    Args:
+        name: id of the structure.
+        sequence: the one-letter codes that were folded.
+        folded: the prediction of them.
+    """
+    aatype = encode(sequence)
+    rows, columns = np.nonzero(ATOM14_MASK[aatype])
+    n = len(sequence)
+    positions = np.zeros((n, len(ATOM37), 3), dtype=np.float32)
+    mask = np.zeros((n, len(ATOM37)), dtype=bool)
+    to37 = ATOM14_TO_ATOM37[aatype[rows], columns]
+    positions[rows, to37] = folded.positions.numpy()[rows, columns]
+    mask[rows, to37] = True
+    return ProteinStructure(
+        id=name,
+        sequence=sequence,
+        residue_index=np.arange(n, dtype=np.int32),
+        residue_names=("",) * n,
+        positions=positions,
+        atom_mask=mask,
+        b_factors=(mask * 100 * folded.plddt.numpy()[:, None]).astype(np.float32),
+    )
+
+
+@torch.inference_mode()
+def _fold_batch(
+    model: FoldingModel, batch: Batch, indices: list[int], recycles: int
+) -> list[Folded]:
+    output = model(batch.aatype, batch.residue_index, batch.mask, recycles)
+    lengths = batch.mask.sum(-1).tolist()
+    positions, plddt = output.positions.cpu(), output.plddt.cpu()
+    return [
+        Folded(index, positions[row, :n], plddt[row, :n])
+        for row, (index, n) in enumerate(zip(indices, lengths, strict=True))
+    ]
+
+
+def _by_length(lengths: list[int], max_tokens: int) -> Iterable[list[int]]:
+    """Groups places of similar lengths so that longest x count stays within the limit."""
+    batch: list[int] = []
+    for index in np.argsort(lengths, kind="stable").tolist():
+        if batch and lengths[index] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,28 @@
+"""Linear layers as AlphaFold 2 initialises them (AF2 Suppl. 1.11.4)."""
+
+import math
+from typing import Literal
+
+from torch import nn
+
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a unit normal cut off at ±2."""
+
+
+def linear(c_in: int, c_out: int, *, init: Literal["lecun", "relu", "zero"] = "lecun") -> nn.Linear:
+    """A linear layer with zero bias and weights from a truncated normal distribution.
+
+    Args:
+        c_in: channels read.
+        c_out: channels written.
+        init: variance 1/c_in ("lecun"), 2/c_in before a ReLU ("relu"), or all zero ("zero", for the
+            last layer of a residual branch).
+    """
+    layer = nn.Linear(c_in, c_out)
+    nn.init.zeros_(layer.bias)
+    if init == "zero":
+        nn.init.zeros_(layer.weight)
+        return layer
+    std = math.sqrt({"lecun": 1.0, "relu": 2.0}[init] / c_in) / TRUNCATED_STD
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    return layer

@@ -1,0 +1,111 @@
+"""`esmfold-peft predict`: sequences to structures."""
+
+import csv
+import io
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from esmfold_peft.config import PredictConfig
+from esmfold_peft.devices import choose_device
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
+from esmfold_peft.protein.fasta import FastaRecord, read_fasta
+from esmfold_peft.protein.write import to_mmcif, to_pdb, write_atomically
+from esmfold_peft.training.run_directory import load_model
+
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """One line of predictions.csv.
+
+    Attributes:
+        id: first word of the FASTA header.
+        header: the whole header.
+        length: residues.
+        plddt: mean predicted lDDT-Cα, 0 to 100.
+        pdb: file name; empty where the structure does not fit into the PDB format.
+        mmcif: file name.
+    """
+
+    id: str
+    header: str
+    length: int
+    plddt: float
+    pdb: str
+    mmcif: str
+
+
+def run(config: PredictConfig) -> int:
+    """Folds every record of a FASTA file.
+
+    Raises:
+        UserError: the FASTA or the run cannot be read; nothing has been written then.
+    """
+    records = read_fasta(config.fasta)
+    model, trained = load_model(config.run)
+    model.to(choose_device(config.accelerator))
+    config.output.mkdir(parents=True, exist_ok=True)
+    names = file_names([record.id for record in records])
+    chains = [sequence_features(r.id, r.sequence) for r in records]
+    recycles = trained.model.max_recycles if config.recycles is None else config.recycles
+    folded = fold(model, chains, recycles=recycles, max_tokens=config.max_tokens)
+    console = Console(stderr=True)
+    rows: dict[int, PredictionRow] = {}
+    for item in track(folded, "folding", total=len(records), console=console, transient=True):
+        rows[item.index] = _write(config.output, names[item.index], records[item.index], item)
+    table = _table([rows[index] for index in range(len(records))])
+    write_atomically(config.output / "predictions.csv", table)
+    console.print(f"{len(rows)} structures in {config.output} (predictions.csv)", highlight=False)
+    return 0
+
+
+def file_names(ids: list[str]) -> list[str]:
+    """File names for record ids: safe on every file system, and unique even where case is ignored.
+
+    Letters, digits, ".", "_" and "-" stay; anything else becomes "_". Names that would be equal get
+    a number.
+    """
+    taken: set[str] = set()
+    names = []
+    for name in ids:
+        safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:_LONGEST_NAME] or "_"
+        unique, count = safe, 1
+        while unique.lower() in taken:
+            count += 1
+            unique = f"{safe}-{count}"
+        taken.add(unique.lower())
+        names.append(unique)
+    return names
+
+
+def _write(output: Path, name: str, record: FastaRecord, folded: Folded) -> PredictionRow:
+    structure = to_structure(name, record.sequence, folded)
+    write_atomically(output / f"{name}.cif", to_mmcif(structure))
+    try:
+        write_atomically(output / f"{name}.pdb", to_pdb(structure))
+        pdb = f"{name}.pdb"
+    except UserError:
+        # Over 9,999 residues: the format ends there, the mmCIF file has it all.
+        pdb = ""
+    return PredictionRow(
+        id=record.id,
+        header=record.header,
+        length=len(record.sequence),
+        plddt=round(100 * float(folded.plddt.mean()), 2),
+        pdb=pdb,
+        mmcif=f"{name}.cif",
+    )
+
+
+def _table(rows: list[PredictionRow]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [f.name for f in fields(PredictionRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Proteins as data: residue tables, structures, and their files (NumPy only)."""

@@ -1,0 +1,1 @@
+"""The training loop: optimizer, schedule, Lightning module, run directory."""

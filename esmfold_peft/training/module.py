@@ -1,0 +1,88 @@
+"""The training step and the validation step."""
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.losses.total import fold_loss
+from esmfold_peft.metrics.lddt import lddt_ca
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.optim import build_optimizer
+
+_CLAMP = 10.0  # Å (AF2 Suppl. Alg. 28)
+
+
+class FoldingModule(pl.LightningModule):
+    """Trains a folding model.
+
+    Args:
+        config: the run's settings.
+        model: the model; what requires gradients is trained.
+    """
+
+    def __init__(self, config: TrainConfig, model: FoldingModel) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self._scores: dict[str, float] = {}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The mean loss of a micro-batch; all processes draw the same number of passes."""
+        recycles = recycles_at(self.global_step, self.config.model.max_recycles, self.config.seed)
+        output = self.model(batch.aatype, batch.residue_index, batch.mask, recycles)
+        terms = fold_loss(
+            output,
+            batch,
+            self.config.loss.weights,
+            clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
+            resolution_range=self.config.loss.plddt_resolution,
+        )
+        loss = terms.total.mean()
+        size = len(batch.ids)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        for name, values in terms.terms.items():
+            self.log(f"train/{name}", values.mean(), batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Folds whole chains and keeps their lDDT-Cα."""
+        output = self.model(
+            batch.aatype, batch.residue_index, batch.mask, self.config.model.max_recycles
+        )
+        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
+        self._scores.update(zip(batch.ids, scores.per_chain.tolist(), strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean lDDT-Cα over all chains of all processes, each counted once."""
+        shares: list[dict[str, float]] = [self._scores]
+        if dist.is_available() and dist.is_initialized():
+            shares = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(shares, self._scores)
+        self._scores = {}
+        scores = np.array(list({k: v for share in shares for k, v in share.items()}.values()))
+        # A chain without a resolved pair has no score.
+        if np.isfinite(scores).any():
+            self.log("validation/lddt_ca", float(np.nanmean(scores)), prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        """Adam with its schedule stepped once per optimizer step."""
+        optimizer, schedule = build_optimizer(self.model, self.config.optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Moves a batch without changing dtypes."""
+        return batch.to(device, non_blocking=True)
+
+
+def recycles_at(step: int, most: int, seed: int) -> int:
+    """Recycling passes of an optimizer step: uniform from 0 to `most`, the same everywhere."""
+    return int(np.random.default_rng((seed, step)).integers(most + 1))

@@ -1,0 +1,54 @@
+"""Adam and its learning rate."""
+
+from torch import nn, optim
+
+from esmfold_peft.config import OptimizerConfig
+from esmfold_peft.model.folding import FoldingModel
+
+_DECAY = 0.95
+
+
+def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
+    """The learning rate at a step, as a factor on its value after the warm-up (AF2 Suppl. 1.11.3).
+
+    Args:
+        step: optimizer steps done, 0 at the first.
+        config: warm-up and schedule. OpenFold multiplies by 0.95 at every `decay_steps`, AlphaFold
+            2 once.
+    """
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    decays = step // config.decay_steps
+    return _DECAY ** (decays if config.schedule == "openfold" else min(decays, 1))
+
+
+def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters as adapter (the language model's), trunk and head.
+
+    Empty groups are left out.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"adapter": [], "trunk": [], "head": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            top = name.split(".")[0]
+            group = {"language_model": "adapter", "trunk": "trunk"}.get(top, "head")
+            groups[group].append(parameter)
+    return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def build_optimizer(
+    model: FoldingModel, config: OptimizerConfig
+) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
+    """Adam over the trainable parameters, with its schedule in optimizer steps."""
+    factors = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
+    groups = [
+        {"params": parameters, "lr": config.lr * factors[name], "name": name}
+        for name, parameters in parameter_groups(model).items()
+    ]
+    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    schedule = optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, config)
+    )
+    return optimizer, schedule

@@ -1,0 +1,170 @@
+"""The folder of a training run: everything that rebuilds its model.
+
+config.yaml         every setting, written out
+provenance.json     versions, commit, seed, hashes of base weights and data
+metrics.csv         losses and validation lDDT-Cα
+model.safetensors   the trained tensors (adapter, trunk, head); the frozen language model is named
+by its hash adapter/            the adapter alone, where there is one
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from esmfold_peft.adapters.io import save_adapter
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
+from esmfold_peft.datasets.manifest import manifest_path
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.protein.write import write_atomically
+
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter"
+
+_PACKAGES = ("esmfold-peft", "torch", "fair-esm", "openfold3", "pytorch-lightning", "deepspeed")
+
+
+def create_run(config: TrainConfig, base_hash: str) -> None:
+    """Makes the folder of a new run.
+
+    Args:
+        config: the run's settings.
+        base_hash: SHA-256 of the language model's base weights.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        config.run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run: {config.run} cannot be made ({error.strerror})") from error
+    write_atomically(config.run / CONFIG, config_text(with_absolute_weights(config)))
+    write_atomically(config.run / PROVENANCE, json.dumps(_provenance(config, base_hash), indent=2))
+
+
+def refuse_existing_run(config: TrainConfig) -> None:
+    """Checks that training would not write over another run.
+
+    Raises:
+        UserError: the folder exists and is not empty.
+    """
+    if config.run.exists() and (not config.run.is_dir() or any(config.run.iterdir())):
+        raise UserError(f"run: {config.run} exists already; choose another folder")
+
+
+def trained_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:
+    """The trainable tensors by name, on the CPU."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def save_model(run: Path, model: FoldingModel, base_hash: str) -> None:
+    """Writes the trained tensors of a model, and its adapter apart.
+
+    Args:
+        run: folder of the run.
+        model: with whole (not sharded) parameters.
+        base_hash: SHA-256 of the language model's base weights.
+    """
+    data = save(trained_tensors(model), metadata={"base_sha256": base_hash})
+    write_atomically(run / WEIGHTS, data)
+    if model.language_model.adapter is not None:
+        save_adapter(model.language_model, run / ADAPTER, base_hash)
+
+
+def load_model(run: Path) -> tuple[FoldingModel, TrainConfig]:
+    """Rebuilds the model of a run, in evaluation mode on the CPU.
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        The model with its trained tensors, and the run's settings.
+
+    Raises:
+        UserError: the folder is not a run or has no model yet, the base weights are not those of
+            the training, or tensors are missing or do not fit.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: not the folder of a training run (it has no {CONFIG})")
+    path = run / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint (the run has not saved a model)")
+    config = read_config(run / CONFIG, TrainConfig)
+    model, base_hash = build_model(config)
+    expected = _read_provenance(run)["language_model_sha256"]
+    if base_hash != expected:
+        raise UserError(
+            f"{run}: the language model's weights are not those of the training"
+            f" (SHA-256 {base_hash[:12]}, trained with {expected[:12]})"
+        )
+    _fill(model, path)
+    return model.eval(), config
+
+
+def _fill(model: FoldingModel, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a checkpoint ({error})") from error
+    slots = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(slots.keys() ^ tensors.keys()):
+        problem = "is missing" if name in slots else "is not part of the model"
+        raise UserError(f"{path}: tensor {name} {problem}")
+    for name, parameter in slots.items():
+        if parameter.shape != tensors[name].shape:
+            raise UserError(
+                f"{path}: tensor {name} has shape {tuple(tensors[name].shape)},"
+                f" not {tuple(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(tensors[name])
+
+
+def _read_provenance(run: Path) -> dict:
+    path = run / PROVENANCE
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _provenance(config: TrainConfig, base_hash: str) -> dict:
+    data = {"train": config.data.train, "validation": config.data.validation}
+    return {
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "seed": config.seed,
+        "language_model_sha256": base_hash,
+        "manifest_sha256": {
+            name: hashlib.sha256(manifest_path(path).read_bytes()).hexdigest()
+            for name, path in data.items()
+            if path is not None
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that runs; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

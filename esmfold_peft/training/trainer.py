@@ -1,0 +1,121 @@
+"""Lightning's Trainer for any engine, from one source of settings."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+
+from esmfold_peft.config import EngineConfig, TrainConfig
+from esmfold_peft.errors import UserError
+
+
+def accumulation(engine: EngineConfig) -> int:
+    """Micro-batches that each device adds up for one optimizer step.
+
+    Raises:
+        UserError: the batch does not divide by what the devices hold at a time.
+    """
+    together = engine.devices * engine.nodes * engine.micro_batch
+    if engine.batch_size % together:
+        raise UserError(
+            f"engine.batch_size: {engine.batch_size} does not divide by"
+            f" devices x nodes x micro_batch ="
+            f" {engine.devices} x {engine.nodes} x {engine.micro_batch} = {together}"
+        )
+    return engine.batch_size // together
+
+
+def build_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer of a run.
+
+    Args:
+        config: the run's settings.
+        run: folder that receives metrics.csv.
+        callbacks: added to the progress bar.
+    """
+    engine = config.engine
+    micro_steps = accumulation(engine)
+    bar = [RichProgressBar()] if sys.stderr.isatty() else []
+    return pl.Trainer(
+        accelerator=engine.accelerator,
+        devices=engine.devices,
+        num_nodes=engine.nodes,
+        strategy=_strategy(engine),
+        # bf16 is an autocast inside the model: the engine must not cast coordinates.
+        precision="32-true",
+        max_steps=engine.steps,
+        accumulate_grad_batches=micro_steps,
+        gradient_clip_val=config.optimizer.clip_norm or None,
+        val_check_interval=engine.validate_every * micro_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=engine.log_every,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(bar),
+        logger=CSVLogger(run, name="", version=""),
+        callbacks=[*bar, *callbacks],
+    )
+
+
+def _strategy(engine: EngineConfig) -> Strategy | str:
+    if engine.deepspeed is not None:
+        return _deepspeed(engine)
+    if engine.devices * engine.nodes > 1:
+        backend = "nccl" if _on_gpu(engine) else "gloo"
+        return DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
+    return "auto"
+
+
+def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
+    path = engine.deepspeed
+    assert path is not None
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.deepspeed: {path} is not a JSON file ({error})") from error
+    for key in (
+        "gradient_clipping",
+        "gradient_accumulation_steps",
+        "train_batch_size",
+        "bf16",
+        "fp16",
+    ):
+        if key in settings:
+            raise UserError(f"{path}: {key} is set by the run's config; take it out of this file")
+    settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
+    if _on_gpu(engine):
+        return DeepSpeedStrategy(config=settings)
+    return _CPUDeepSpeedStrategy(config=settings, process_group_backend="gloo")
+
+
+def _on_gpu(engine: EngineConfig) -> bool:
+    return engine.accelerator != "cpu" and torch.cuda.is_available()
+
+
+class _CPUDeepSpeedStrategy(DeepSpeedStrategy):
+    """DeepSpeed without a GPU, which Lightning refuses: for tests of the sharded engine."""
+
+    def __init__(self, **arguments: object) -> None:
+        import deepspeed.ops
+
+        # Compiling this operator takes over a minute, and it aborts some processes at their end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        super().__init__(**arguments)  # pyright: ignore[reportArgumentType]
+
+    def setup_environment(self) -> None:
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0)

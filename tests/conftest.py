@@ -1,0 +1,31 @@
+"""Shape checking of every annotated function, and where the real structures lie."""
+
+import os
+
+# One thread per process: two spinning OpenMP threads on busy cores are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("esmfold_peft", "beartype.beartype")
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """The chains and the FASTA that come with the project."""
+    return ROOT / "data" / "example"
+
+
+@pytest.fixture(scope="session")
+def shared_structures() -> Path:
+    """The folder of real structures beside the project, which is not part of it."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs the structures of ../shared/data")
+    return path
