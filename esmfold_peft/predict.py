@@ -6,15 +6,15 @@ import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.devices import choose_device
-from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
-from esmfold_peft.protein.write import to_mmcif, to_pdb, write_atomically
+from esmfold_peft.protein.write import PDB_RESIDUES, to_mmcif, to_pdb, write_atomically
 from esmfold_peft.training.run_directory import load_model
 
 _LONGEST_NAME = 100
@@ -30,7 +30,8 @@ class PredictionRow:
         length: residues.
         plddt: mean predicted lDDT-Cα, 0 to 100.
         pdb: file name; empty where the structure does not fit into the PDB format.
-        mmcif: file name.
+        mmcif: file name; empty if the record failed.
+        status: "ok", or why there is no structure.
     """
 
     id: str
@@ -39,6 +40,7 @@ class PredictionRow:
     plddt: float
     pdb: str
     mmcif: str
+    status: str
 
 
 def run(config: PredictConfig) -> int:
@@ -61,8 +63,13 @@ def run(config: PredictConfig) -> int:
         rows[item.index] = _write(config.output, names[item.index], records[item.index], item)
     table = _table([rows[index] for index in range(len(records))])
     write_atomically(config.output / "predictions.csv", table)
-    console.print(f"{len(rows)} structures in {config.output} (predictions.csv)", highlight=False)
-    return 0
+    failed = sum(row.status != "ok" for row in rows.values())
+    console.print(
+        f"{len(rows) - failed} structures in {config.output}, {failed} failed (predictions.csv)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 1 if failed else 0
 
 
 def file_names(ids: list[str]) -> list[str]:
@@ -86,21 +93,18 @@ def file_names(ids: list[str]) -> list[str]:
 
 def _write(output: Path, name: str, record: FastaRecord, folded: Folded) -> PredictionRow:
     structure = to_structure(name, record.sequence, folded)
-    write_atomically(output / f"{name}.cif", to_mmcif(structure))
-    try:
-        write_atomically(output / f"{name}.pdb", to_pdb(structure))
-        pdb = f"{name}.pdb"
-    except UserError:
-        # Over 9,999 residues: the format ends there, the mmCIF file has it all.
-        pdb = ""
-    return PredictionRow(
-        id=record.id,
-        header=record.header,
-        length=len(record.sequence),
-        plddt=round(100 * float(folded.plddt.mean()), 2),
-        pdb=pdb,
-        mmcif=f"{name}.cif",
-    )
+    pdb, mmcif, status = f"{name}.pdb", f"{name}.cif", "ok"
+    if np.isfinite(structure.positions).all():
+        write_atomically(output / mmcif, to_mmcif(structure))
+        if len(structure) <= PDB_RESIDUES:
+            write_atomically(output / pdb, to_pdb(structure))
+        else:
+            pdb = ""  # the format ends there; the mmCIF file has it all
+    else:
+        pdb, mmcif, status = "", "", "the predicted coordinates are not finite"
+    plddt = round(100 * float(folded.plddt.mean()), 2)
+    length = len(record.sequence)
+    return PredictionRow(record.id, record.header, length, plddt, pdb, mmcif, status)
 
 
 def _table(rows: list[PredictionRow]) -> str:

@@ -51,6 +51,7 @@ def run(config: PrepareConfig) -> int:
         f"{len(entries)} chains of {len(files)} files in {config.output / FILE_NAME},"
         f" {len(rejected)} left out (rejected.csv)",
         highlight=False,
+        soft_wrap=True,
     )
     return 0
 

@@ -98,7 +98,8 @@ def _adapter_config(header: dict[str, Any], path: Path) -> AdapterConfig:
         "kind": header["kind"] in tuple(ADAPTERS),
         "rank": isinstance(header["rank"], int) and header["rank"] > 0,
         "alpha": isinstance(header["alpha"], int | float),
-        "targets": isinstance(header["targets"], list) and all(t in TARGETS for t in header["targets"]),
+        "targets": isinstance(header["targets"], list)
+        and all(t in TARGETS for t in header["targets"]),
         "init": header["init"] in get_args(AdapterConfig.__annotations__["init"]),
     }
     for key, ok in valid.items():

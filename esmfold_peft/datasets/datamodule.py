@@ -1,6 +1,7 @@
 """The loaders that Lightning asks for."""
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from esmfold_peft.config import TrainConfig
@@ -51,6 +52,12 @@ class ChainDataModule(pl.LightningDataModule):
         chains, world = len(self.validation), self._world
         share = [k % chains for k in range(self._rank, -(-chains // world) * world, world)]
         return self._loader(self.validation, sampler=share, collate_fn=_collate_whole)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Moves a batch without changing dtypes."""
+        return batch.to(device, non_blocking=True)
 
     def _loader(self, dataset, **arguments) -> DataLoader:
         return DataLoader(

@@ -94,8 +94,8 @@ def sidechain_fape(
 ) -> Float[Tensor, "b"]:
     """FAPE of all atoms in all rigid groups, cut at 10 Å (AF2 Suppl. Alg. 20 line 28).
 
-    The (8 n x 14 n) errors are made one group at a time, and again in the backward pass, so that a
-    chain of 256 residues needs some 40 MB for them instead of 400.
+    The (8 n x 14 n) errors are made one group at a time, and again in the backward pass: measured
+    at 256 residues, the peak is 60 MB instead of 190.
 
     Args:
         frames: the eight predicted frames of each residue, of shape (b, n, 8).

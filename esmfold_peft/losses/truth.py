@@ -16,15 +16,13 @@ from esmfold_peft.protein.residues import AMBIGUOUS_ATOMS, ATOM14
 
 _CA = 1
 
-_AMBIGUOUS_COLUMNS = tuple(
-    sorted(
-        {
-            ATOM14[letter].index(name)
-            for letter, pairs in AMBIGUOUS_ATOMS.items()
-            for pair in pairs
-            for name in pair
-        }
-    )
+_AMBIGUOUS_COLUMNS = sorted(
+    {
+        ATOM14[letter].index(name)
+        for letter, pairs in AMBIGUOUS_ATOMS.items()
+        for pair in pairs
+        for name in pair
+    }
 )
 """Columns of atom14 that hold an ambiguous atom in some residue: 6 to 9."""
 
@@ -118,8 +116,10 @@ def rename_ambiguous(
         The truth with `atoms` and `alternative` exchanged in the renamed residues.
     """
     ambiguous = is_ambiguous(truth.aatype)
-    misfit = _misfit(truth.atoms, predicted_positions, ambiguous)
-    swap = _misfit(truth.alternative, predicted_positions, ambiguous) < misfit
+    predicted = _distances(predicted_positions)
+    swap = _misfit(truth.alternative, predicted, ambiguous) < _misfit(
+        truth.atoms, predicted, ambiguous
+    )
     return replace(
         truth,
         atoms=_choose(swap, truth.alternative, truth.atoms),
@@ -140,20 +140,21 @@ def _named(
 
 def _misfit(
     atoms: NamedAtoms,
-    predicted: Float[Tensor, "b n 14 3"],
+    predicted: Float[Tensor, "b q p"],
     ambiguous: Bool[Tensor, "b n 14"],
 ) -> Float[Tensor, "b n"]:
     """Deviation of distances from ambiguous to all unambiguous atoms, summed by residue."""
-    columns = list(_AMBIGUOUS_COLUMNS)
+    columns = _AMBIGUOUS_COLUMNS
     rows = (atoms.atom_mask & ambiguous)[:, :, columns].flatten(1)
     anchors = (atoms.atom_mask & ~ambiguous).flatten(1)
-    difference = _distances(predicted, columns) - _distances(atoms.positions, columns)
+    difference = predicted - _distances(atoms.positions)
     known = rows[:, :, None] & anchors[:, None]
     return (difference.abs() * known).sum(-1).unflatten(1, (-1, len(columns))).sum(-1)
 
 
-def _distances(positions: Float[Tensor, "b n 14 3"], columns: list[int]) -> Float[Tensor, "b q p"]:
-    rows = positions[:, :, columns].flatten(1, 2)
+def _distances(positions: Float[Tensor, "b n 14 3"]) -> Float[Tensor, "b q p"]:
+    """From the atoms that can be ambiguous to all atoms."""
+    rows = positions[:, :, _AMBIGUOUS_COLUMNS].flatten(1, 2)
     return torch.linalg.vector_norm(rows[:, :, None] - positions.flatten(1, 2)[:, None], dim=-1)
 
 

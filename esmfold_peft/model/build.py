@@ -12,7 +12,7 @@ from esmfold_peft.model.language_model import LanguageModel, size_of
 
 
 def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
-    """Builds the model of a run at its start: base weights loaded, the rest drawn from the seed.
+    """Builds the model of a run at its start: base weights loaded, the rest random.
 
     The global random generator is left as it was.
 
@@ -27,9 +27,11 @@ def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
     base = weights_hash(language_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        insert_adapter(language_model, config.adapter)
         bf16 = config.engine.precision == "bf16"
-        return FoldingModel(language_model, config.model, bf16=bf16), base
+        model = FoldingModel(language_model, config.model, bf16=bf16)
+        # Last, so that runs that differ in the adapter start from the same trunk and head.
+        insert_adapter(language_model, config.adapter)
+        return model, base
 
 
 def _language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
@@ -37,7 +39,8 @@ def _language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
     if config.weights == "random":
         return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)
     file = find_weights(config.name, config.weights)
-    language_model = LanguageModel(shape, checkpoint=config.checkpoint)
+    with torch.device("meta"):  # no random start for weights that are read from the file
+        language_model = LanguageModel(shape, checkpoint=config.checkpoint)
     load_esm2(language_model, file)
     return language_model
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.config import LanguageModelConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel, size_of
 
@@ -44,28 +43,11 @@ HUGGING_FACE_NAMES = (
     (r"intermediate\.dense", "fc1"),
     (r"output\.dense", "fc2"),
     (r"LayerNorm", "final_layer_norm"),
+    # Names of TensorFlow, which transformers 5 writes again.
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
 )
 """Parts of Hugging Face's names and fair-esm's, to be replaced in this order."""
-
-
-def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
-    """The language model that a configuration names, with its weights.
-
-    Args:
-        config: name or sizes, and where the weights come from.
-        seed: of the weights, if they are random.
-
-    Raises:
-        UserError: the name, the sizes or the weights are wrong.
-    """
-    shape = _configured_shape(config)
-    if config.weights == "random":
-        return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)
-    path = find_weights(config.name, config.weights)
-    with torch.device("meta"):
-        lm = LanguageModel(shape, checkpoint=config.checkpoint)
-    load_esm2(lm, path)
-    return lm
 
 
 def find_weights(name: str, weights: str) -> Path:
@@ -129,19 +111,6 @@ def weights_hash(lm: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def _configured_shape(config: LanguageModelConfig) -> AttentionShape:
-    sizes = {"layers": config.layers, "width": config.width, "heads": config.heads}
-    if config.name != "custom":
-        for key, value in sizes.items():
-            if value is not None:
-                raise UserError(f'language_model.{key}: only for the name "custom"')
-        return size_of(config.name)
-    for key, value in sizes.items():
-        if value is None:
-            raise UserError(f'language_model.{key}: the name "custom" needs it')
-    return AttentionShape(**{key: value for key, value in sizes.items() if value is not None})
-
-
 def _download(url: str, path: Path) -> None:
     """Fetches a file under a temporary name and renames it (torch.hub does both)."""
     try:
@@ -162,7 +131,8 @@ def _read_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: {reason}") from error
     if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys():
         raise UserError(f'{path}: not an ESM-2 checkpoint (no "cfg" and "model")')
     settings = vars(content["cfg"]["model"])
@@ -193,6 +163,7 @@ def _read_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
             "position_embedding_type": "rotary",
             "token_dropout": True,
             "emb_layer_norm_before": False,
+            "layer_norm_eps": 1e-5,
         },
         folder / "config.json",
     )

@@ -1,5 +1,6 @@
 """The OpenFold Evoformer in single-sequence mode: the only place that imports openfold3."""
 
+import os
 import warnings
 from contextlib import contextmanager
 
@@ -26,8 +27,10 @@ class Evoformer(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        with _openfold_import(), _numpy_seeded_by_torch():
+        with _quiet_import(), _numpy_seeded_by_torch():
             self.stack = _stack(config)
+        # openfold3 names "cuda" in an autocast that it disables: on a CPU every call warns.
+        warnings.filterwarnings("ignore", message="CUDA is not available or torch_xla")
 
     def forward(
         self,
@@ -46,12 +49,9 @@ class Evoformer(nn.Module):
             The row, the pair track, and the single track projected from the row.
         """
         pair_mask = (mask[:, :, None] & mask[:, None, :]).to(z.dtype)
-        with warnings.catch_warnings():
-            # openfold3 names "cuda" in an autocast that it disables, which warns on a CPU.
-            warnings.filterwarnings("ignore", message=".*CUDA.*", category=UserWarning)
-            m, z, s = self.stack(
-                m.unsqueeze(1), z, msa_mask=mask.unsqueeze(1).to(m.dtype), pair_mask=pair_mask
-            )
+        m, z, s = self.stack(
+            m.unsqueeze(1), z, msa_mask=mask.unsqueeze(1).to(m.dtype), pair_mask=pair_mask
+        )
         return m.squeeze(1), z, s
 
 
@@ -132,10 +132,12 @@ def _alphafold2_init():
 
 
 @contextmanager
-def _openfold_import():
-    """Keeps the warnings of importing openfold3 and its change of the filters to itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _quiet_import():
+    """Keeps to itself what importing openfold3 warns of, and its change of the warning filters."""
+    if not torch.cuda.is_available():
+        # openfold3 imports DeepSpeed, which otherwise reports at length that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with warnings.catch_warnings(record=True):
         yield
 
 

@@ -1,7 +1,6 @@
 """Writing one chain as PDB or mmCIF, and text to disk."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import gemmi
@@ -13,15 +12,15 @@ from esmfold_peft.protein.structure import ProteinStructure
 
 _ENTITY = "1"
 # The widths of the columns of the PDB format.
-_PDB_RESIDUES = 9_999
+PDB_RESIDUES = 9_999
 _PDB_NUMBERS = (-999, 9_999)
 _PDB_ATOMS = 99_999
 _PDB_COORDINATES = (-999.999, 9999.999)
 _PDB_B_FACTORS = (-99.99, 999.99)
-_GROUPS = dict.fromkeys(
-    ("entity", "entity_poly", "entity_poly_seq", "struct_asym", "chem_comp", "atoms", "group_pdb"),
-    True,
-)
+_GROUPS = {
+    **dict.fromkeys(("entity", "entity_poly", "entity_poly_seq", "struct_asym", "chem_comp"), True),
+    **dict.fromkeys(("atoms", "auth_all", "group_pdb"), True),
+}
 _SCHEME = [
     *("asym_id", "entity_id", "seq_id", "mon_id", "ndb_seq_num", "pdb_strand_id", "hetero"),
     *("pdb_seq_num", "pdb_ins_code", "auth_seq_num", "auth_mon_id", "pdb_mon_id"),
@@ -74,6 +73,7 @@ def to_mmcif(structure: ProteinStructure, chain: str = "A") -> str:
     block.set_pair("_entry.id", gemmi.cif.quote(structure.id))
     _add_experiment(block, structure)
     _to_gemmi(structure, chain).update_mmcif_block(block, gemmi.MmcifOutputGroups(False, **_GROUPS))
+    _complete_sequence(block, structure)
     _add_numbering(block, structure, chain)
     return document.as_string()
 
@@ -106,7 +106,7 @@ def _check_finite(structure: ProteinStructure) -> None:
         np.isfinite(structure.positions).all(-1) & np.isfinite(structure.b_factors)
     )
     if broken.any():
-        place, column = np.argwhere(broken)[0]
+        place, column = np.argwhere(broken)[0].tolist()
         residue = f"{structure.sequence[place]}{_number(structure, place)}"
         raise UserError(f"{structure.id}: {ATOM37[column]} of residue {residue} is not finite")
 
@@ -116,13 +116,13 @@ def _check_columns(structure: ProteinStructure, chain: str) -> None:
 
     gemmi would cut it off, or number it in a way (hybrid-36) that few readers know.
     """
-    numbers = [gemmi.SeqId(_number(structure, place)).num or 0 for place in range(len(structure))]
+    numbers = np.array([gemmi.SeqId(_number(structure, p)).num for p in range(len(structure))])
     known = structure.atom_mask
     for fits, what in (
         (len(chain) == 1, f'the chain name "{chain}" is not one character'),
-        (len(structure) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"),
+        (len(structure) <= PDB_RESIDUES, f"more than {PDB_RESIDUES} residues"),
         (_within(numbers, _PDB_NUMBERS), f"residue numbers outside {_PDB_NUMBERS}"),
-        (known.sum() < _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
+        (int(known.sum()) < _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
         (
             _within(structure.positions[known], _PDB_COORDINATES),
             f"coordinates outside {_PDB_COORDINATES} Å",
@@ -136,8 +136,8 @@ def _check_columns(structure: ProteinStructure, chain: str) -> None:
             raise UserError(f"{structure.id}: does not fit the PDB format ({what}); write mmCIF")
 
 
-def _within(values: Sequence[float] | np.ndarray, limits: tuple[float, float]) -> bool:
-    return len(values) == 0 or (np.min(values) >= limits[0] and np.max(values) <= limits[1])
+def _within(values: np.ndarray, limits: tuple[float, float] | tuple[int, int]) -> bool:
+    return bool(((values >= limits[0]) & (values <= limits[1])).all())
 
 
 def _to_gemmi(structure: ProteinStructure, chain_name: str) -> gemmi.Structure:
@@ -201,6 +201,15 @@ def _add_experiment(block: gemmi.cif.Block, structure: ProteinStructure) -> None
         block.set_pair("_pdbx_audit_revision_history.ordinal", "1")
         revision = structure.release_date.isoformat()
         block.set_pair("_pdbx_audit_revision_history.revision_date", revision)
+
+
+def _complete_sequence(block: gemmi.cif.Block, structure: ProteinStructure) -> None:
+    """Adds what gemmi leaves out and biotite or the dictionary ask for."""
+    polymers = block.find_loop("_entity_poly.entity_id").get_loop()
+    canonical = gemmi.cif.quote(structure.sequence)
+    polymers.add_columns(["_entity_poly.pdbx_seq_one_letter_code_can"], canonical)
+    for row in block.find("_entity_poly_seq.", ["hetero"]):
+        row[0] = "n"
 
 
 def _add_numbering(block: gemmi.cif.Block, structure: ProteinStructure, chain: str) -> None:

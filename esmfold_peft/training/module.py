@@ -46,6 +46,8 @@ class FoldingModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         for name, values in terms.terms.items():
             self.log(f"train/{name}", values.mean(), batch_size=size)
+        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
+        self.log("train/lddt_ca", scores.per_chain.nanmean(), batch_size=size)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -75,12 +77,6 @@ class FoldingModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Moves a batch without changing dtypes."""
-        return batch.to(device, non_blocking=True)
 
 
 def recycles_at(step: int, most: int, seed: int) -> int:

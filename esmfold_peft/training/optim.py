@@ -25,17 +25,14 @@ def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
 
 
 def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters as adapter (the language model's), trunk and head.
-
-    Empty groups are left out.
-    """
+    """The trainable parameters as adapter (the language model's), trunk and head."""
     groups: dict[str, list[nn.Parameter]] = {"adapter": [], "trunk": [], "head": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             top = name.split(".")[0]
             group = {"language_model": "adapter", "trunk": "trunk"}.get(top, "head")
             groups[group].append(parameter)
-    return {name: parameters for name, parameters in groups.items() if parameters}
+    return groups
 
 
 def build_optimizer(
@@ -46,6 +43,7 @@ def build_optimizer(
     groups = [
         {"params": parameters, "lr": config.lr * factors[name], "name": name}
         for name, parameters in parameter_groups(model).items()
+        if parameters
     ]
     optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     schedule = optim.lr_scheduler.LambdaLR(

@@ -26,6 +26,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.protein.write import write_atomically
+from esmfold_peft.training.optim import parameter_groups
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -35,11 +36,12 @@ ADAPTER = "adapter"
 _PACKAGES = ("esmfold-peft", "torch", "fair-esm", "openfold3", "pytorch-lightning", "deepspeed")
 
 
-def create_run(config: TrainConfig, base_hash: str) -> None:
-    """Makes the folder of a new run.
+def create_run(config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
+    """Makes the folder of a new run, with the untrained model in it.
 
     Args:
         config: the run's settings.
+        model: the model at its start.
         base_hash: SHA-256 of the language model's base weights.
 
     Raises:
@@ -50,7 +52,9 @@ def create_run(config: TrainConfig, base_hash: str) -> None:
     except OSError as error:
         raise UserError(f"run: {config.run} cannot be made ({error.strerror})") from error
     write_atomically(config.run / CONFIG, config_text(with_absolute_weights(config)))
-    write_atomically(config.run / PROVENANCE, json.dumps(_provenance(config, base_hash), indent=2))
+    provenance = _provenance(config, model, base_hash)
+    write_atomically(config.run / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+    save_model(config.run, model, base_hash)
 
 
 def refuse_existing_run(config: TrainConfig) -> None:
@@ -143,7 +147,7 @@ def _read_provenance(run: Path) -> dict:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _provenance(config: TrainConfig, base_hash: str) -> dict:
+def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dict:
     data = {"train": config.data.train, "validation": config.data.validation}
     return {
         "command": sys.argv,
@@ -151,6 +155,9 @@ def _provenance(config: TrainConfig, base_hash: str) -> dict:
         "packages": {name: version(name) for name in _PACKAGES},
         "git_commit": _git_commit(),
         "seed": config.seed,
+        "parameters": {
+            name: sum(p.numel() for p in group) for name, group in parameter_groups(model).items()
+        },
         "language_model_sha256": base_hash,
         "manifest_sha256": {
             name: hashlib.sha256(manifest_path(path).read_bytes()).hexdigest()

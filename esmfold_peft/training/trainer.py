@@ -1,12 +1,10 @@
 """Lightning's Trainer for any engine, from one source of settings."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 
@@ -30,17 +28,15 @@ def accumulation(engine: EngineConfig) -> int:
     return engine.batch_size // together
 
 
-def build_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> pl.Trainer:
-    """The Trainer of a run.
+def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer of a run, which writes metrics.csv into the run's folder.
 
     Args:
         config: the run's settings.
-        run: folder that receives metrics.csv.
-        callbacks: added to the progress bar.
+        callbacks: progress and saving.
     """
     engine = config.engine
     micro_steps = accumulation(engine)
-    bar = [RichProgressBar()] if sys.stderr.isatty() else []
     return pl.Trainer(
         accelerator=engine.accelerator,
         devices=engine.devices,
@@ -58,9 +54,9 @@ def build_trainer(config: TrainConfig, run: Path, callbacks: list[Callback]) -> 
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=bool(bar),
-        logger=CSVLogger(run, name="", version=""),
-        callbacks=[*bar, *callbacks],
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        logger=CSVLogger(config.run, name="", version=""),
+        callbacks=callbacks,
     )
 
 

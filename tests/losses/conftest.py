@@ -62,6 +62,7 @@ def make_case(
         positions=torch.where(atom_mask[..., None], positions, 0.0),
         atom_mask=atom_mask,
         resolution=torch.full((len(sequences),), 2.0),
+        clamped=torch.zeros(len(sequences), dtype=torch.bool),
     )
     generator = torch.Generator().manual_seed(seed + 99)
     logits = torch.randn(len(sequences), 40, 40, 64, generator=generator)[:, :length, :length]
@@ -127,6 +128,7 @@ def one_chain(batch: Batch, output: FoldOutput, index: int) -> tuple[Batch, Fold
         positions=batch.positions[rows, :n],
         atom_mask=batch.atom_mask[rows, :n],
         resolution=batch.resolution[rows],
+        clamped=batch.clamped[rows],
     )
     return part, FoldOutput(
         frames=output.frames[:, rows, :n],

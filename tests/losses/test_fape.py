@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,12 +97,10 @@ def test_rigid_motion_of_truth_or_prediction_changes_nothing(cases):
     predicted, points = cloud(cases, 1, 5, 7, seed=3)
     motion = cloud(cases, 1, 1, 1, seed=5)[0]
     mask = torch.ones(1, 7, dtype=torch.bool)
-    masks = {"frame_mask": mask[:, :5], "point_mask": mask, "clamp": NO_CLAMP.double()}
 
     def loss(predicted, points, true, true_points):
-        return fape(
-            predicted, true, predicted_points=points, true_points=true_points, **masks
-        ).item()
+        clamp = NO_CLAMP.double()
+        return fape(predicted, true, mask[:, :5], points, true_points, mask, clamp=clamp).item()
 
     before = loss(predicted, points, true, true_points)
     assert before > 0.5
@@ -115,9 +114,7 @@ def test_mirror_image_is_not_the_same_structure(cases):
     batch, _ = cases.make("ACDEFGHIKL")
     truth = ground_truth(batch)
     mirror = torch.tensor([1.0, 1.0, -1.0])
-    reflected = ground_truth(
-        type(batch)(**{**vars(batch), "positions": batch.positions * mirror}),
-    )
+    reflected = ground_truth(replace(batch, positions=batch.positions * mirror))
     distance = torch.cdist(truth.ca, truth.ca)
     torch.testing.assert_close(torch.cdist(reflected.ca, reflected.ca), distance)
     frames = Rigid.stack([reflected.backbone_frames])
@@ -137,6 +134,7 @@ def test_masked_truth_may_be_anything(cases):
         leaf = points.clone().requires_grad_()
         value = fape(predicted, true, frame_mask, leaf, true_points, point_mask, clamp=clamp)
         value.sum().backward()
+        assert leaf.grad is not None
         return torch.cat((value.detach(), leaf.grad.flatten()))
 
     before = loss()
@@ -240,7 +238,7 @@ def test_backbone_fape_agrees_with_loops(cases):
 def test_sidechain_fape_is_fape_of_all_atoms_in_all_known_frames(cases):
     batch, output = cases.make("ARNDCQEGHILKMFPSTWYVX", "WWGA")
     truth = ground_truth(batch).atoms
-    worse = cases.perturb(output, 5.0)
+    worse = cases.perturb(output, 2.0)
     positions = [worse.positions.clone().requires_grad_() for _ in range(2)]
     rotations = [worse.sidechain_frames.rotation.clone().requires_grad_() for _ in range(2)]
     frames = [Rigid(r, worse.sidechain_frames.translation) for r in rotations]
@@ -259,8 +257,8 @@ def test_sidechain_fape_is_fape_of_all_atoms_in_all_known_frames(cases):
         clamp=torch.full((2,), 10.0),
     )
     torch.testing.assert_close(ours, whole)
-    assert (whole > 0.3).all()
-    (ours.sum() + 0).backward()
+    assert (whole > 0.2).all()
+    ours.sum().backward()
     whole.sum().backward()
     torch.testing.assert_close(positions[0].grad, positions[1].grad)
     torch.testing.assert_close(rotations[0].grad, rotations[1].grad)

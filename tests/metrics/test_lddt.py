@@ -1,5 +1,6 @@
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import biotite.structure as struc
 import numpy as np
@@ -28,8 +29,8 @@ def structure_file(name: str) -> Path:
     return folder / f"{name}.cif"
 
 
-def ca_atoms(name: str) -> struc.AtomArray:
-    atoms = pdbx.get_structure(pdbx.CIFFile.read(structure_file(name)), model=1)
+def ca_atoms(name: str) -> Any:
+    atoms: Any = pdbx.get_structure(pdbx.CIFFile.read(structure_file(name)), model=1)
     atoms = atoms[(atoms.atom_name == "CA") & struc.filter_amino_acids(atoms)]
     return atoms[atoms.chain_id == atoms.chain_id[0]]
 
@@ -41,8 +42,9 @@ def line(*x: float) -> Tensor:
     return points
 
 
-def score(predicted: Tensor, true: Tensor, **options: Tensor) -> LDDT:
-    return lddt(predicted, true, torch.ones(true.shape[:2], dtype=torch.bool), **options)
+def score(predicted: Tensor, true: Tensor, predicted_mask: Tensor | None = None) -> LDDT:
+    everything = torch.ones(true.shape[:2], dtype=torch.bool)
+    return lddt(predicted, true, everything, predicted_mask=predicted_mask)
 
 
 @pytest.fixture
@@ -88,13 +90,12 @@ def test_agrees_with_biotite_when_residues_are_missing(missing_as_nan):
     reference = atoms[in_true]
     expected = struc.lddt(reference, oracle[in_true])
     predicted = oracle if missing_as_nan else noisy
-    options = {} if missing_as_nan else {"predicted_mask": torch.tensor(in_predicted)[None]}
-    true = np.where(in_true[:, None], atoms.coord, 0.0)
+    true = torch.tensor(atoms.coord)[None].double()
     ours = lddt(
         torch.tensor(predicted)[None].double(),
-        torch.tensor(true)[None].double(),
+        torch.where(torch.tensor(in_true)[None, :, None], true, 0.0),
         torch.tensor(in_true)[None],
-        **options,
+        predicted_mask=None if missing_as_nan else torch.tensor(in_predicted)[None],
     )
     assert ours.per_chain.item() == pytest.approx(expected, abs=1e-6)
     assert ours.per_residue[0].isnan().tolist() == (~in_true).tolist()

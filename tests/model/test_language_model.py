@@ -24,12 +24,16 @@ def chains(*lengths, seed=1):
     return aatype.masked_fill(~mask, 20), mask
 
 
+def residues(*sequences):
+    return torch.stack([torch.from_numpy(encode(sequence)) for sequence in sequences])
+
+
 def relative_error(x, reference):
-    return float((x.float() - reference).norm() / reference.norm())
+    return ((x.float() - reference).norm() / reference.norm()).item()
 
 
 def test_each_chain_ends_with_eos_where_it_ends(lm):
-    aatype = torch.tensor([encode("MKXW"), encode("AVXX")])
+    aatype = residues("MKXW", "AVXX")
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     tokens = [[ALPHABET.get_tok(int(t)) for t in row] for row in lm.tokenize(aatype, mask)]
     assert tokens == [
@@ -39,7 +43,7 @@ def test_each_chain_ends_with_eos_where_it_ends(lm):
 
 
 def test_level_zero_is_the_embedding_scaled_for_token_dropout(lm):
-    aatype = torch.tensor([encode(RESIDUES_X)])
+    aatype = residues(RESIDUES_X)
     hidden = lm(aatype, torch.ones_like(aatype, dtype=torch.bool))
     tokens = torch.tensor([ALPHABET.get_idx(letter) for letter in RESIDUES_X])
     torch.testing.assert_close(hidden[0, :, 0], 0.88 * lm.embed_tokens.weight[tokens])
@@ -60,7 +64,7 @@ def test_residues_in_the_padding_are_not_seen(lm):
 
 
 def test_order_of_residues_is_seen(lm):
-    aatype = torch.tensor([encode("AAWAA"), encode("WAAAA")])
+    aatype = residues("AAWAA", "WAAAA")
     hidden = lm(aatype, torch.ones_like(aatype, dtype=torch.bool))
     assert not torch.allclose(hidden[0, 2, -1], hidden[1, 0, -1], atol=1e-2)
 
@@ -115,15 +119,24 @@ def test_bfloat16_autocast_is_close(lm):
     assert 0 < relative_error(hidden, reference) < 2e-2
 
 
-def test_bfloat16_weights_keep_positions_apart(lm):
-    # bfloat16 counts 256, 256, 258, ...: positions rounded to it would be equal in pairs. A chain
-    # of one residue differs between such neighbours by nothing but position.
+def sharpened():
+    """A model whose attention is far from uniform, so that positions matter."""
+    lm = LanguageModel.random(SHAPE)
+    with torch.no_grad():
+        for layer in range(SHAPE.layers):
+            lm.projection(layer, "query").weight.mul_(4)
+            lm.projection(layer, "key").weight.mul_(4)
+    return lm
+
+
+def test_bfloat16_weights_keep_positions_apart():
+    # bfloat16 counts 256, 256, 258, ...: tables made from positions rounded to it give 0.37 here.
     aatype, mask = chains(600)
-    reference = lm(aatype, mask)
-    rounded = LanguageModel.random(SHAPE).bfloat16()
-    hidden = rounded(aatype, mask)
+    with torch.no_grad():
+        reference = sharpened()(aatype, mask)
+        hidden = sharpened().bfloat16()(aatype, mask)
     assert hidden.dtype == torch.bfloat16
-    assert relative_error(hidden[:, 300:, 1:], reference[:, 300:, 1:]) < 2e-2
+    assert relative_error(hidden[:, 300:, 1:], reference[:, 300:, 1:]) < 4e-2
 
 
 def test_sizes_are_those_of_the_names():

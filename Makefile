@@ -1,0 +1,34 @@
+# `make demo` and `make test`: each sets up .venv from the lock file when it is missing or older than it.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+# Two spinning OpenMP threads on busy cores are many times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-fast check clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python scripts/demo.py
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-fast: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,52 @@
+"""Saving the model while it trains."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DeepSpeedStrategy
+
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.run_directory import save_model
+
+
+class Saver(pl.Callback):
+    """Saves the model after each validation and at the end of a training.
+
+    Args:
+        run: folder of the run.
+        base_hash: SHA-256 of the language model's base weights.
+    """
+
+    def __init__(self, run: Path, base_hash: str) -> None:
+        self.run = run
+        self.base_hash = base_hash
+        self._saved_step = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the model that was scored."""
+        self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last model."""
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        self._saved_step = trainer.global_step
+        model = module.model
+        assert isinstance(model, FoldingModel)
+        with _whole_parameters(trainer, model):
+            if trainer.is_global_zero:
+                save_model(self.run, model, self.base_hash)
+
+
+def _whole_parameters(trainer: pl.Trainer, model: FoldingModel) -> AbstractContextManager:
+    """Gathers the trainable parameters that ZeRO stage 3 has spread over the processes."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, DeepSpeedStrategy) or not strategy.zero_stage_3:
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])

@@ -1,0 +1,161 @@
+"""Adapters on disk: the same after a round trip, and nothing that is not exactly right loads."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from esmfold_peft.adapters.io import load_adapter, save_adapter
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.esm2_weights import weights_hash
+
+QKVP = ("query", "key", "value", "output")
+
+
+@pytest.mark.parametrize("kind", ["lora", "lorta"])
+@torch.no_grad()
+def test_round_trip(make_lm, chains, tmp_path, kind):
+    lm = make_lm(kind, rank=2, alpha=6.0, targets=QKVP, init="paper")
+    save_adapter(lm, tmp_path / "a" / "b", weights_hash(lm))
+    other = make_lm("full")
+    adapter = load_adapter(other, tmp_path / "a" / "b", weights_hash(other))
+    assert other.adapter is adapter
+    assert adapter.config == lm.adapter.config
+    assert torch.equal(other(*chains), lm(*chains))
+    trainable = {name for name, p in other.named_parameters() if p.requires_grad}
+    assert trainable == {f"adapter.{name}" for name, _ in adapter.named_parameters()}
+
+
+def test_each_shared_factor_is_stored_once(make_lm, tmp_path):
+    lm = make_lm("lorta", rank=2)
+    save_adapter(lm, tmp_path, weights_hash(lm))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    assert shapes == {"a": (40, 2), "b": (10, 2), "c_h": (4, 2), "c_l": (3, 2), "c_m": (3, 2)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_the_header_describes_the_adapter(make_lm, tmp_path):
+    lm = make_lm("lora", rank=2, alpha=6.0, targets=("key", "output"))
+    save_adapter(lm, tmp_path, weights_hash(lm))
+    header = json.loads((tmp_path / "adapter_config.json").read_text())
+    header.pop("tensors_sha256")
+    assert header == {
+        "kind": "lora",
+        "rank": 2,
+        "alpha": 6.0,
+        "targets": ["key", "output"],
+        "init": "unit",
+        "scale": 3.0,
+        "shape": {"layers": 3, "width": 40, "heads": 4},
+        "base_sha256": weights_hash(lm),
+    }
+
+
+@pytest.fixture
+def saved(make_lm, tmp_path):
+    lm = make_lm("lorta", rank=2)
+    save_adapter(lm, tmp_path, weights_hash(lm))
+    return tmp_path
+
+
+def edit_header(folder, **changes):
+    path = folder / "adapter_config.json"
+    header = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in header.items() if value is not ...}))
+
+
+def edit_tensors(folder, change):
+    """Rewrites the tensors with a header that vouches for them."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    edit_header(folder, tensors_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def assert_refused(make_lm, folder, message):
+    """Loading fails with this message and leaves model and trainability alone."""
+    lm = make_lm("full")
+    with pytest.raises(UserError, match=message):
+        load_adapter(lm, folder, weights_hash(lm))
+    assert lm.adapter is None
+    assert all(p.requires_grad for p in lm.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("c_l"), r'adapter_model\.safetensors: tensor "c_l" is missing'),
+        (lambda t: t.update(d=torch.zeros(1)), r'tensor "d" is unexpected'),
+        (lambda t: t.update(b=torch.zeros(2, 10)), r'"b" has shape \(2, 10\), expected \(10, 2\)'),
+    ],
+)
+def test_wrong_tensors_are_named(make_lm, saved, change, message):
+    edit_tensors(saved, change)
+    assert_refused(make_lm, saved, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_sha256": "0" * 64}, "adapter_config.json: base_sha256 is 000.*, here it is"),
+        ({"shape": {"layers": 2, "width": 40, "heads": 4}}, "shape is .*'layers': 2.*here it is"),
+        ({"rank": 4}, "scale is 0.5, here it is 0.25"),
+        ({"rank": "2"}, "rank '2' is not valid"),
+        ({"rank": 0}, "rank 0 is not valid"),
+        ({"kind": "full"}, "kind 'full' is not valid"),
+        ({"targets": ["query", "gate"]}, r"targets \['query', 'gate'\] is not valid"),
+        ({"init": ...}, 'key "init" is missing'),
+        ({"dropout": 0.1}, 'key "dropout" is unexpected'),
+    ],
+)
+def test_wrong_headers_are_named(make_lm, saved, changes, message):
+    edit_header(saved, **changes)
+    assert_refused(make_lm, saved, message)
+
+
+def test_another_base_is_refused(make_lm, saved):
+    lm = make_lm("none")
+    with torch.no_grad():
+        lm.embed_tokens.weight[5, 0] += 1e-3
+    with pytest.raises(UserError, match="base_sha256"):
+        load_adapter(lm, saved, weights_hash(lm))
+
+
+def test_files_of_two_saves_are_not_mixed(make_lm, saved):
+    path = saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: t + 1 for name, t in tensors.items()}, path)
+    assert_refused(make_lm, saved, "tensors_sha256")
+
+
+def test_a_save_that_fails_leaves_the_old_one(make_lm, chains, saved, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full_disk(fd):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    other = make_lm("lora")
+    with pytest.raises(OSError, match="no space left"):
+        save_adapter(other, saved, weights_hash(other))
+    for name, content in before.items():
+        assert (saved / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_missing_files_are_named(make_lm, saved, name):
+    (saved / name).unlink()
+    assert_refused(make_lm, saved, f"{name}: No such file")
+
+
+def test_saving_without_an_adapter_is_refused(make_lm, tmp_path):
+    with pytest.raises(ValueError, match="no adapter to save"):
+        save_adapter(make_lm("none"), tmp_path / "a", "")
+    assert not (tmp_path / "a").exists()

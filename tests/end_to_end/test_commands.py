@@ -1,0 +1,183 @@
+"""The commands one after the other, as a user runs them, in processes of their own."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config", str(ROOT / "configs" / "tiny.yaml"),
+    "--model.trunk.blocks", "1", "--model.structure.layers", "2",
+    "--data.crop", "32", "--engine.log_every", "1",
+)  # fmt: skip
+
+
+def esmfold_peft(*arguments: object) -> str:
+    """Runs one command, which must succeed, and returns what it printed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "esmfold_peft", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def column(run: Path, name: str) -> list[float]:
+    """A column of metrics.csv, without empty cells."""
+    with (run / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def work(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two training chains and two held-out ones."""
+    folder = tmp_path_factory.mktemp("work")
+    train = [example / "train" / f"{name}.cif.gz" for name in ("1hf9_A", "3nir_A")]
+    esmfold_peft("prepare", *train, "--output", folder / "train")
+    held_out = [example / "held_out" / f"{name}.cif.gz" for name in ("1ubq_A", "3u8v_A")]
+    esmfold_peft("prepare", *held_out, "--output", folder / "held_out")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(work: Path) -> Path:
+    """A LoRTA run of forty steps."""
+    esmfold_peft(
+        "train", *SMALL, "--run", work / "run", "--data.train", work / "train",
+        "--data.validation", work / "held_out", "--data.workers", 1,
+        "--engine.steps", 40, "--engine.validate_every", 20, "--engine.batch_size", 2,
+        "--engine.micro_batch", 2, "--optimizer.warmup_steps", 5,
+    )  # fmt: skip
+    return work / "run"
+
+
+@pytest.mark.slow
+def test_training_raises_lddt(run: Path):
+    loss, score = column(run, "train/loss"), column(run, "train/lddt_ca")
+    assert len(loss) == 40
+    assert np.mean(loss[-5:]) < 0.8 * np.mean(loss[:5])
+    assert np.mean(score[-5:]) > np.mean(score[:5]) + 0.1
+    assert len(column(run, "validation/lddt_ca")) == 2
+
+
+@pytest.mark.slow
+def test_evaluating_the_run_and_its_files_gives_the_same_scores(run: Path, work: Path):
+    out = work / "scores"
+    esmfold_peft("evaluate", "--run", run, "--references", work / "held_out", "--output", out)
+    with (out / "scores.csv").open() as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"1ubq_A", "3u8v_A"}
+    assert (int(rows["3u8v_A"]["length"]), int(rows["3u8v_A"]["resolved"])) == (93, 83)
+    summary = json.loads((out / "summary.json").read_text())
+    mean = np.mean([float(row["lddt_ca"]) for row in rows.values()])
+    assert summary["lddt_ca"] == pytest.approx(mean)
+    assert column(run, "validation/lddt_ca")[-1] == pytest.approx(mean, abs=1e-5)
+
+    fasta = work / "held_out.fasta"
+    sequences = {name: _sequence(ROOT / f"data/example/held_out/{name}.cif.gz") for name in rows}
+    fasta.write_text("".join(f">{name} x\n{text}\n" for name, text in sequences.items()))
+    esmfold_peft("predict", fasta, "--run", run, "--output", work / "predicted")
+    esmfold_peft(
+        "evaluate", "--predictions", work / "predicted", "--references", work / "held_out",
+        "--output", work / "again",
+    )  # fmt: skip
+    again = json.loads((work / "again" / "summary.json").read_text())
+    # Files round coordinates to 0.001 Å.
+    assert again["lddt_ca"] == pytest.approx(summary["lddt_ca"], abs=1e-3)
+    assert again["plddt"] == pytest.approx(summary["plddt"], abs=0.5)
+
+
+@pytest.mark.slow
+def test_predictions_are_whole_and_readable(run: Path, work: Path):
+    fasta = work / "odd.fasta"
+    fasta.write_text(">sp|P1|../a b\nmktayiakqr\n>sp|P1|__/a\nGGGXGGG\n>c\nW\n")
+    out = work / "odd"
+    esmfold_peft("predict", fasta, "--run", run, "--output", out)
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["length"] for row in rows] == ["10", "7", "1"]
+    assert [row["header"] for row in rows] == ["sp|P1|../a b", "sp|P1|__/a", "c"]
+    assert all(row["status"] == "ok" for row in rows)
+    files = {row[kind] for row in rows for kind in ("pdb", "mmcif")}
+    assert files | {"predictions.csv"} == {p.name for p in out.iterdir()}
+    for row in rows:
+        for kind in ("pdb", "mmcif"):
+            structure = gemmi.read_structure(str(out / row[kind]))
+            residues = list(structure[0][0])
+            assert [r.seqid.num for r in residues] == list(range(1, int(row["length"]) + 1))
+            atoms = [atom for residue in residues for atom in residue]
+            assert all(math.isfinite(atom.pos.x) for atom in atoms)
+            mean = np.mean([residue["CA"][0].b_iso for residue in residues])
+            assert mean == pytest.approx(float(row["plddt"]), abs=0.02)
+            assert 0 <= mean <= 100
+
+
+def _sequence(path: Path) -> str:
+    structure = gemmi.read_structure(str(path))
+    entity = next(e for e in structure.entities if e.full_sequence)
+    names = [gemmi.Entity.first_mon(item) for item in entity.full_sequence]
+    return "".join(
+        "M" if n == "MSE" else gemmi.find_tabulated_residue(n).one_letter_code for n in names
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("accumulated", ["--engine.micro_batch", "1"]),
+        ("ddp", ["--engine.devices", "2", "--engine.micro_batch", "1"]),
+        ("zero1", ["--engine.deepspeed", "configs/deepspeed/zero1.json"]),
+        ("zero2", ["--engine.deepspeed", "configs/deepspeed/zero2.json"]),
+        ("zero3", ["--engine.deepspeed", "configs/deepspeed/zero3.json"]),
+        (
+            "zero2x2",
+            [
+                *("--engine.devices", "2", "--engine.micro_batch", "1"),
+                *("--engine.deepspeed", "configs/deepspeed/zero2.json"),
+            ],
+        ),
+    ],
+)
+def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path, plain: Path):
+    flags = [str(ROOT / flag) if flag.endswith(".json") else flag for flag in flags]
+    other = work / name
+    esmfold_peft(*_four_steps(work, other), *flags)
+    assert column(other, "train/loss") == pytest.approx(column(plain, "train/loss"), rel=1e-4)
+    scores = column(other, "validation/lddt_ca")
+    assert scores == pytest.approx(column(plain, "validation/lddt_ca"), abs=1e-3)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (plain, other))
+    assert ours.keys() == theirs.keys()
+    start = load_file(work / "untrained" / "model.safetensors")
+    for key, tensor in ours.items():
+        moved = (tensor - start[key]).norm()
+        assert (theirs[key] - tensor).norm() <= 0.02 * moved + 1e-6, key
+
+
+@pytest.fixture(scope="module")
+def plain(work: Path) -> Path:
+    """Four steps in one process, and the untrained model beside them."""
+    esmfold_peft(*_four_steps(work, work / "untrained"), "--engine.steps", 0)
+    esmfold_peft(*_four_steps(work, work / "plain"))
+    return work / "plain"
+
+
+def _four_steps(work: Path, run: Path) -> list[object]:
+    return [
+        "train", *SMALL, "--run", run, "--data.train", work / "train",
+        "--data.validation", work / "held_out", "--engine.steps", 4,
+        "--engine.validate_every", 2, "--engine.batch_size", 2, "--engine.micro_batch", 2,
+        "--optimizer.warmup_steps", 0, "--optimizer.eps", "1e-3",
+    ]  # fmt: skip

@@ -1,0 +1,255 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from esmfold_peft.config import LossWeights
+from esmfold_peft.geometry.rigid import Rigid
+from esmfold_peft.losses.total import LossTerms, fold_loss
+
+ALL = "ARNDCQEGHILKMFPSTWYV"
+TERMS = ["backbone_fape", "sidechain_fape", "chi", "angle_norm", "distogram", "plddt"]
+NO_CLAMP = math.inf
+NOTHING = LossWeights(fape=0.0, chi=0.0, distogram=0.0, plddt=0.0)
+
+
+def loss(batch, output, weights: LossWeights | None = None, clamp: float = 10.0, **options):
+    clamps = torch.full((len(batch.ids),), clamp)
+    return fold_loss(output, batch, weights or LossWeights(), clamp=clamps, **options)
+
+
+def assert_close(one: LossTerms, two: LossTerms, tolerance: float) -> None:
+    assert list(one.terms) == list(two.terms) == TERMS
+    for name in TERMS:
+        torch.testing.assert_close(
+            one.terms[name], two.terms[name], rtol=tolerance, atol=tolerance, msg=name
+        )
+    torch.testing.assert_close(one.total, two.total, rtol=tolerance, atol=tolerance)
+
+
+def leaves(cases, output):
+    return cases.map_output(output, lambda tensor: tensor.detach().clone().requires_grad_())
+
+
+def tensors_of(cases, output) -> list[Tensor]:
+    found: list[Tensor] = []
+    cases.map_output(output, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def test_total_is_the_weighted_sum_times_the_root_of_the_length(cases):
+    batch, output = cases.make(ALL, "GGWDE", seed=1)
+    weights = LossWeights(fape=2.0, chi=3.0, distogram=5.0, plddt=7.0)
+    result = loss(batch, cases.perturb(output, 1.0), weights)
+    factor = {
+        "backbone_fape": 1.0,
+        "sidechain_fape": 1.0,
+        "chi": 1.5,
+        "angle_norm": 0.03,
+        "distogram": 5.0,
+        "plddt": 7.0,
+    }
+    expected = sum(factor[name] * result.terms[name] for name in TERMS)
+    assert all((value > 0.01).all() for value in result.terms.values())
+    torch.testing.assert_close(result.total, expected * torch.tensor([20.0, 5.0]).sqrt())
+
+
+def test_perfect_prediction_costs_what_is_known_by_hand(cases):
+    batch, output = cases.make(ALL)
+    bins = output.distogram_logits.new_zeros(1, 20, 20, 64)
+    output = replace(output, distogram_logits=bins, plddt_logits=bins[:, :, 0, :50])
+    terms = loss(batch, output).terms
+    assert terms["backbone_fape"].item() == pytest.approx(0.001, rel=1e-3)
+    assert terms["sidechain_fape"].item() == pytest.approx(0.001, rel=0.05)
+    assert terms["chi"].item() == pytest.approx(0, abs=1e-5)
+    assert terms["angle_norm"].item() == pytest.approx(0, abs=1e-5)
+    assert terms["distogram"].item() == pytest.approx(math.log(64), rel=1e-6)
+    assert terms["plddt"].item() == pytest.approx(math.log(50), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [("fape", TERMS[:2]), ("chi", TERMS[2:4]), ("distogram", TERMS[4:5]), ("plddt", TERMS[5:])],
+)
+def test_term_of_weight_zero_is_not_computed(cases, field, names):
+    batch, output = cases.make("ACDEF")
+    result = loss(batch, output, replace(LossWeights(), **{field: 0.0}))
+    assert list(result.terms) == [name for name in TERMS if name not in names]
+    only = loss(batch, output, replace(NOTHING, **{field: 1.0}))
+    assert list(only.terms) == names
+
+
+def test_without_any_term_the_loss_is_zero(cases):
+    batch, output = cases.make("ACDEF", "GG")
+    result = loss(batch, output, NOTHING)
+    assert result.total.tolist() == [0.0, 0.0]
+    assert result.terms == {}
+
+
+def test_clamp_cuts_the_backbone_and_never_frees_the_side_chains(cases):
+    batch, output = cases.make(ALL, ALL)
+    output = cases.perturb(output, 12.0)
+    clamp = torch.tensor([10.0, math.inf])
+    terms = fold_loss(output, batch, LossWeights(), clamp=clamp).terms
+    assert terms["backbone_fape"][0] < 1 < terms["backbone_fape"][1]
+    assert (terms["sidechain_fape"] < 1).all()
+
+
+@pytest.mark.parametrize("clamp", [10.0, NO_CLAMP])
+def test_rigid_motion_of_the_truth_changes_no_term(cases, clamp):
+    batch, output = cases.make(ALL, "DEFYW", seed=1)
+    output = cases.perturb(output, 1.0)
+    motion = cases.random_frames(torch.Generator().manual_seed(7), 1).rotation
+    moved = Rigid(motion, torch.tensor([[8.0, -3.0, 5.0]])).apply(batch.positions)
+    moved = torch.where(batch.atom_mask[..., None], moved, 0.0)
+    one = loss(batch, output, clamp=clamp)
+    two = loss(replace(batch, positions=moved), output, clamp=clamp)
+    assert not torch.allclose(moved, batch.positions, atol=1.0)
+    for name in TERMS:
+        torch.testing.assert_close(one.terms[name], two.terms[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_reflection_of_the_truth_changes_fape_and_chi(cases):
+    batch, output = cases.make(ALL)
+    mirror = torch.tensor([1.0, 1.0, -1.0])
+    mirrored = loss(replace(batch, positions=batch.positions * mirror), output).terms
+    terms = loss(batch, output).terms
+    for name in TERMS[:3]:
+        assert (mirrored[name] > terms[name] + 0.2).all()
+    torch.testing.assert_close(mirrored["plddt"], terms["plddt"])
+
+
+def test_padding_changes_nothing(cases):
+    batch, output = cases.make(ALL)
+    output = cases.perturb(output, 1.0)
+    wide, wide_output = cases.make(ALL, length=29)
+    for name in ("positions", "plddt_logits"):
+        getattr(wide_output, name)[:, :20] = getattr(output, name)
+    wide_output.distogram_logits[:, :20, :20] = output.distogram_logits
+    for name in ("torsions", "unnormalized_torsions"):
+        getattr(wide_output, name)[:, :, :20] = getattr(output, name)
+    for ours, theirs, cut in (
+        (output.frames, wide_output.frames, (slice(None), slice(None), slice(20))),
+        (output.sidechain_frames, wide_output.sidechain_frames, (slice(None), slice(20))),
+    ):
+        theirs.rotation[cut], theirs.translation[cut] = ours.rotation, ours.translation
+    assert_close(loss(batch, output), loss(wide, wide_output), 1e-6)
+
+
+def test_batch_of_two_lengths_is_two_batches_of_one(cases):
+    batch, output = cases.make(ALL, "DEFYWGACK", seed=3)
+    output = cases.perturb(output, 1.5)
+    batch = replace(batch, resolution=torch.tensor([2.0, torch.nan]))
+    both = loss(batch, output)
+    for i in range(2):
+        alone = loss(*cases.one_chain(batch, output, i))
+        for name in TERMS:
+            torch.testing.assert_close(both.terms[name][i], alone.terms[name][0], msg=name)
+        torch.testing.assert_close(both.total[i], alone.total[0], rtol=1e-4, atol=1e-4)
+    assert both.terms["plddt"][0] > 0
+    assert both.terms["plddt"][1] == 0
+
+
+def test_symmetric_names_in_the_file_change_nothing(cases):
+    # Every ASP, GLU, PHE and TYR named the other way round: the same molecule.
+    batch, output = cases.make("ADEFYK", seed=5)
+    output = cases.perturb(output, 0.5)
+    positions = batch.positions.clone()
+    for residue, pairs in {
+        1: [(6, 7)],
+        2: [(7, 8)],
+        3: [(6, 7), (8, 9)],
+        4: [(6, 7), (8, 9)],
+    }.items():
+        for one, two in pairs:
+            positions[0, residue, [one, two]] = positions[0, residue, [two, one]]
+    one, two = loss(batch, output), loss(replace(batch, positions=positions), output)
+    torch.testing.assert_close(one.terms["sidechain_fape"], two.terms["sidechain_fape"])
+    # Ideal geometry is planar within a degree, so χ turned by π is met by the swapped atoms' χ.
+    torch.testing.assert_close(one.terms["chi"], two.terms["chi"], rtol=0.02, atol=0.0)
+
+
+def test_every_part_of_the_prediction_gets_a_finite_gradient(cases):
+    batch, output = cases.make(ALL, "DEFYW", seed=1)
+    output = leaves(cases, cases.perturb(output, 1.0))
+    loss(batch, output).total.mean().backward()
+    for tensor in tensors_of(cases, output):
+        assert gradient(tensor).isfinite().all()
+        assert (gradient(tensor) != 0).any()
+    padding = ~batch.mask
+    assert (output.positions.grad[padding] == 0).all()
+    assert (output.frames.translation.grad[:, padding] == 0).all()
+    assert (output.frames.translation.grad[:, batch.mask] != 0).any(-1).all()
+
+
+def test_backbone_only_chain(cases):
+    batch, output = cases.make(ALL, seed=1)
+    output = leaves(cases, cases.perturb(output, 1.0))
+    result = loss(cases.backbone_only(batch), output)
+    result.total.sum().backward()
+    assert result.terms["chi"].tolist() == [0.0]
+    assert all(0.01 < result.terms[name].item() < 10 for name in TERMS if name != "chi")
+    assert all(gradient(tensor).isfinite().all() for tensor in tensors_of(cases, output))
+    whole = loss(batch, output).terms
+    for name in ("backbone_fape", "angle_norm", "distogram", "plddt"):
+        assert torch.equal(whole[name], result.terms[name])
+
+
+def test_ca_only_chain_trains_its_confidence_alone(cases):
+    batch, output = cases.make(ALL)
+    atom_mask = batch.atom_mask & (torch.arange(14) == 1)
+    batch = replace(batch, atom_mask=atom_mask, positions=batch.positions * atom_mask[..., None])
+    terms = loss(batch, cases.perturb(output, 1.0)).terms
+    for name in ("backbone_fape", "sidechain_fape", "chi", "distogram"):
+        assert terms[name].tolist() == [0.0]
+    assert terms["plddt"].item() > 1
+
+
+def test_unresolved_chain_costs_its_angle_norm_alone(cases):
+    batch, output = cases.make(ALL, "ACDEF")
+    atom_mask = batch.atom_mask.clone()
+    atom_mask[1] = False
+    batch = replace(batch, atom_mask=atom_mask, positions=batch.positions * atom_mask[..., None])
+    output = leaves(cases, cases.perturb(output, 1.0))
+    result = loss(batch, output)
+    result.total.sum().backward()
+    for name in TERMS:
+        assert (result.terms[name][1] == 0) == (name != "angle_norm")
+    assert (output.positions.grad[1] == 0).all()
+    assert (output.distogram_logits.grad[1] == 0).all()
+    assert all(gradient(tensor).isfinite().all() for tensor in tensors_of(cases, output))
+
+
+@pytest.mark.parametrize("field", ["positions", "distogram_logits", "plddt_logits", "torsions"])
+def test_nan_of_one_chain_is_reported_in_its_loss_alone(cases, field):
+    batch, output = cases.make(ALL, ALL)
+    broken = getattr(output, field).clone()
+    chain = broken[0, 1] if field == "torsions" else broken[1]
+    chain.view(-1)[-1] = torch.nan
+    result = loss(batch, replace(output, **{field: broken}))
+    assert result.total.isnan().tolist() == [False, True]
+
+
+def test_resolution_filter(cases):
+    batch, output = cases.make(ALL, ALL, ALL)
+    batch = replace(batch, resolution=torch.tensor([2.5, 3.5, torch.nan]))
+    counted = loss(batch, output).terms["plddt"]
+    assert (counted > 0).tolist() == [True, False, False]
+    assert (loss(batch, output, resolution_range=None).terms["plddt"] > 0).all()
+
+
+def test_autocast_changes_nothing(cases):
+    batch, output = cases.make(ALL, "DEFYW")
+    output = cases.perturb(output, 1.0)
+    before = loss(batch, output)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        after = loss(batch, output)
+    assert torch.equal(before.total, after.total)
+    assert after.total.dtype == torch.float32

@@ -1,0 +1,86 @@
+"""The example chains are what `data/README.md` says of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from Bio.Align import PairwiseAligner, substitution_matrices
+
+from esmfold_peft.protein.fasta import read_fasta
+from esmfold_peft.protein.read import read_chains
+from esmfold_peft.protein.structure import ProteinStructure
+
+FULL_ATOM = {"1ubq_A", "3u8v_A", "4i6p_A", "4zey_A", "1hf9_A"}
+
+
+@pytest.fixture(scope="module")
+def chains(example: Path) -> dict[str, ProteinStructure]:
+    found = {}
+    for path in sorted(example.glob("*/*.cif.gz")):
+        (structure,) = read_chains(path)
+        assert f"{structure.id}.cif.gz" == path.name
+        found[structure.id] = structure
+    return found
+
+
+def test_the_readme_names_every_chain_with_its_folder(example: Path) -> None:
+    text = (example.parent / "README.md").read_text()
+    for folder in ("train", "held_out"):
+        (backbone,) = re.findall(rf"^\| `{folder}` \| (.+) \|$", text, re.MULTILINE)
+        names = re.findall(r"(\w{4}_\w) \(", backbone)
+        names += re.findall(rf"^\| (\w{{4}}_\w) \| `{folder}` \|", text, re.MULTILINE)
+        files = [path.name.split(".")[0] for path in (example / folder).glob("*.cif.gz")]
+        assert sorted(names) == sorted(files)
+
+
+def test_there_are_thirty_one_chains_of_40_to_96_residues(
+    chains: dict[str, ProteinStructure], example: Path
+) -> None:
+    lengths = np.array([len(chain) for chain in chains.values()])
+    assert len(lengths) == 31
+    assert lengths.min() >= 40
+    assert lengths.max() <= 96
+    assert (lengths <= 60).sum() == 13
+    assert sum(path.stat().st_size for path in example.rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_five_chains_have_side_chains_and_the_others_a_whole_backbone(
+    chains: dict[str, ProteinStructure],
+) -> None:
+    for name, chain in chains.items():
+        per_residue = chain.atom_mask.sum(-1)
+        if name in FULL_ATOM:
+            assert per_residue[per_residue > 0].mean() > 7
+            assert (chain.resolution is None) == (chain.method == "SOLUTION NMR")
+            assert chain.release_date is not None
+        else:
+            assert set(per_residue.tolist()) <= {4, 5}
+            assert chain.atom_mask[:, :3].all()
+            bonds = np.linalg.norm(chain.positions[1:, 0] - chain.positions[:-1, 2], axis=-1)
+            assert bonds.max() < 1.6  # C to N of the next: unbroken
+
+
+def test_no_two_chains_are_more_than_forty_percent_identical(
+    chains: dict[str, ProteinStructure],
+) -> None:
+    aligner = PairwiseAligner(
+        substitution_matrix=substitution_matrices.load("BLOSUM62"),
+        open_gap_score=-10, extend_gap_score=-0.5, end_gap_score=0,
+    )  # fmt: skip
+    sequences = [chain.sequence for chain in chains.values()]
+    for place, one in enumerate(sequences):
+        for other in sequences[:place]:
+            identities = aligner.align(one, other)[0].counts().identities
+            assert identities / min(len(one), len(other)) < 0.40
+
+
+def test_the_fasta_holds_four_of_the_chains_and_two_others(
+    chains: dict[str, ProteinStructure], example: Path
+) -> None:
+    records = {record.id: record.sequence for record in read_fasta(example / "sequences.fasta")}
+    known = {name for name in records if name in chains}
+    assert known == {"1ubq_A", "3dxs_A", "4qiv_C", "4wsz_B"}
+    assert all(records[name] == chains[name].sequence for name in known)
+    assert all(40 <= len(sequence) <= 100 for sequence in records.values())
+    assert len(records) == 6

@@ -1,0 +1,162 @@
+"""The command line as a user meets it: help, settings, and every way to get them wrong."""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esmfold_peft.cli import build_parser, main
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.config_io import config_text, read_config
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "configs" / "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "--config", TINY, "--print_config"]]
+)
+def test_help_and_settings_need_no_torch(arguments: list[str]):
+    code = (
+        "import sys\nfrom esmfold_peft.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "assert 'torch' not in sys.modules and 'pytorch_lightning' not in sys.modules"
+    )
+    if "--print_config" in arguments:
+        arguments += ["--run", "x", "--data.train", "y"]
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.process_time() - started < 1
+    assert "usage" in done.stdout or "language_model" in done.stdout
+
+
+def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """Runs a command that must end with exit code 2 and one line, which is returned."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--data.trian", "x"], "data.trian"),
+        (["--adapter.kind", "lorat"], "lorat"),
+        (["--engine.steps", "many"], "many"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_a_wrong_setting_is_named(flags: list[str], named: str, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    line = fails_with_one_line(["train", "--run", str(run), "--data.train", "x", *flags], capsys)
+    assert named in line
+    assert not run.exists()
+
+
+def test_a_wrong_key_in_a_file_is_named(tmp_path: Path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("adapter:\n  rnak: 2\n")
+    line = fails_with_one_line(
+        ["train", "--config", str(config), "--run", "r", "--data.train", "x"], capsys
+    )
+    assert "rnak" in line
+
+
+def test_training_without_chains_writes_nothing(tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    line = fails_with_one_line(
+        ["train", "--config", TINY, "--run", str(run), "--data.train", str(tmp_path / "none")],
+        capsys,
+    )
+    assert str(tmp_path / "none") in line
+    assert not run.exists()
+
+
+def test_preparing_what_is_not_mmcif_gives_the_reason(tmp_path: Path, capsys):
+    file = tmp_path / "page.cif"
+    file.write_text("<html>404 not found</html>")
+    line = fails_with_one_line(["prepare", str(file), "--output", str(tmp_path / "out")], capsys)
+    assert "page.cif" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [("", "empty"), (">a\n>b\nMKT\n", ":1"), (">a\nMK7T\n", "7")]
+)
+def test_a_broken_fasta_is_named_before_anything_is_written(
+    content: str, named: str, tmp_path: Path, capsys
+):
+    fasta = tmp_path / "in.fasta"
+    fasta.write_text(content)
+    line = fails_with_one_line(
+        ["predict", str(fasta), "--run", "r", "--output", str(tmp_path / "out")], capsys
+    )
+    assert "in.fasta" in line
+    assert named in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_run_and_a_missing_checkpoint_are_named(tmp_path: Path, capsys):
+    fasta = tmp_path / "in.fasta"
+    fasta.write_text(">a\nMKTAYIAK\n")
+    command = ["predict", str(fasta), "--run", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert "not the folder of a training run" in fails_with_one_line(command, capsys)
+    (tmp_path / "config.yaml").write_text("run: x\n")
+    assert "model.safetensors" in fails_with_one_line(command, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_needs_one_source(tmp_path: Path, capsys):
+    line = fails_with_one_line(
+        ["evaluate", "--references", str(tmp_path), "--output", str(tmp_path / "out")], capsys
+    )
+    assert "--run" in line
+
+
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp_path: Path):
+    parsed = build_parser().parse_args(
+        ["train", "--config", str(file), "--run", "r", "--data.train", "t"]
+    )
+    assert parsed.train.adapter.kind in file.stem or file.stem in ("tiny", "frozen")
+    config = tmp_path / "config.yaml"
+    full = TrainConfig(run=Path("r"), data=parsed_data())
+    config.write_text(config_text(full))
+    assert read_config(config, TrainConfig) == full
+
+
+def parsed_data():
+    from esmfold_peft.config import DataConfig
+
+    return DataConfig(train=Path("t"), crop=17)
+
+
+def readme_commands() -> list[str]:
+    """Every line of a code block of the README that calls the program, continuation lines joined."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [re.sub(r"^.*?esmfold-peft", "esmfold-peft", x) for x in lines if "esmfold-peft " in x]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_parses(command: str, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    build_parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def test_the_readme_has_commands():
+    assert len(readme_commands()) >= 4

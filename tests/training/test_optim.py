@@ -1,0 +1,60 @@
+"""Learning rate, groups, accumulation, recycling draws."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from esmfold_peft.config import DataConfig, EngineConfig, OptimizerConfig, TrainConfig
+from esmfold_peft.errors import UserError
+from esmfold_peft.training.module import recycles_at
+from esmfold_peft.training.optim import learning_rate_factor
+from esmfold_peft.training.trainer import accumulation, build_trainer
+
+
+def test_the_warm_up_is_linear_from_zero():
+    config = OptimizerConfig(warmup_steps=1000)
+    factors = [learning_rate_factor(step, config) for step in (0, 1, 500, 1000, 49_999)]
+    assert factors == [0.0, 0.001, 0.5, 1.0, 1.0]
+
+
+def test_openfold_decays_again_and_again_and_alphafold_once():
+    config = OptimizerConfig(lr=1e-3)
+    assert config.schedule == "openfold"
+    assert learning_rate_factor(50_000, config) == pytest.approx(0.95)
+    # The paper's run ends at 850,000 steps: 4.4e-4 against 9.5e-4.
+    assert 1e-3 * learning_rate_factor(849_999, config) == pytest.approx(4.4e-4, rel=0.01)
+    once = replace(config, schedule="alphafold")
+    assert 1e-3 * learning_rate_factor(849_999, once) == pytest.approx(9.5e-4)
+    assert learning_rate_factor(849_999, replace(config, schedule="constant")) == 1
+
+
+def test_no_warm_up_starts_at_the_full_rate():
+    assert learning_rate_factor(0, OptimizerConfig(warmup_steps=0)) == 1
+
+
+def test_accumulation_makes_up_the_batch():
+    engine = EngineConfig(batch_size=32, micro_batch=2, devices=4, nodes=2)
+    assert accumulation(engine) == 2
+    with pytest.raises(UserError, match=r"32 does not divide by .* = 3 x 1 x 2 = 6"):
+        accumulation(replace(engine, devices=3, nodes=1))
+
+
+def test_recycling_is_uniform_and_the_same_in_every_process():
+    counts = Counter(recycles_at(step, 3, seed=0) for step in range(8000))
+    assert sorted(counts) == [0, 1, 2, 3]
+    assert all(abs(count / 8000 - 0.25) < 0.02 for count in counts.values())
+    assert recycles_at(5, 0, seed=0) == 0
+
+
+def test_a_deepspeed_file_may_not_contradict_the_config(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_clipping": 1.0}')
+    engine = EngineConfig(accelerator="cpu", deepspeed=path, batch_size=1)
+    config = TrainConfig(run=tmp_path, data=DataConfig(train=tmp_path), engine=engine)
+    with pytest.raises(UserError, match="gradient_clipping"):
+        build_trainer(config, [])
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a JSON file"):
+        build_trainer(config, [])

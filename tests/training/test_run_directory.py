@@ -1,0 +1,141 @@
+"""A run's folder rebuilds its model, and refuses to rebuild another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from esmfold_peft.config import AdapterConfig, PrepareConfig, TrainConfig
+from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.inference import sequence_features
+from esmfold_peft.model.output import FoldOutput
+from esmfold_peft.prepare import run as prepare
+from esmfold_peft.training.run_directory import (
+    create_run,
+    load_model,
+    refuse_existing_run,
+    save_model,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(example: Path, tmp_path: Path) -> TrainConfig:
+    """The shipped CPU configuration on the example chains."""
+    prepare(PrepareConfig(sources=(example / "train",), output=tmp_path / "chains"))
+    parser = config_parser(TrainConfig)
+    flags = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--run", str(tmp_path / "run")]
+    parsed = parser.parse_args([*flags, "--data.train", str(tmp_path / "chains")])
+    return to_config(parser, parsed, TrainConfig)
+
+
+def trained(config: TrainConfig) -> tuple[FoldingModel, str]:
+    """A model of which everything trainable has moved."""
+    model, base = build_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape)
+    return model.eval(), base
+
+
+def folded(model: FoldingModel) -> FoldOutput:
+    """What a model makes of a short sequence."""
+    batch = collate([sequence_features("x", "MKTAYIAKQRQISFVK")], [False])
+    with torch.no_grad():
+        return model(batch.aatype, batch.residue_index, batch.mask, 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "full", "lora", "lorta"])
+def test_the_folder_alone_rebuilds_the_model(kind: str, config: TrainConfig):
+    config = replace(config, adapter=AdapterConfig(kind=kind, rank=2))
+    model, base = trained(config)
+    create_run(config, model, base)
+    loaded, settings = load_model(config.run)
+    assert settings == config
+    assert torch.equal(folded(loaded).positions, folded(model).positions)
+    assert not loaded.training
+    assert (config.run / "adapter").is_dir() == (kind in ("lora", "lorta"))
+
+
+def test_only_what_trains_is_saved_and_shared_factors_once(config: TrainConfig):
+    model, base = trained(replace(config, adapter=AdapterConfig(kind="lorta", rank=2)))
+    create_run(config, model, base)
+    names = load_file(config.run / "model.safetensors").keys()
+    language_model = sorted(n for n in names if n.startswith("language_model."))
+    assert language_model == [
+        f"language_model.adapter.{factor}" for factor in ("a", "b", "c_h", "c_l", "c_m")
+    ]
+
+
+def test_the_provenance_names_what_made_the_run(config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    found = json.loads((config.run / "provenance.json").read_text())
+    assert found["language_model_sha256"] == base
+    assert len(found["manifest_sha256"]["train"]) == 64
+    assert found["packages"]["torch"] == torch.__version__
+    # LoRTA r=1 on Q, K, V: 64 + 16 + 4 heads + 3 layers + 3 matrices.
+    assert found["parameters"]["adapter"] == 64 + 16 + 4 + 3 + 3
+
+
+def test_another_language_model_is_refused(config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    text = (config.run / "config.yaml").read_text()
+    (config.run / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 1"))
+    with pytest.raises(UserError, match="language model's weights are not those"):
+        load_model(config.run)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_a_checkpoint_that_does_not_fit_is_refused(change: str, config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    path = config.run / "model.safetensors"
+    tensors = load_file(path)
+    name = "plddt_head.layers.1.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "unexpected":
+        name = "plddt_head.extra"
+        tensors[name] = torch.zeros(2)
+    else:
+        tensors[name] = tensors[name][:3].clone()
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=name):
+        load_model(config.run)
+
+
+def test_a_truncated_checkpoint_is_refused(config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    path = config.run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_model(config.run)
+
+
+def test_saving_again_leaves_no_other_file(config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    before = sorted(p.name for p in config.run.rglob("*"))
+    save_model(config.run, model, base)
+    assert sorted(p.name for p in config.run.rglob("*")) == before
+
+
+def test_a_run_is_never_written_over(config: TrainConfig):
+    refuse_existing_run(config)
+    config.run.mkdir()
+    refuse_existing_run(config)
+    (config.run / "config.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing_run(config)
