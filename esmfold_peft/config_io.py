@@ -37,7 +37,7 @@ def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
     parser.add_argument(
         "--config", action="config", help="YAML file; later files and flags override earlier ones"
     )
-    skip = set() if positional is None else {positional}
+    skip: set[str | int] = set() if positional is None else {positional}
     if positional is not None:
         _add_positional(parser, kind, positional)
     parser.add_class_arguments(kind, as_group=False, skip=skip)

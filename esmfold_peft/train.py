@@ -27,16 +27,16 @@ def run(config: TrainConfig) -> int:
             then.
     """
     _quiet()
-    if pl.utilities.rank_zero_only.rank == 0:
+    trainer = build_trainer(config, [Saver(), progress()])
+    if trainer.is_global_zero:
         refuse_existing_run(config)
     data = ChainDataModule(config)
     model, base_hash = build_model(config)
-    trainer = build_trainer(config, [Saver(config.run, base_hash), progress()])
     if trainer.is_global_zero:
         create_run(config, model, base_hash)
         _describe(model, config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    trainer.fit(FoldingModule(config, model), datamodule=data)
+    trainer.fit(FoldingModule(config, model, base_hash), datamodule=data)
     return 0
 
 

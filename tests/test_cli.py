@@ -145,7 +145,7 @@ def parsed_data():
 
 
 def readme_commands() -> list[str]:
-    """Every line of a code block of the README that calls the program, continuation lines joined."""
+    """Every line of the README's code blocks that calls the program, continuations joined."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]

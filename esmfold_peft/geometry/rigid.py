@@ -1,6 +1,7 @@
 """Rigid frames: a rotation and a translation, x -> R x + t."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,7 @@ class Rigid:
             torch.stack([frame.translation for frame in frames], dim),
         )
 
-    def __getitem__(self, index: object) -> "Rigid":
+    def __getitem__(self, index: Any) -> "Rigid":
         """Selects frames by their batch axes; use an ellipsis only in front of them."""
         index = index if isinstance(index, tuple) else (index,)
         return Rigid(

@@ -71,7 +71,8 @@ class FoldingModel(nn.Module):
         with self._autocast(aatype.device):
             hidden = self.language_model(aatype, mask)
             m, z = self.trunk.embed(hidden, aatype, residue_index, mask)
-        state, cb = None, torch.zeros(*aatype.shape, 3, device=aatype.device)
+        state: TrunkState | None = None
+        cb = torch.zeros(*aatype.shape, 3, device=aatype.device)
         for _ in range(recycles):
             with torch.no_grad():
                 state = self._trunk_pass(m, z, mask, state, cb)
@@ -98,8 +99,8 @@ class FoldingModel(nn.Module):
         cb: Float[Tensor, "b n 3"],
     ) -> TrunkState:
         with self._autocast(m.device):
-            state = self.trunk(m, z, mask, state, cb)
-        return TrunkState(state.m.float(), state.z.float(), state.s.float())
+            new = self.trunk(m, z, mask, state, cb)
+        return TrunkState(new.m.float(), new.z.float(), new.s.float())
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)

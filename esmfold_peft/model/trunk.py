@@ -1,6 +1,7 @@
 """What surrounds the Evoformer: inputs from the language model, relative positions, recycling."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,7 +88,7 @@ class RecyclingDistogram(nn.Module):
         # torch.cdist would round by padding's size, and a distance near an edge would change its
         # bin.
         distance = torch.linalg.vector_norm(cb[:, :, None] - cb[:, None], dim=-1)
-        return self.embedding(torch.bucketize(distance, self.edges))
+        return self.embedding(torch.bucketize(distance, cast(Tensor, self.edges)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from esmfold_peft.config import TrainConfig
@@ -11,6 +12,7 @@ from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.losses.total import fold_loss
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.optim import build_optimizer
 
 _CLAMP = 10.0  # Å (AF2 Suppl. Alg. 28)
@@ -22,13 +24,17 @@ class FoldingModule(pl.LightningModule):
     Args:
         config: the run's settings.
         model: the model; what requires gradients is trained.
+        base_hash: SHA-256 of the language model's base weights.
     """
 
-    def __init__(self, config: TrainConfig, model: FoldingModel) -> None:
+    def __init__(self, config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
         super().__init__()
         self.config = config
         self.model = model
+        self.base_hash = base_hash
         self._scores: dict[str, float] = {}
+        self._accumulation = accumulation(config.engine)
+        self._micro_batches: list[dict[str, Tensor]] = []
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of a micro-batch; all processes draw the same number of passes."""
@@ -41,14 +47,19 @@ class FoldingModule(pl.LightningModule):
             clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
             resolution_range=self.config.loss.plddt_resolution,
         )
-        loss = terms.total.mean()
-        size = len(batch.ids)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        for name, values in terms.terms.items():
-            self.log(f"train/{name}", values.mean(), batch_size=size)
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
-        self.log("train/lddt_ca", scores.per_chain.nanmean(), batch_size=size)
-        return loss
+        values = {"loss": terms.total, **terms.terms, "lddt_ca": scores.per_chain}
+        self._micro_batches.append({k: v.detach().mean() for k, v in values.items()})
+        if len(self._micro_batches) == self._accumulation:
+            self._log_step()
+        return terms.total.mean()
+
+    def _log_step(self) -> None:
+        """Logs means over all chains of an optimizer step: its micro-batches, in all processes."""
+        for name in self._micro_batches[0]:
+            mean = torch.stack([values[name] for values in self._micro_batches]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True, batch_size=1)
+        self._micro_batches = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Folds whole chains and keeps their lDDT-Cα."""
@@ -70,12 +81,12 @@ class FoldingModule(pl.LightningModule):
         if np.isfinite(scores).any():
             self.log("validation/lddt_ca", float(np.nanmean(scores)), prog_bar=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with its schedule stepped once per optimizer step."""
         optimizer, schedule = build_optimizer(self.model, self.config.optimizer)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),
         }
 
 

@@ -1,26 +1,19 @@
 """Saving the model while it trains."""
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.run_directory import save_model
 
 
 class Saver(pl.Callback):
-    """Saves the model after each validation and at the end of a training.
+    """Saves the model after each validation and at the end of a training."""
 
-    Args:
-        run: folder of the run.
-        base_hash: SHA-256 of the language model's base weights.
-    """
-
-    def __init__(self, run: Path, base_hash: str) -> None:
-        self.run = run
-        self.base_hash = base_hash
+    def __init__(self) -> None:
         self._saved_step = -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -35,11 +28,10 @@ class Saver(pl.Callback):
         if trainer.global_step == self._saved_step:
             return
         self._saved_step = trainer.global_step
-        model = module.model
-        assert isinstance(model, FoldingModel)
-        with _whole_parameters(trainer, model):
+        assert isinstance(module, FoldingModule)
+        with _whole_parameters(trainer, module.model):
             if trainer.is_global_zero:
-                save_model(self.run, model, self.base_hash)
+                save_model(module.config.run, module.model, module.base_hash)
 
 
 def _whole_parameters(trainer: pl.Trainer, model: FoldingModel) -> AbstractContextManager:

@@ -1,31 +1,18 @@
 """Lightning's Trainer for any engine, from one source of settings."""
 
 import json
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 
 from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.errors import UserError
-
-
-def accumulation(engine: EngineConfig) -> int:
-    """Micro-batches that each device adds up for one optimizer step.
-
-    Raises:
-        UserError: the batch does not divide by what the devices hold at a time.
-    """
-    together = engine.devices * engine.nodes * engine.micro_batch
-    if engine.batch_size % together:
-        raise UserError(
-            f"engine.batch_size: {engine.batch_size} does not divide by"
-            f" devices x nodes x micro_batch ="
-            f" {engine.devices} x {engine.nodes} x {engine.micro_batch} = {together}"
-        )
-    return engine.batch_size // together
+from esmfold_peft.training.accumulation import accumulation
 
 
 def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
@@ -43,7 +30,8 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         num_nodes=engine.nodes,
         strategy=_strategy(engine),
         # bf16 is an autocast inside the model: the engine must not cast coordinates.
-        precision="32-true",
+        precision=None if engine.deepspeed else "32-true",
+        plugins=[_UntouchedBatch("32-true")] if engine.deepspeed else None,
         max_steps=engine.steps,
         accumulate_grad_batches=micro_steps,
         gradient_clip_val=config.optimizer.clip_norm or None,
@@ -93,6 +81,13 @@ def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
 
 def _on_gpu(engine: EngineConfig) -> bool:
     return engine.accelerator != "cpu" and torch.cuda.is_available()
+
+
+class _UntouchedBatch(DeepSpeedPrecision):
+    """Lightning's casting of a batch cannot take a frozen dataclass, and ours needs no cast."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 class _CPUDeepSpeedStrategy(DeepSpeedStrategy):

@@ -8,9 +8,10 @@ import pytest
 
 from esmfold_peft.config import DataConfig, EngineConfig, OptimizerConfig, TrainConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.module import recycles_at
 from esmfold_peft.training.optim import learning_rate_factor
-from esmfold_peft.training.trainer import accumulation, build_trainer
+from esmfold_peft.training.trainer import build_trainer
 
 
 def test_the_warm_up_is_linear_from_zero():
