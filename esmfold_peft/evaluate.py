@@ -21,8 +21,8 @@ from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.inference import fold
+from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.read import read_structure
-from esmfold_peft.protein.write import write_atomically
 from esmfold_peft.training.run_directory import load_model
 
 _SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz")

@@ -14,7 +14,8 @@ from esmfold_peft.config import PredictConfig
 from esmfold_peft.devices import choose_device
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
-from esmfold_peft.protein.write import PDB_RESIDUES, to_mmcif, to_pdb, write_atomically
+from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.protein.write import PDB_RESIDUES, to_mmcif, to_pdb
 from esmfold_peft.training.run_directory import load_model
 
 _LONGEST_NAME = 100

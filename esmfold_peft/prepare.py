@@ -11,10 +11,10 @@ from rich.progress import track
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry, manifest_text
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.read import read_chains
 from esmfold_peft.protein.residues import ATOM37_INDEX
 from esmfold_peft.protein.structure import ProteinStructure
-from esmfold_peft.protein.write import write_atomically
 
 _SUFFIXES = (".cif", ".cif.gz", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".ent", ".ent.gz")
 

@@ -6,7 +6,6 @@ adapter that loads in part, or onto another model, predicts without complaint.
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +19,7 @@ from esmfold_peft.adapters.base import TARGETS, AdaptedModel, Adapter
 from esmfold_peft.adapters.insert import ADAPTERS, insert_adapter
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import write_atomically
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -45,8 +45,8 @@ def save_adapter(lm: AdaptedModel, folder: Path, base_hash: str) -> None:
     tensors = save({name: t.float().cpu().contiguous() for name, t in state.items()})
     header = _header(lm.adapter, base_hash, hashlib.sha256(tensors).hexdigest())
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TENSOR_FILE, tensors)
-    _write(folder / CONFIG_FILE, json.dumps(header, indent=2).encode() + b"\n")
+    write_atomically(folder / TENSOR_FILE, tensors)
+    write_atomically(folder / CONFIG_FILE, json.dumps(header, indent=2) + "\n")
 
 
 def load_adapter(lm: AdaptedModel, folder: Path, base_hash: str) -> Adapter:
@@ -165,12 +165,3 @@ def _read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a JSON object")
     return header
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from esmfold_peft.geometry.distances import pairwise_distances
+
 FIRST_BREAK = 2.3125
 LAST_BREAK = 21.6875
 """Bounds between the first two and the last two bins, in Å (AF2: 0.3125 Å a bin at 64 bins)."""
@@ -31,7 +33,7 @@ def distogram_loss(
     bins = logits.shape[-1]
     breaks = torch.linspace(FIRST_BREAK, LAST_BREAK, bins - 1, dtype=cb.dtype, device=cb.device)
     cb = torch.where(mask[..., None], cb, 0.0)
-    distance = torch.linalg.vector_norm(cb[:, :, None] - cb[:, None], dim=-1)
+    distance = pairwise_distances(cb, cb)
     target = torch.bucketize(distance, breaks)
     error = F.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none")
     # As in AF2's code, the diagonal (always the first bin) is in the mean.

@@ -9,6 +9,7 @@ from torch import Tensor
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.geometry.ambiguity import is_ambiguous, swap_ambiguous_atoms
 from esmfold_peft.geometry.atoms import virtual_cb
+from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.geometry.frames import backbone_frames, rigid_group_frames
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.torsions import alternative_torsions, torsion_angles
@@ -155,7 +156,7 @@ def _misfit(
 def _distances(positions: Float[Tensor, "b n 14 3"]) -> Float[Tensor, "b q p"]:
     """From the atoms that can be ambiguous to all atoms."""
     rows = positions[:, :, _AMBIGUOUS_COLUMNS].flatten(1, 2)
-    return torch.linalg.vector_norm(rows[:, :, None] - positions.flatten(1, 2)[:, None], dim=-1)
+    return pairwise_distances(rows, positions.flatten(1, 2))
 
 
 def _choose(swap: Bool[Tensor, "b n"], yes: NamedAtoms, no: NamedAtoms) -> NamedAtoms:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from esmfold_peft.geometry.distances import pairwise_distances
+
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 """A pair of atoms is preserved at each of these deviations of its distance, in Å."""
 
@@ -63,10 +65,10 @@ def lddt(
     # DISCREPANCY: AF2 counts distances below the cutoff and deviations below the thresholds, and
     # gives a residue without pairs the score 1; the published metric includes the limits, and such
     # a residue has no score.
-    true_distance = _distances(true)
+    true_distance = pairwise_distances(true, true)
     others = ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
     counted = mask[:, :, None] & mask[:, None, :] & others & (true_distance <= cutoff)
-    deviation = (_distances(predicted) - true_distance).abs()
+    deviation = (pairwise_distances(predicted, predicted) - true_distance).abs()
     found = counted
     if predicted_mask is not None:
         found = found & predicted_mask[:, :, None] & predicted_mask[:, None, :]
@@ -95,8 +97,3 @@ def lddt_ca(
     found = None if predicted_atom_mask is None else predicted_atom_mask[:, :, _CA]
     ca, true_ca = predicted[:, :, _CA].double(), true[:, :, _CA].double()
     return lddt(ca, true_ca, atom_mask[:, :, _CA], predicted_mask=found)
-
-
-def _distances(positions: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n n"]:
-    # torch.cdist loses digits to cancellation above 25 points.
-    return torch.linalg.vector_norm(positions[:, :, None] - positions[:, None], dim=-1)

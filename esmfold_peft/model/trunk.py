@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from esmfold_peft.config import TrunkConfig
+from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.model.evoformer import Evoformer
 
 _AMINO_ACID_ENTRIES = (
@@ -85,9 +86,7 @@ class RecyclingDistogram(nn.Module):
 
     def forward(self, cb: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n n c_z"]:
         """Embeds distances between virtual Cβ positions in Å."""
-        # torch.cdist would round by padding's size, and a distance near an edge would change its
-        # bin.
-        distance = torch.linalg.vector_norm(cb[:, :, None] - cb[:, None], dim=-1)
+        distance = pairwise_distances(cb, cb)
         return self.embedding(torch.bucketize(distance, cast(Tensor, self.edges)))
 
 

@@ -1,6 +1,7 @@
-"""The bytes of a file, plain or gzip-compressed."""
+"""Whole files: reading, plain or gzip-compressed, and writing that leaves no half of one."""
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -30,3 +31,26 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise UserError(f"{path}: the file is empty")
     return data
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that its name never stands for half of it: temporary file, fsync, rename.
+
+    Args:
+        path: the file, in a folder that exists; replaced if it exists.
+        content: bytes, or text that is written as UTF-8.
+
+    Raises:
+        UserError: the folder is missing or cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: {error.strerror or error}") from error

@@ -1,7 +1,4 @@
-"""Writing one chain as PDB or mmCIF, and text to disk."""
-
-import os
-from pathlib import Path
+"""Writing one chain as PDB or mmCIF."""
 
 import gemmi
 import numpy as np
@@ -76,29 +73,6 @@ def to_mmcif(structure: ProteinStructure, chain: str = "A") -> str:
     _complete_sequence(block, structure)
     _add_numbering(block, structure, chain)
     return document.as_string()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that its name never stands for half of it: temporary file, fsync, rename.
-
-    Args:
-        path: the file, in a folder that exists; replaced if it exists.
-        content: bytes, or text that is written as UTF-8.
-
-    Raises:
-        UserError: the folder is missing or cannot be written to.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: {error.strerror or error}") from error
 
 
 def _check_finite(structure: ProteinStructure) -> None:

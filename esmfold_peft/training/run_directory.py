@@ -25,7 +25,7 @@ from esmfold_peft.datasets.manifest import manifest_path
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.write import write_atomically
+from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.training.optim import parameter_groups
 
 CONFIG = "config.yaml"

@@ -15,10 +15,11 @@ from Bio.PDB.MMCIFParser import MMCIFParser
 from Bio.PDB.PDBParser import PDBParser
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.residues import ATOM14, ATOM37_INDEX, encode
 from esmfold_peft.protein.structure import ProteinStructure
-from esmfold_peft.protein.write import to_mmcif, to_pdb, write_atomically
+from esmfold_peft.protein.write import to_mmcif, to_pdb
 
 CASES = [("3u8v", "B"), ("4zey", "A"), ("5kc1", "C"), ("1kd8", "A"), ("7l39", "A")]
 
