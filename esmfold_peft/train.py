@@ -35,7 +35,8 @@ def run(config: TrainConfig) -> int:
     if trainer.is_global_zero:
         create_run(config, model, base_hash)
         _describe(model, config)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    # Processes draw their own dropout; weights, crops and recycling have seeds of their own.
+    pl.seed_everything(config.seed + trainer.global_rank, workers=True, verbose=False)
     trainer.fit(FoldingModule(config, model, base_hash), datamodule=data)
     return 0
 

@@ -22,33 +22,39 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from esmfold_peft.cli import main as main_of_esmfold_peft
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "data" / "example"
 ADAPTERS = {"lorta": "LoRTA", "lora": "LoRA", "none": "frozen"}
 CONSOLE = Console(highlight=False)
 PRINTING = threading.Lock()
+MARK = ".made_by_demo"
+"""Only a folder with this file in it is ever deleted."""
 
 
 def main() -> None:
-    """Runs the demo in a folder that it makes anew."""
+    """Runs the demo in a new folder, which replaces that of an earlier demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to fill")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: configs/tiny.yaml)")
     args = parser.parse_args()
     out = args.output
-    if out.exists():
+    if (out / MARK).exists():
         shutil.rmtree(out)
+    if out.exists():
+        raise SystemExit(f"--output: {out} exists and is no earlier demo; choose another folder")
     out.mkdir(parents=True)
+    (out / MARK).touch()
 
     for split in ("train", "held_out"):
         command("prepare", EXAMPLE / split, "--output", out / "chains" / split)
 
-    steps = [] if args.steps is None else ["--engine.steps", args.steps]
     command(*train(out, "none", "untrained"), "--engine.steps", 0)
     before = evaluate(out, "untrained", "train")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # One process and one thread each: threads that share busy cores wait for each other.
-        runs = {kind: pool.submit(command, *train(out, kind, kind), *steps) for kind in ADAPTERS}
+        runs = {kind: pool.submit(train_apart, out, kind, args.steps) for kind in ADAPTERS}
     seconds = {kind: run.result() for kind, run in runs.items()}
 
     table = Table(title="demo: lDDT-Cα of a tiny model with a random language model")
@@ -74,14 +80,15 @@ def main() -> None:
     )
 
 
-def train(out: Path, kind: str, name: str) -> tuple:
+def train(out: Path, kind: str, name: str) -> list[str]:
     """The command that trains one adapter."""
     chains = out / "chains"
-    return (
+    words = (
         "train", "--config", ROOT / "configs" / "tiny.yaml", "--run", out / name,
         "--data.train", chains / "train", "--data.validation", chains / "held_out",
         "--adapter.kind", kind,
     )  # fmt: skip
+    return [str(word) for word in words]
 
 
 def evaluate(out: Path, name: str, split: str) -> float:
@@ -94,10 +101,17 @@ def evaluate(out: Path, name: str, split: str) -> float:
     return json.loads((scores / "summary.json").read_text())["lddt_ca"]
 
 
-def command(*words: object) -> float:
-    """Runs one command of esmfold-peft, prints it and its lines, and returns its seconds."""
+def command(*words: object) -> None:
+    """Prints one command of esmfold-peft and runs it here, which saves importing PyTorch again."""
     arguments = [str(word) for word in words]
-    label = arguments[arguments.index("--adapter.kind") + 1] if arguments[0] == "train" else ""
+    show(f"$ esmfold-peft {shlex.join(arguments)}", "bold")
+    if main_of_esmfold_peft(arguments) != 0:
+        raise SystemExit(f"the demo stopped: esmfold-peft {arguments[0]} failed (see above)")
+
+
+def train_apart(out: Path, kind: str, steps: int | None) -> float:
+    """Trains one adapter in a process of its own, prints its lines, and returns its seconds."""
+    arguments = train(out, kind, kind) + ([] if steps is None else ["--engine.steps", str(steps)])
     show(f"$ esmfold-peft {shlex.join(arguments)}", "bold")
     started = time.monotonic()
     process = subprocess.Popen(
@@ -108,9 +122,9 @@ def command(*words: object) -> float:
     )
     assert process.stdout is not None
     for line in process.stdout:
-        show(f"{ADAPTERS[label]:>6} | {line.rstrip()}" if label else line.rstrip())
+        show(f"{ADAPTERS[kind]:>6} | {line.rstrip()}")
     if process.wait() != 0:
-        raise SystemExit(f"the demo stopped: esmfold-peft {arguments[0]} failed (see above)")
+        raise SystemExit(f"the demo stopped: training {ADAPTERS[kind]} failed (see above)")
     return time.monotonic() - started
 
 

@@ -64,7 +64,7 @@ class ChainDataModule(pl.LightningDataModule):
             dataset,
             num_workers=self.config.data.workers,
             persistent_workers=self.config.data.workers > 0,
-            pin_memory=self.config.engine.accelerator != "cpu",
+            pin_memory=torch.cuda.is_available() and self.config.engine.accelerator != "cpu",
             **arguments,
         )
 
