@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     kind, positional = _COMMANDS[parsed.command]
-    settings = to_config(config_parser(kind, positional), parsed[parsed.command], kind)
     try:
+        settings = to_config(config_parser(kind, positional), parsed[parsed.command], kind)
         return import_module(f"esmfold_peft.{parsed.command}").run(settings)
     except UserError as error:
         print(f"esmfold-peft {parsed.command}: error: {error}", file=sys.stderr)

@@ -5,11 +5,25 @@ their sources are explained at the field that holds them; "AF2" is Jumper et al.
 Ahdritz et al. 2024, "ESMFold" Lin et al. 2023, "LoRTA" Hounie et al. 2024 (arXiv 2410.04060).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from esmfold_peft.errors import UserError
+
 Target = Literal["query", "key", "value", "output"]
+
+
+def _check(config: object, prefix: str, lowest: int, *names: str) -> None:
+    """Refuses numbers below a bound; None is left to whoever reads it.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= lowest:
+            raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,11 @@ class TrunkConfig:
     dropout_pair: float = 0.25
     checkpoint: bool = True
 
+    def __post_init__(self) -> None:
+        sizes = (f.name for f in fields(self) if f.type is int)
+        _check(self, "model.trunk.", 1, *sizes)
+        _check(self, "model.trunk.", 0, "dropout_msa", "dropout_pair")
+
 
 @dataclass(frozen=True)
 class StructureConfig:
@@ -115,6 +134,11 @@ class StructureConfig:
     c_angle: int = 128
     angle_blocks: int = 2
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        sizes = (f.name for f in fields(self) if f.type is int)
+        _check(self, "model.structure.", 1, *sizes)
+        _check(self, "model.structure.", 0, "dropout")
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,11 @@ class ModelConfig:
     plddt_bins: int = 50
     c_plddt: int = 128
 
+    def __post_init__(self) -> None:
+        _check(self, "model.", 0, "max_recycles")
+        _check(self, "model.", 1, "relative_positions", "c_plddt")
+        _check(self, "model.", 2, "distogram_bins", "plddt_bins")
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -161,6 +190,9 @@ class LossWeights:
     distogram: float = 0.3
     plddt: float = 0.01
 
+    def __post_init__(self) -> None:
+        _check(self, "loss.weights.", 0, *(f.name for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -176,6 +208,11 @@ class LossConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     clamp_probability: float = 0.9
     plddt_resolution: tuple[float, float] | None = (0.1, 3.0)
+
+    def __post_init__(self) -> None:
+        _check(self, "loss.", 0, "clamp_probability")
+        if self.clamp_probability > 1:
+            raise UserError(f"loss.clamp_probability: {self.clamp_probability} is more than 1")
 
 
 @dataclass(frozen=True)
@@ -193,6 +230,10 @@ class DataConfig:
     validation: Path | None = None
     crop: int = 256
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self, "data.", 1, "crop")
+        _check(self, "data.", 0, "workers")
 
 
 @dataclass(frozen=True)
@@ -225,6 +266,11 @@ class OptimizerConfig:
     lr_trunk: float = 1.0
     lr_head: float = 1.0
 
+    def __post_init__(self) -> None:
+        numbers = (f.name for f in fields(self) if f.type in (int, float))
+        _check(self, "optimizer.", 0, *numbers)
+        _check(self, "optimizer.", 1, "decay_steps")
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -255,6 +301,11 @@ class EngineConfig:
     steps: int = 850_000
     validate_every: int = 1000
     log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _check(self, "engine.", 0, "steps")
+        counts = ("devices", "nodes", "batch_size", "micro_batch", "validate_every", "log_every")
+        _check(self, "engine.", 1, *counts)
 
 
 @dataclass(frozen=True)
@@ -296,6 +347,9 @@ class PrepareConfig:
     output: Path
     min_resolved: int = 10
 
+    def __post_init__(self) -> None:
+        _check(self, "", 1, "min_resolved")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -317,6 +371,11 @@ class EvaluateConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
 
+    def __post_init__(self) -> None:
+        _check(self, "", 1, "max_tokens")
+        if (self.run is None) == (self.predictions is None):
+            raise UserError("give either --run or --predictions")
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -337,3 +396,7 @@ class PredictConfig:
     recycles: int | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _check(self, "", 1, "max_tokens")
+        _check(self, "", 0, "recycles")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from esmfold_peft.config import EvaluateConfig
+from esmfold_peft.console import watched
 from esmfold_peft.datasets.chains import ChainDataset
 from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.devices import choose_device
@@ -64,16 +64,12 @@ def run(config: EvaluateConfig) -> int:
     """Writes scores.csv and summary.json and prints a table.
 
     Raises:
-        UserError: neither or both of run and predictions are given, or a file is missing or does
-            not fit.
+        UserError: a file is missing or does not fit.
     """
-    if (config.run is None) == (config.predictions is None):
-        raise UserError("give either --run or --predictions")
     references = ChainDataset(config.references)
     chains = [references[i] for i in range(len(references))]
-    console = Console(stderr=True)
     predictions = _fold_all(config, chains) if config.run else _read_all(config, chains)
-    progress = track(predictions, "scoring", total=len(chains), console=console, transient=True)
+    progress = watched(predictions, "scoring", len(chains))
     scores = [score(chains[index], prediction) for index, prediction in progress]
     scores.sort(key=lambda s: s.id)
     _write(config.output, scores)

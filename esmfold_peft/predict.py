@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from esmfold_peft.config import PredictConfig
+from esmfold_peft.console import report, watched
 from esmfold_peft.devices import choose_device
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
@@ -29,6 +28,7 @@ class PredictionRow:
         id: first word of the FASTA header.
         header: the whole header.
         length: residues.
+        replaced: letters B, J, O, U and Z that were folded as X.
         plddt: mean predicted lDDT-Cα, 0 to 100.
         pdb: file name; empty where the structure does not fit into the PDB format.
         mmcif: file name; empty if the record failed.
@@ -38,6 +38,7 @@ class PredictionRow:
     id: str
     header: str
     length: int
+    replaced: int
     plddt: float
     pdb: str
     mmcif: str
@@ -58,17 +59,14 @@ def run(config: PredictConfig) -> int:
     chains = [sequence_features(r.id, r.sequence) for r in records]
     recycles = trained.model.max_recycles if config.recycles is None else config.recycles
     folded = fold(model, chains, recycles=recycles, max_tokens=config.max_tokens)
-    console = Console(stderr=True)
     rows: dict[int, PredictionRow] = {}
-    for item in track(folded, "folding", total=len(records), console=console, transient=True):
+    for item in watched(folded, "folding", len(records)):
         rows[item.index] = _write(config.output, names[item.index], records[item.index], item)
     table = _table([rows[index] for index in range(len(records))])
     write_atomically(config.output / "predictions.csv", table)
     failed = sum(row.status != "ok" for row in rows.values())
-    console.print(
+    report(
         f"{len(rows) - failed} structures in {config.output}, {failed} failed (predictions.csv)",
-        highlight=False,
-        soft_wrap=True,
     )
     return 1 if failed else 0
 
@@ -105,7 +103,9 @@ def _write(output: Path, name: str, record: FastaRecord, folded: Folded) -> Pred
         pdb, mmcif, status = "", "", "the predicted coordinates are not finite"
     plddt = round(100 * float(folded.plddt.mean()), 2)
     length = len(record.sequence)
-    return PredictionRow(record.id, record.header, length, plddt, pdb, mmcif, status)
+    return PredictionRow(
+        record.id, record.header, length, record.replaced, plddt, pdb, mmcif, status
+    )
 
 
 def _table(rows: list[PredictionRow]) -> str:

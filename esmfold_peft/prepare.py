@@ -5,10 +5,8 @@ import io
 import os
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from esmfold_peft.config import PrepareConfig
+from esmfold_peft.console import report, watched
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry, manifest_text
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import write_atomically
@@ -25,11 +23,10 @@ def run(config: PrepareConfig) -> int:
     Raises:
         UserError: a source does not exist, or no chain is left.
     """
-    console = Console(stderr=True)
     files = _structure_files(config.sources)
     entries: dict[str, ManifestEntry] = {}
     rejected: list[tuple[str, str, str]] = []
-    for file in track(files, "reading structures", console=console, transient=True):
+    for file in watched(files, "reading structures", len(files)):
         try:
             chains = read_chains(file)
         except UserError as error:
@@ -47,11 +44,9 @@ def run(config: PrepareConfig) -> int:
     config.output.mkdir(parents=True, exist_ok=True)
     write_atomically(config.output / "rejected.csv", _rejected_text(rejected))
     write_atomically(config.output / FILE_NAME, manifest_text(list(entries.values())))
-    console.print(
+    report(
         f"{len(entries)} chains of {len(files)} files in {config.output / FILE_NAME},"
         f" {len(rejected)} left out (rejected.csv)",
-        highlight=False,
-        soft_wrap=True,
     )
     return 0
 

@@ -4,10 +4,10 @@ import logging
 import warnings
 
 import pytorch_lightning as pl
-from rich.console import Console
 
 from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
@@ -46,14 +46,12 @@ def _describe(model: FoldingModel, config: TrainConfig) -> None:
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     adapter = trainable_adapter_parameters(model.language_model)
     scale = model.language_model.adapter.scale if model.language_model.adapter else None
-    Console(stderr=True).print(
+    report(
         f"run {config.run}: {config.adapter.kind} with {adapter:,} trainable parameters in the"
         " language model"
         + (f" (scale {scale:g})" if scale is not None else "")
         + f", {counts['trunk']:,} in the trunk, {counts['head']:,} in the head;"
         f" {config.engine.steps:,} steps of {config.engine.batch_size} chains",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -53,6 +53,10 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
         (["--data.trian", "x"], "data.trian"),
         (["--adapter.kind", "lorat"], "lorat"),
         (["--engine.steps", "many"], "many"),
+        (["--engine.batch_size", "0"], "engine.batch_size: 0"),
+        (["--model.trunk.blocks", "-1"], "model.trunk.blocks: -1"),
+        (["--optimizer.lr", "-0.1"], "optimizer.lr: -0.1"),
+        (["--loss.clamp_probability", "1.5"], "loss.clamp_probability: 1.5"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )

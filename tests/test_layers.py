@@ -18,7 +18,7 @@ ORDER = [
     "commands",
     "cli",
 ]
-ANYWHERE = {"errors", "config", "config_io", "devices", "__version__"}
+ANYWHERE = {"errors", "config", "config_io", "console", "devices", "__version__"}
 COMMANDS = {"prepare", "train", "evaluate", "predict"}
 
 
