@@ -58,7 +58,7 @@ class FoldingModule(pl.LightningModule):
         """Logs means over all chains of an optimizer step: its micro-batches, in all processes."""
         for name in self._micro_batches[0]:
             mean = torch.stack([values[name] for values in self._micro_batches]).mean()
-            self.log(f"train/{name}", mean, prog_bar=name == "loss", sync_dist=True, batch_size=1)
+            self.log(f"train/{name}", mean, sync_dist=True, batch_size=1)
         self._micro_batches = []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -79,7 +79,7 @@ class FoldingModule(pl.LightningModule):
         scores = np.array(list({k: v for share in shares for k, v in share.items()}.values()))
         # A chain without a resolved pair has no score.
         if np.isfinite(scores).any():
-            self.log("validation/lddt_ca", float(np.nanmean(scores)), prog_bar=True)
+            self.log("validation/lddt_ca", float(np.nanmean(scores)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with its schedule stepped once per optimizer step."""

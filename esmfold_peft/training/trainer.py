@@ -1,11 +1,12 @@
 """Lightning's Trainer for any engine, from one source of settings."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
@@ -28,7 +29,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         accelerator=engine.accelerator,
         devices=engine.devices,
         num_nodes=engine.nodes,
-        strategy=_strategy(engine),
+        strategy=_strategy(config),
         # bf16 is an autocast inside the model: the engine must not cast coordinates.
         precision=None if engine.deepspeed else "32-true",
         plugins=[_UntouchedBatch("32-true")] if engine.deepspeed else None,
@@ -42,18 +43,23 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        enable_progress_bar=False,
         logger=CSVLogger(config.run, name="", version=""),
         callbacks=callbacks,
     )
 
 
-def _strategy(engine: EngineConfig) -> Strategy | str:
+def _strategy(config: TrainConfig) -> Strategy | str:
+    engine = config.engine
     if engine.deepspeed is not None:
         return _deepspeed(engine)
     if engine.devices * engine.nodes > 1:
         backend = "nccl" if _on_gpu(engine) else "gloo"
-        return DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
+        # A head whose loss has no weight gets no gradient, which DDP must be told to expect.
+        idle = 0 in asdict(config.loss.weights).values()
+        return DDPStrategy(
+            broadcast_buffers=False, process_group_backend=backend, find_unused_parameters=idle
+        )
     return "auto"
 
 

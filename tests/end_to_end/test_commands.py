@@ -166,6 +166,14 @@ def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path,
         assert (theirs[key] - tensor).norm() <= 0.02 * moved + 1e-6, key
 
 
+@pytest.mark.slow
+def test_two_processes_train_without_the_confidence_loss(work: Path):
+    flags = ["--engine.devices", 2, "--engine.micro_batch", 1, "--loss.weights.plddt", 0]
+    esmfold_peft(*_four_steps(work, work / "idle"), *flags)
+    assert len(column(work / "idle", "train/loss")) == 4
+    assert not any("plddt" in line for line in (work / "idle" / "metrics.csv").open())
+
+
 @pytest.fixture(scope="module")
 def plain(work: Path) -> Path:
     """Four steps in one process, and the untrained model beside them."""
