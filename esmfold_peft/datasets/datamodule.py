@@ -40,15 +40,14 @@ class ChainDataModule(pl.LightningDataModule):
         )
         return self._loader(samples, batch_sampler=sampler, collate_fn=_collate_samples)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader:
         """This process's share of the validation chains, one at a time and whole.
 
         The list is filled up with repetitions until all processes have equally many, because an
         engine that shards parameters must enter every forward pass with all of them; who gathers
         drops the repetitions.
         """
-        if self.validation is None:
-            return []
+        assert self.validation is not None, "without validation chains the trainer asks for none"
         chains, world = len(self.validation), self._world
         share = [k % chains for k in range(self._rank, -(-chains // world) * world, world)]
         return self._loader(self.validation, sampler=share, collate_fn=_collate_whole)

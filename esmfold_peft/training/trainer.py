@@ -38,6 +38,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         gradient_clip_val=config.optimizer.clip_norm or None,
         val_check_interval=engine.validate_every * micro_steps,
         check_val_every_n_epoch=None,
+        limit_val_batches=None if config.data.validation else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=engine.log_every,
         use_distributed_sampler=False,
