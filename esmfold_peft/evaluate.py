@@ -1,12 +1,10 @@
 """`esmfold-peft evaluate`: predicted structures against true ones by lDDT-Cα."""
 
-import csv
-import io
 import json
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.console import watched
+from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.chains import ChainDataset
 from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.devices import choose_device
@@ -23,6 +22,8 @@ from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.inference import fold
 from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.read import read_structure
+from esmfold_peft.protein.residues import ATOM37_INDEX
+from esmfold_peft.protein.structure import ProteinStructure
 from esmfold_peft.training.run_directory import load_model
 
 _SUFFIXES = (".cif", ".pdb", ".cif.gz", ".pdb.gz")
@@ -39,7 +40,8 @@ class Score:
         pairs: Cα pairs that count.
         lddt_ca: mean over pairs, 0 to 1, the headline; NaN without pairs.
         lddt_ca_residue_mean: mean of the residues' scores, 0 to 1; NaN without pairs.
-        plddt: mean predicted lDDT-Cα over all residues, 0 to 100; NaN if the prediction has none.
+        plddt: mean predicted lDDT-Cα over all residues, 0 to 100; of files, the mean B-factor of
+            their Cα.
     """
 
     id: str
@@ -130,15 +132,14 @@ def _read_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[
             raise UserError(
                 f"{file}: its sequence is not that of {chain.id} ({_difference(found, chain)})"
             )
-        b_factors = structure.b_factors[structure.atom_mask]
-        yield (
-            index,
-            Prediction(
-                torch.from_numpy(found.positions),
-                torch.from_numpy(found.atom_mask),
-                float(b_factors.mean()) if len(b_factors) else math.nan,
-            ),
-        )
+        positions, mask = torch.from_numpy(found.positions), torch.from_numpy(found.atom_mask)
+        yield index, Prediction(positions, mask, _mean_b_factor(structure))
+
+
+def _mean_b_factor(structure: ProteinStructure) -> float:
+    ca = ATOM37_INDEX["CA"]
+    values = structure.b_factors[structure.atom_mask[:, ca], ca]
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -156,11 +157,7 @@ def _difference(found: Features, chain: Features) -> str:
 
 def _write(output: Path, scores: list[Score]) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [f.name for f in fields(Score)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(s) for s in scores)
-    write_atomically(output / "scores.csv", stream.getvalue())
+    write_atomically(output / "scores.csv", csv_text(Score, scores))
     write_atomically(output / "summary.json", json.dumps(summarize(scores), indent=2) + "\n")
 
 

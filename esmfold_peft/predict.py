@@ -1,15 +1,14 @@
 """`esmfold-peft predict`: sequences to structures."""
 
-import csv
-import io
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.console import report, watched
+from esmfold_peft.csv_text import csv_text
 from esmfold_peft.devices import choose_device
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
@@ -62,7 +61,7 @@ def run(config: PredictConfig) -> int:
     rows: dict[int, PredictionRow] = {}
     for item in watched(folded, "folding", len(records)):
         rows[item.index] = _write(config.output, names[item.index], records[item.index], item)
-    table = _table([rows[index] for index in range(len(records))])
+    table = csv_text(PredictionRow, (rows[index] for index in range(len(records))))
     write_atomically(config.output / "predictions.csv", table)
     failed = sum(row.status != "ok" for row in rows.values())
     report(
@@ -106,11 +105,3 @@ def _write(output: Path, name: str, record: FastaRecord, folded: Folded) -> Pred
     return PredictionRow(
         record.id, record.header, length, record.replaced, plddt, pdb, mmcif, status
     )
-
-
-def _table(rows: list[PredictionRow]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [f.name for f in fields(PredictionRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return stream.getvalue()

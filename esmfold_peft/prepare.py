@@ -1,12 +1,12 @@
 """`esmfold-peft prepare`: structure files to a manifest of their protein chains."""
 
-import csv
-import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.console import report, watched
+from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry, manifest_text
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import write_atomically
@@ -17,6 +17,15 @@ from esmfold_peft.protein.structure import ProteinStructure
 _SUFFIXES = (".cif", ".cif.gz", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".ent", ".ent.gz")
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """What is left out of a manifest: a file, or one of its chains, and why."""
+
+    file: str
+    id: str
+    reason: str
+
+
 def run(config: PrepareConfig) -> int:
     """Lists usable chains in manifest.csv, and the others with the reason in rejected.csv.
 
@@ -25,24 +34,24 @@ def run(config: PrepareConfig) -> int:
     """
     files = _structure_files(config.sources)
     entries: dict[str, ManifestEntry] = {}
-    rejected: list[tuple[str, str, str]] = []
+    rejected: list[Rejected] = []
     for file in watched(files, "reading structures", len(files)):
         try:
             chains = read_chains(file)
         except UserError as error:
-            rejected.append((str(file), "", str(error)))
+            rejected.append(Rejected(str(file), "", str(error)))
             continue
         for chain in chains:
             reason = _reason_against(chain, config, entries)
             if reason:
-                rejected.append((str(file), chain.id, reason))
+                rejected.append(Rejected(str(file), chain.id, reason))
             else:
                 entries[chain.id] = _entry(chain, file, config.output)
     if not entries:
-        reasons = f"; {rejected[0][2]}" if rejected else ""
+        reasons = f"; {rejected[0].reason}" if rejected else ""
         raise UserError(f"{config.sources[0]}: no usable chain in {len(files)} files{reasons}")
     config.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.output / "rejected.csv", _rejected_text(rejected))
+    write_atomically(config.output / "rejected.csv", csv_text(Rejected, rejected))
     write_atomically(config.output / FILE_NAME, manifest_text(list(entries.values())))
     report(
         f"{len(entries)} chains of {len(files)} files in {config.output / FILE_NAME},"
@@ -89,10 +98,3 @@ def _entry(chain: ProteinStructure, file: Path, output: Path) -> ManifestEntry:
         resolution=chain.resolution,
         release_date=chain.release_date.isoformat() if chain.release_date else None,
     )
-
-
-def _rejected_text(rejected: list[tuple[str, str, str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([("file", "id", "reason"), *rejected])
-    return stream.getvalue()

@@ -18,7 +18,7 @@ ORDER = [
     "commands",
     "cli",
 ]
-ANYWHERE = {"errors", "config", "config_io", "console", "devices", "__version__"}
+ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices", "__version__"}
 COMMANDS = {"prepare", "train", "evaluate", "predict"}
 
 

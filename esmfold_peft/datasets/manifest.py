@@ -2,9 +2,10 @@
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from esmfold_peft.csv_text import csv_text
 from esmfold_peft.errors import UserError
 
 FILE_NAME = "manifest.csv"
@@ -72,11 +73,7 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
 
 def manifest_text(entries: list[ManifestEntry]) -> str:
     """The manifest as CSV."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(entry) for entry in entries)
-    return stream.getvalue()
+    return csv_text(ManifestEntry, entries)
 
 
 def _entry(row: dict[str, str], place: str) -> ManifestEntry:
