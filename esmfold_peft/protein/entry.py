@@ -1,6 +1,6 @@
 """A coordinate file, mmCIF or PDB, opened with gemmi: its models, and what it says of itself.
 
-gemmi is a C++ parser, about 25 times faster than Biopython's.
+gemmi is a C++ parser, many times faster than one written in Python.
 """
 
 import re
