@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
+from esmfold_peft.console import report
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.run_directory import save_model
 
 
 class Saver(pl.Callback):
-    """Saves the model after each validation and at the end of a training."""
+    """Saves the model after each validation, and when a training ends or is interrupted."""
 
     def __init__(self) -> None:
         self._saved_step = -1
@@ -23,6 +24,15 @@ class Saver(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last model."""
         self._save(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves what has been learnt until Ctrl-C; after an error the model may be damaged."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._save(trainer, pl_module)
+            if trainer.is_global_zero:
+                report(f"interrupted at step {trainer.global_step}; the model is saved")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.global_step == self._saved_step:

@@ -45,7 +45,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        logger=CSVLogger(config.run, name="", version=""),
+        logger=CSVLogger(config.run, name="", version="", flush_logs_every_n_steps=1),
         callbacks=callbacks,
     )
 

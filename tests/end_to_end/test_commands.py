@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gemmi
@@ -164,6 +166,32 @@ def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path,
     for key, tensor in ours.items():
         moved = (tensor - start[key]).norm()
         assert (theirs[key] - tensor).norm() <= 0.02 * moved + 1e-6, key
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_keeps_what_it_learnt(work: Path, plain: Path):
+    run = work / "interrupted"
+    arguments = [*_four_steps(work, run), "--engine.steps", 100_000]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esmfold_peft", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell may have started the tests with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.csv").exists() and len(column(run, "train/loss")) > 4):
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted at step" in errors
+    assert "Traceback" not in errors
+    saved, start = (load_file(r / "model.safetensors") for r in (run, work / "untrained"))
+    assert any((saved[key] != start[key]).any() for key in start)
 
 
 @pytest.mark.slow
