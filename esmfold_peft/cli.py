@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         settings = to_config(config_parser(kind, positional), parsed[parsed.command], kind)
         return import_module(f"esmfold_peft.{parsed.command}").run(settings)
     except UserError as error:
-        print(f"esmfold-peft {parsed.command}: error: {error}", file=sys.stderr)
+        # From a loader's process an error comes with that process's traceback in front of it.
+        line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
+        print(f"esmfold-peft {parsed.command}: error: {line}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output left (`| head`); Python must not complain again when it closes

@@ -26,6 +26,18 @@ def _check(config: object, prefix: str, lowest: int, *names: str) -> None:
             raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
 
 
+def _check_shares(config: object, prefix: str, *names: str) -> None:
+    """Refuses shares and probabilities outside 0 to 1.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"{prefix}{name}: {value} is not between 0 and 1")
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """The ESM-2 protein language model.
@@ -108,7 +120,7 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         sizes = (f.name for f in fields(self) if f.type is int)
         _check(self, "model.trunk.", 1, *sizes)
-        _check(self, "model.trunk.", 0, "dropout_msa", "dropout_pair")
+        _check_shares(self, "model.trunk.", "dropout_msa", "dropout_pair")
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ class StructureConfig:
     def __post_init__(self) -> None:
         sizes = (f.name for f in fields(self) if f.type is int)
         _check(self, "model.structure.", 1, *sizes)
-        _check(self, "model.structure.", 0, "dropout")
+        _check_shares(self, "model.structure.", "dropout")
 
 
 @dataclass(frozen=True)
@@ -210,9 +222,10 @@ class LossConfig:
     plddt_resolution: tuple[float, float] | None = (0.1, 3.0)
 
     def __post_init__(self) -> None:
-        _check(self, "loss.", 0, "clamp_probability")
-        if self.clamp_probability > 1:
-            raise UserError(f"loss.clamp_probability: {self.clamp_probability} is more than 1")
+        _check_shares(self, "loss.", "clamp_probability")
+        bounds = self.plddt_resolution
+        if bounds is not None and not 0 <= bounds[0] < bounds[1]:
+            raise UserError(f"loss.plddt_resolution: {bounds} is not from low to high")
 
 
 @dataclass(frozen=True)
@@ -270,6 +283,8 @@ class OptimizerConfig:
         numbers = (f.name for f in fields(self) if f.type in (int, float))
         _check(self, "optimizer.", 0, *numbers)
         _check(self, "optimizer.", 1, "decay_steps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -286,8 +301,8 @@ class EngineConfig:
         batch_size: chains in one optimizer step, over all devices.
         micro_batch: chains that one device holds at a time; the rest is accumulated.
         steps: optimizer steps.
-        validate_every: optimizer steps between validations; the model is saved after each and at
-            the end.
+        validate_every: optimizer steps between validations. The model is saved as often, also
+            without validation chains, and at the end.
         log_every: optimizer steps between lines of metrics.csv.
     """
 
@@ -313,7 +328,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        run: folder of the run, made by `train`; it must not exist.
+        run: folder of the run, made by `train`; it must be absent or empty.
         data: chains.
         model: the folding model.
         adapter: what is trained inside the language model.
@@ -331,6 +346,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, "", 0, "seed")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What commands say to the person who runs them: on stderr, so that stdout can be piped."""
+"""What commands say on stderr to the person who runs them; results go to stdout."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar

@@ -19,8 +19,8 @@ from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.metrics.lddt import lddt_ca
-from esmfold_peft.model.inference import fold
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.model.inference import Folded, fold
+from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.residues import ATOM37_INDEX
 from esmfold_peft.protein.structure import ProteinStructure
@@ -71,6 +71,7 @@ def run(config: EvaluateConfig) -> int:
     references = ChainDataset(config.references)
     chains = [references[i] for i in range(len(references))]
     predictions = _fold_all(config, chains) if config.run else _read_all(config, chains)
+    make_folder(config.output)
     progress = watched(predictions, "scoring", len(chains))
     scores = [score(chains[index], prediction) for index, prediction in progress]
     scores.sort(key=lambda s: s.id)
@@ -116,24 +117,28 @@ def _fold_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[
     model, trained = load_model(config.run)
     model.to(choose_device(config.accelerator))
     folded = fold(model, chains, recycles=trained.model.max_recycles, max_tokens=config.max_tokens)
-    for item in folded:
-        everything = torch.ones(item.positions.shape[:2], dtype=torch.bool)
-        plddt = 100 * float(item.plddt.mean())
-        yield item.index, Prediction(item.positions, everything, plddt)
+    return ((item.index, _prediction(item)) for item in folded)
+
+
+def _prediction(folded: Folded) -> Prediction:
+    everything = torch.ones(folded.positions.shape[:2], dtype=torch.bool)
+    return Prediction(folded.positions, everything, 100 * float(folded.plddt.mean()))
 
 
 def _read_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[int, Prediction]]:
     assert config.predictions is not None
     files = [_find(config.predictions, chain.id) for chain in chains]
-    for index, (file, chain) in enumerate(zip(files, chains, strict=True)):
-        structure = read_structure(file)
-        found = features(structure)
-        if len(found) != len(chain) or (found.aatype != chain.aatype).any():
-            raise UserError(
-                f"{file}: its sequence is not that of {chain.id} ({_difference(found, chain)})"
-            )
-        positions, mask = torch.from_numpy(found.positions), torch.from_numpy(found.atom_mask)
-        yield index, Prediction(positions, mask, _mean_b_factor(structure))
+    return ((i, _read(file, chains[i])) for i, file in enumerate(files))
+
+
+def _read(file: Path, chain: Features) -> Prediction:
+    structure = read_structure(file)
+    found = features(structure)
+    if len(found) != len(chain) or (found.aatype != chain.aatype).any():
+        difference = _difference(found, chain)
+        raise UserError(f"{file}: its sequence is not that of {chain.id} ({difference})")
+    positions, mask = torch.from_numpy(found.positions), torch.from_numpy(found.atom_mask)
+    return Prediction(positions, mask, _mean_b_factor(structure))
 
 
 def _mean_b_factor(structure: ProteinStructure) -> float:
@@ -156,7 +161,6 @@ def _difference(found: Features, chain: Features) -> str:
 
 
 def _write(output: Path, scores: list[Score]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "scores.csv", csv_text(Score, scores))
     write_atomically(output / "summary.json", json.dumps(summarize(scores), indent=2) + "\n")
 

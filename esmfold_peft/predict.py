@@ -10,10 +10,12 @@ from esmfold_peft.config import PredictConfig
 from esmfold_peft.console import report, watched
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.devices import choose_device
+from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
-from esmfold_peft.protein.files import write_atomically
-from esmfold_peft.protein.write import PDB_RESIDUES, to_mmcif, to_pdb
+from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.protein.structure import ProteinStructure
+from esmfold_peft.protein.write import to_mmcif, to_pdb
 from esmfold_peft.training.run_directory import load_model
 
 _LONGEST_NAME = 100
@@ -53,14 +55,14 @@ def run(config: PredictConfig) -> int:
     records = read_fasta(config.fasta)
     model, trained = load_model(config.run)
     model.to(choose_device(config.accelerator))
-    config.output.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output)
     names = file_names([record.id for record in records])
     chains = [sequence_features(r.id, r.sequence) for r in records]
     recycles = trained.model.max_recycles if config.recycles is None else config.recycles
     folded = fold(model, chains, recycles=recycles, max_tokens=config.max_tokens)
     rows: dict[int, PredictionRow] = {}
     for item in watched(folded, "folding", len(records)):
-        rows[item.index] = _write(config.output, names[item.index], records[item.index], item)
+        rows[item.index] = write_record(config.output, names[item.index], records[item.index], item)
     table = csv_text(PredictionRow, (rows[index] for index in range(len(records))))
     write_atomically(config.output / "predictions.csv", table)
     failed = sum(row.status != "ok" for row in rows.values())
@@ -89,17 +91,33 @@ def file_names(ids: list[str]) -> list[str]:
     return names
 
 
-def _write(output: Path, name: str, record: FastaRecord, folded: Folded) -> PredictionRow:
+def _write_pdb(path: Path, structure: ProteinStructure) -> str:
+    """Writes the PDB file and returns its name; "" if the structure is too large for the format."""
+    try:
+        text = to_pdb(structure)
+    except UserError:
+        return ""
+    write_atomically(path, text)
+    return path.name
+
+
+def write_record(output: Path, name: str, record: FastaRecord, folded: Folded) -> PredictionRow:
+    """Writes the files of one prediction; one that is not finite gets none and says so.
+
+    Args:
+        output: folder that exists.
+        name: file name without ending.
+        record: what was folded.
+        folded: the prediction.
+    """
     structure = to_structure(name, record.sequence, folded)
-    pdb, mmcif, status = f"{name}.pdb", f"{name}.cif", "ok"
-    if np.isfinite(structure.positions).all():
+    pdb, mmcif, status = "", "", "ok"
+    if np.isfinite(structure.positions).all() and folded.plddt.isfinite().all():
+        mmcif = f"{name}.cif"
         write_atomically(output / mmcif, to_mmcif(structure))
-        if len(structure) <= PDB_RESIDUES:
-            write_atomically(output / pdb, to_pdb(structure))
-        else:
-            pdb = ""  # the format ends there; the mmCIF file has it all
+        pdb = _write_pdb(output / f"{name}.pdb", structure)
     else:
-        pdb, mmcif, status = "", "", "the predicted coordinates are not finite"
+        status = "the prediction is not finite"
     plddt = round(100 * float(folded.plddt.mean()), 2)
     length = len(record.sequence)
     return PredictionRow(

@@ -9,7 +9,7 @@ from esmfold_peft.console import report, watched
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry, manifest_text
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.protein.read import read_chains
 from esmfold_peft.protein.residues import ATOM37_INDEX
 from esmfold_peft.protein.structure import ProteinStructure
@@ -50,7 +50,7 @@ def run(config: PrepareConfig) -> int:
     if not entries:
         reasons = f"; {rejected[0].reason}" if rejected else ""
         raise UserError(f"{config.sources[0]}: no usable chain in {len(files)} files{reasons}")
-    config.output.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output)
     write_atomically(config.output / "rejected.csv", csv_text(Rejected, rejected))
     write_atomically(config.output / FILE_NAME, manifest_text(list(entries.values())))
     report(

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from esmfold_peft.datasets.crop import crop_start
 from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.datasets.manifest import manifest_path, read_manifest
+from esmfold_peft.errors import UserError
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.structure import ProteinStructure
 
@@ -20,11 +21,19 @@ class ChainDataset(Dataset):
 
     Args:
         path: a manifest or its folder.
+
+    Raises:
+        UserError: there is no manifest, it is broken, or a file that it lists is missing.
     """
 
     def __init__(self, path: Path) -> None:
         self.manifest = manifest_path(path)
         self.entries = read_manifest(self.manifest)
+        for entry in self.entries:
+            if not (self.manifest.parent / entry.file).is_file():
+                raise UserError(
+                    f"{self.manifest}: the file of {entry.id}, {entry.file}, is missing"
+                )
         self._features = lru_cache(maxsize=_CACHED_CHAINS)(self._load)
 
     def __len__(self) -> int:

@@ -56,7 +56,7 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
         path: the CSV file.
 
     Raises:
-        UserError: the file is not a manifest, or it is empty.
+        UserError: the file is not a manifest, is empty, or names a chain twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,10 +65,16 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != _COLUMNS:
         raise UserError(f"{path}:1: not a manifest: its columns must be {','.join(_COLUMNS)}")
-    entries = [_entry(row, f"{path}:{reader.line_num}") for row in reader]
+    entries: dict[str, ManifestEntry] = {}
+    for row in reader:
+        place = f"{path}:{reader.line_num}"
+        entry = _entry(row, place)
+        if entry.id in entries:
+            raise UserError(f"{place}: {entry.id} is listed twice")
+        entries[entry.id] = entry
     if not entries:
         raise UserError(f"{path}: the manifest lists no chain")
-    return entries
+    return list(entries.values())
 
 
 def manifest_text(entries: list[ManifestEntry]) -> str:

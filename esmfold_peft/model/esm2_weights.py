@@ -150,6 +150,8 @@ def _read_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
 
 def _read_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
     """Tensors of a Hugging Face checkpoint under fair-esm's names."""
+    if path.is_file() and path.suffix != ".safetensors":
+        raise UserError(f"{path}: neither an official .pt file nor a Hugging Face .safetensors")
     folder = path if path.is_dir() else path.parent
     _require_settings(
         _read_json(folder / "config.json"),

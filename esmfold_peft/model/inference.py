@@ -11,8 +11,9 @@ from torch import Tensor
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
+from esmfold_peft.geometry.atoms import atom14_to_atom37, atom14_to_atom37_mask
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.residues import ATOM14_MASK, ATOM14_TO_ATOM37, ATOM37, encode
+from esmfold_peft.protein.residues import encode
 from esmfold_peft.protein.structure import ProteinStructure
 
 
@@ -72,14 +73,9 @@ def to_structure(name: str, sequence: str, folded: Folded) -> ProteinStructure:
         sequence: the one-letter codes that were folded.
         folded: the prediction of them.
     """
-    aatype = encode(sequence)
-    rows, columns = np.nonzero(ATOM14_MASK[aatype])
-    n = len(sequence)
-    positions = np.zeros((n, len(ATOM37), 3), dtype=np.float32)
-    mask = np.zeros((n, len(ATOM37)), dtype=bool)
-    to37 = ATOM14_TO_ATOM37[aatype[rows], columns]
-    positions[rows, to37] = folded.positions.numpy()[rows, columns]
-    mask[rows, to37] = True
+    n, aatype = len(sequence), torch.from_numpy(encode(sequence))[None]
+    positions = atom14_to_atom37(aatype, folded.positions[None])[0].numpy()
+    mask = atom14_to_atom37_mask(aatype, torch.ones(1, n, 14, dtype=torch.bool))[0].numpy()
     return ProteinStructure(
         id=name,
         sequence=sequence,

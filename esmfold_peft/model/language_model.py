@@ -101,19 +101,6 @@ class LanguageModel(nn.Module):
         self.register_buffer("token_of_aatype", table, persistent=False)
 
     @classmethod
-    def from_name(cls, name: str, *, checkpoint: bool = False) -> "LanguageModel":
-        """A model of a published size, its weights random.
-
-        Args:
-            name: official name, such as esm2_t12_35M_UR50D.
-            checkpoint: see the class.
-
-        Raises:
-            UserError: no such name.
-        """
-        return cls(size_of(name), checkpoint=checkpoint)
-
-    @classmethod
     def random(
         cls, size: str | AttentionShape, *, seed: int = 0, checkpoint: bool = False
     ) -> "LanguageModel":

@@ -33,6 +33,18 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are missing.
+
+    Raises:
+        UserError: it cannot be made, or a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make this folder ({error.strerror})") from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that its name never stands for half of it: temporary file, fsync, rename.
 

@@ -9,7 +9,7 @@ from esmfold_peft.protein.structure import ProteinStructure
 
 _ENTITY = "1"
 # The widths of the columns of the PDB format.
-PDB_RESIDUES = 9_999
+_PDB_RESIDUES = 9_999
 _PDB_NUMBERS = (-999, 9_999)
 _PDB_ATOMS = 99_999
 _PDB_COORDINATES = (-999.999, 9999.999)
@@ -94,7 +94,7 @@ def _check_columns(structure: ProteinStructure, chain: str) -> None:
     known = structure.atom_mask
     for fits, what in (
         (len(chain) == 1, f'the chain name "{chain}" is not one character'),
-        (len(structure) <= PDB_RESIDUES, f"more than {PDB_RESIDUES} residues"),
+        (len(structure) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"),
         (_within(numbers, _PDB_NUMBERS), f"residue numbers outside {_PDB_NUMBERS}"),
         (int(known.sum()) < _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
         (

@@ -35,6 +35,7 @@ class FoldingModule(pl.LightningModule):
         self._scores: dict[str, float] = {}
         self._accumulation = accumulation(config.engine)
         self._micro_batches: list[dict[str, Tensor]] = []
+        self._train_scores: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of a micro-batch; all processes draw the same number of passes."""
@@ -48,8 +49,9 @@ class FoldingModule(pl.LightningModule):
             resolution_range=self.config.loss.plddt_resolution,
         )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
-        values = {"loss": terms.total, **terms.terms, "lddt_ca": scores.per_chain}
+        values = {"loss": terms.total, **terms.terms}
         self._micro_batches.append({k: v.detach().mean() for k, v in values.items()})
+        self._train_scores.append(scores.per_chain)
         if len(self._micro_batches) == self._accumulation:
             self._log_step()
         return terms.total.mean()
@@ -59,7 +61,13 @@ class FoldingModule(pl.LightningModule):
         for name in self._micro_batches[0]:
             mean = torch.stack([values[name] for values in self._micro_batches]).mean()
             self.log(f"train/{name}", mean, sync_dist=True, batch_size=1)
-        self._micro_batches = []
+        # A crop without a resolved pair has no score: mean over those that have one.
+        scores = torch.cat(self._train_scores)
+        found = torch.stack((scores.nansum(), scores.isfinite().sum()))
+        total, count = self.trainer.strategy.reduce(found, reduce_op="sum").tolist()
+        if count:
+            self.log("train/lddt_ca", total / count, batch_size=1)
+        self._micro_batches, self._train_scores = [], []
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Folds whole chains and keeps their lDDT-Cα."""
@@ -79,7 +87,7 @@ class FoldingModule(pl.LightningModule):
         scores = np.array(list({k: v for share in shares for k, v in share.items()}.values()))
         # A chain without a resolved pair has no score.
         if np.isfinite(scores).any():
-            self.log("validation/lddt_ca", float(np.nanmean(scores)))
+            self.log("validation/lddt_ca", float(np.nanmean(scores)), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with its schedule stepped once per optimizer step."""

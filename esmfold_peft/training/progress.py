@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from esmfold_peft.training.saver import due_without_validation
+
 _SHOWN = {"train/loss": "loss", "train/lddt_ca": "lDDT", "validation/lddt_ca": "validation lDDT"}
 
 
@@ -24,10 +26,11 @@ def progress() -> Callback:
 
 
 class ProgressLines(Callback):
-    """Prints losses and scores, and the seconds since the start, after each validation."""
+    """Prints losses and scores, and the seconds since the start, as often as is validated."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._printed_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
@@ -35,9 +38,26 @@ class ProgressLines(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints one line."""
-        if trainer.is_global_zero:
+        self._print(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Prints one line where nothing is validated."""
+        if due_without_validation(trainer, pl_module):
+            self._print(trainer)
+
+    def _print(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if trainer.is_global_zero and step != self._printed_step:
+            self._printed_step = step
             seconds = time.monotonic() - self._started
-            print(f"step {trainer.global_step}: {_metrics(trainer)}, {seconds:.0f} s", flush=True)
+            print(f"step {step}: {_metrics(trainer)}, {seconds:.0f} s", flush=True)
 
 
 class ProgressBar(Callback):

@@ -25,7 +25,7 @@ from esmfold_peft.datasets.manifest import manifest_path
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.training.optim import parameter_groups
 
 CONFIG = "config.yaml"
@@ -47,10 +47,7 @@ def create_run(config: TrainConfig, model: FoldingModel, base_hash: str) -> None
     Raises:
         UserError: the folder cannot be made.
     """
-    try:
-        config.run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run: {config.run} cannot be made ({error.strerror})") from error
+    make_folder(config.run)
     write_atomically(config.run / CONFIG, config_text(with_absolute_weights(config)))
     provenance = _provenance(config, model, base_hash)
     write_atomically(config.run / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
@@ -110,7 +107,7 @@ def load_model(run: Path) -> tuple[FoldingModel, TrainConfig]:
         raise UserError(f"{path}: no such checkpoint (the run has not saved a model)")
     config = read_config(run / CONFIG, TrainConfig)
     model, base_hash = build_model(config)
-    expected = _read_provenance(run)["language_model_sha256"]
+    expected = _base_hash(run)
     if base_hash != expected:
         raise UserError(
             f"{run}: the language model's weights are not those of the training"
@@ -139,12 +136,16 @@ def _fill(model: FoldingModel, path: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _read_provenance(run: Path) -> dict:
+def _base_hash(run: Path) -> str:
     path = run / PROVENANCE
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+    found = content.get("language_model_sha256") if isinstance(content, dict) else None
+    if not isinstance(found, str):
+        raise UserError(f"{path}: language_model_sha256 is missing")
+    return found
 
 
 def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dict:

@@ -12,7 +12,7 @@ from esmfold_peft.training.run_directory import save_model
 
 
 class Saver(pl.Callback):
-    """Saves the model after each validation, and when a training ends or is interrupted."""
+    """Saves the model at every validation, and when a training ends or is interrupted."""
 
     def __init__(self) -> None:
         self._saved_step = -1
@@ -20,6 +20,18 @@ class Saver(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the model that was scored."""
         self._save(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Saves as often where nothing is validated."""
+        if due_without_validation(trainer, pl_module):
+            self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last model."""
@@ -42,6 +54,13 @@ class Saver(pl.Callback):
         with _whole_parameters(trainer, module.model):
             if trainer.is_global_zero:
                 save_model(module.config.run, module.model, module.base_hash)
+
+
+def due_without_validation(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    """Whether a run without validation chains has come to where it would validate."""
+    assert isinstance(module, FoldingModule)
+    config, step = module.config, trainer.global_step
+    return config.data.validation is None and step > 0 and step % config.engine.validate_every == 0
 
 
 def _whole_parameters(trainer: pl.Trainer, model: FoldingModel) -> AbstractContextManager:

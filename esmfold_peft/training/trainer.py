@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +13,9 @@ from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 
 from esmfold_peft.config import EngineConfig, TrainConfig
+from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.accumulation import accumulation
 
 
@@ -25,6 +28,11 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
     """
     engine = config.engine
     micro_steps = accumulation(engine)
+    choose_device(engine.accelerator)
+    if _on_gpu(engine) and engine.devices > torch.cuda.device_count():
+        raise UserError(
+            f"engine.devices: {engine.devices} asked for, {torch.cuda.device_count()} there"
+        )
     return pl.Trainer(
         accelerator=engine.accelerator,
         devices=engine.devices,
@@ -40,7 +48,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         check_val_every_n_epoch=None,
         limit_val_batches=None if config.data.validation else 0,
         num_sanity_val_steps=0,
-        log_every_n_steps=engine.log_every,
+        log_every_n_steps=min(engine.log_every, max(engine.steps, 1)),
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -67,10 +75,7 @@ def _strategy(config: TrainConfig) -> Strategy | str:
 def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
     path = engine.deepspeed
     assert path is not None
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"engine.deepspeed: {path} is not a JSON file ({error})") from error
+    settings = _read_deepspeed(path)
     for key in (
         "gradient_clipping",
         "gradient_accumulation_steps",
@@ -86,8 +91,43 @@ def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
     return _CPUDeepSpeedStrategy(config=settings, process_group_backend="gloo")
 
 
+def _read_deepspeed(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.deepspeed: {path} is not a JSON file ({error})") from error
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    # DeepSpeed ignores keys that it does not know: a misspelt one would train without ZeRO.
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    return settings
+
+
+def keep_adapter_whole(trainer: pl.Trainer, model: FoldingModel) -> None:
+    """Exempts the adapter from ZeRO stage 3's partitioning of parameters.
+
+    Its tensors are folded at the start of a forward pass and used in every layer, where DeepSpeed,
+    which gathers a parameter only while its own module runs, would leave them empty.
+
+    Args:
+        trainer: before it fits.
+        model: with or without an adapter.
+    """
+    strategy, adapter = trainer.strategy, model.language_model.adapter
+    if adapter is None or not isinstance(strategy, DeepSpeedStrategy):
+        return
+    assert isinstance(strategy.config, dict)
+    zero = strategy.config["zero_optimization"]
+    largest = max(parameter.numel() for parameter in adapter.parameters())
+    key = "stage3_param_persistence_threshold"
+    zero[key] = max(zero.get(key, _PERSISTENCE), largest + 1)
+
+
 def _on_gpu(engine: EngineConfig) -> bool:
     return engine.accelerator != "cpu" and torch.cuda.is_available()
+
+
+_PERSISTENCE = 100_000  # DeepSpeed's default: smaller parameters are never partitioned
 
 
 class _UntouchedBatch(DeepSpeedPrecision):

@@ -70,6 +70,10 @@ def test_a_chain_too_short_to_train_on_is_left_out(example: Path, tmp_path: Path
         ("id,file\n1,2\n", ":1: "),
         ("id,file,chain,length,resolved,resolution,release_date\na,b,A,many,3,,\n", ":2: "),
         ("id,file,chain,length,resolved,resolution,release_date\n", "no chain"),
+        (
+            "id,file,chain,length,resolved,resolution,release_date\na,b,A,3,3,,\na,c,A,3,3,,\n",
+            ":3: a is listed twice",
+        ),
     ],
 )
 def test_a_broken_manifest_names_the_line(content: str, place: str, tmp_path: Path):
@@ -77,6 +81,16 @@ def test_a_broken_manifest_names_the_line(content: str, place: str, tmp_path: Pa
     path.write_text(content)
     with pytest.raises(UserError, match=place):
         read_manifest(path)
+
+
+def test_a_missing_structure_is_found_before_anything_starts(example: Path, tmp_path: Path):
+    copy = tmp_path / "1ubq_A.cif.gz"
+    copy.write_bytes((example / "held_out" / "1ubq_A.cif.gz").read_bytes())
+    run(PrepareConfig(sources=(copy,), output=tmp_path / "out"))
+    assert len(ChainDataset(tmp_path / "out")) == 1
+    copy.unlink()
+    with pytest.raises(UserError, match=r"manifest\.csv: the file of 1ubq_A, .* is missing"):
+        ChainDataset(tmp_path / "out")
 
 
 def test_binary_is_no_manifest(tmp_path: Path):

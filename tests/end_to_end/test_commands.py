@@ -169,6 +169,31 @@ def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path,
 
 
 @pytest.mark.slow
+def test_zero_3_trains_adapters_that_it_would_partition(work: Path):
+    # 3 layers x 3 matrices x 64 x 256 = 147,456 numbers: above DeepSpeed's threshold.
+    lora = ["--adapter.kind", "lora", "--adapter.rank", 256]
+    zero3 = ["--engine.deepspeed", ROOT / "configs" / "deepspeed" / "zero3.json"]
+    esmfold_peft(*_four_steps(work, work / "wide"), *lora)
+    esmfold_peft(*_four_steps(work, work / "wide_zero3"), *lora, *zero3)
+    losses = column(work / "wide", "train/loss")
+    assert column(work / "wide_zero3", "train/loss") == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_without_validation_is_saved_and_reported_on_the_way(work: Path):
+    run = work / "unvalidated"
+    printed = esmfold_peft(
+        "train", *SMALL, "--run", run, "--data.train", work / "train", "--engine.steps", 5,
+        "--engine.validate_every", 2, "--engine.batch_size", 2, "--engine.micro_batch", 1,
+    )  # fmt: skip
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("step")] == [
+        "step 2",
+        "step 4",
+    ]
+    assert len(column(run, "train/loss")) == 5
+
+
+@pytest.mark.slow
 def test_an_interrupted_training_keeps_what_it_learnt(work: Path, plain: Path):
     run = work / "interrupted"
     arguments = [*_four_steps(work, run), "--engine.steps", 100_000]

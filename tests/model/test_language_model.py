@@ -147,7 +147,7 @@ def test_sizes_are_those_of_the_names():
 
 def test_parameters_of_the_35m_model():
     with torch.device("meta"):
-        lm = LanguageModel.from_name("esm2_t12_35M_UR50D")
+        lm = LanguageModel.random("esm2_t12_35M_UR50D")
     d = 480
     layer = 4 * (d * d + d) + 2 * 4 * d * d + 4 * d + d + 4 * d
     assert sum(p.numel() for p in lm.parameters()) == 33 * d + 12 * layer + 2 * d
@@ -156,7 +156,7 @@ def test_parameters_of_the_35m_model():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LanguageModel.from_name("esm2_t12"), '"esm2_t12" is unknown'),
+        (lambda: LanguageModel.random("esm2_t12"), '"esm2_t12" is unknown'),
         (lambda: AttentionShape(2, 42, 4), "multiple of twice the heads"),
         (lambda: AttentionShape(0, 40, 4), "must be positive"),
     ],

@@ -51,11 +51,15 @@ def test_recycling_is_uniform_and_the_same_in_every_process():
 
 def test_a_deepspeed_file_may_not_contradict_the_config(tmp_path: Path):
     path = tmp_path / "ds.json"
-    path.write_text('{"gradient_clipping": 1.0}')
+    path.write_text('{"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
     engine = EngineConfig(accelerator="cpu", deepspeed=path, batch_size=1)
     config = TrainConfig(run=tmp_path, data=DataConfig(train=tmp_path), engine=engine)
     with pytest.raises(UserError, match="gradient_clipping"):
         build_trainer(config, [])
+    for misspelt in ('{"zero_optimisation": {"stage": 1}}', "[]", '{"zero_optimization": 2}'):
+        path.write_text(misspelt)
+        with pytest.raises(UserError, match=r"zero_optimization\.stage"):
+            build_trainer(config, [])
     path.write_text("{")
     with pytest.raises(UserError, match="not a JSON file"):
         build_trainer(config, [])

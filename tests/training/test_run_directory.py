@@ -124,6 +124,15 @@ def test_a_truncated_checkpoint_is_refused(config: TrainConfig):
         load_model(config.run)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"language_model_sha256": null}'])
+def test_a_damaged_provenance_is_refused(content: str, config: TrainConfig):
+    model, base = trained(config)
+    create_run(config, model, base)
+    (config.run / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match=r"provenance\.json"):
+        load_model(config.run)
+
+
 def test_saving_again_leaves_no_other_file(config: TrainConfig):
     model, base = trained(config)
     create_run(config, model, base)
