@@ -16,7 +16,7 @@ from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.training.progress import progress
 from esmfold_peft.training.run_directory import create_run, refuse_existing_run
 from esmfold_peft.training.saver import Saver
-from esmfold_peft.training.trainer import build_trainer, keep_adapter_whole
+from esmfold_peft.training.trainer import build_trainer
 
 
 def run(config: TrainConfig) -> int:
@@ -32,7 +32,6 @@ def run(config: TrainConfig) -> int:
         refuse_existing_run(config)
     data = ChainDataModule(config)
     model, base_hash = build_model(config)
-    keep_adapter_whole(trainer, model)
     if trainer.is_global_zero:
         create_run(config, model, base_hash)
         _describe(model, config)

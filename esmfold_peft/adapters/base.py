@@ -98,17 +98,25 @@ class Adapter(nn.Module, ABC):
         self.targets: Group = tuple(target for target in TARGETS if target in config.targets)
         self.scale = config.alpha / config.rank
 
-    def forward(self, dtype: torch.dtype) -> Deltas:
-        """Folds, as a module call: parameters sharded by ZeRO stage 3 are gathered by its hooks."""
-        return self.fold(dtype)
-
-    @abstractmethod
     def fold(self, dtype: torch.dtype) -> Deltas:
         """Computes in float32, once for all layers, what they share, then casts it.
 
         Args:
             dtype: of the language model's matrix products.
         """
+        return self.deltas(self(dtype))
+
+    @abstractmethod
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The folded factors.
+
+        A module call that returns plain tensors, because ZeRO stage 3 gathers the parameters by
+        hooks on both: in the forward pass on the call, in the backward pass on these tensors.
+        """
+
+    @abstractmethod
+    def deltas(self, folded: tuple[Tensor, ...]) -> Deltas:
+        """Shares out folded factors to layers and groups; reads no parameter."""
 
     @abstractmethod
     def delta_weight(self, layer: int, target: Target) -> Float[Tensor, "d d"]:

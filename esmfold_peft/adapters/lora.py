@@ -56,12 +56,15 @@ class LoRA(Adapter):
         self.a = nn.Parameter(torch.empty(*stack, config.rank, shape.width).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.zeros(*stack, shape.width, config.rank))
 
-    def fold(self, dtype: torch.dtype) -> LoRADeltas:
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See `Adapter`: A, and B with the scale."""
+        return self.a.to(dtype), (self.scale * self.b.float()).to(dtype)
+
+    def deltas(self, folded: tuple[Tensor, ...]) -> LoRADeltas:
         """See `Adapter`."""
         members = {group: self.members(group) for group in GROUPS}
         sizes = [len(members[group]) for group in GROUPS]
-        a = self.a.to(dtype).split(sizes, dim=1)
-        b = (self.scale * self.b.float()).to(dtype).split(sizes, dim=1)
+        a, b = (factor.split(sizes, dim=1) for factor in folded)
         # unbind, not indexing: its gradient is one stack instead of one zero-filled tensor a layer.
         return LoRADeltas(
             {group: t.flatten(1, 2).unbind(0) for group, t in zip(GROUPS, a, strict=True)},

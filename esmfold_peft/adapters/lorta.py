@@ -90,14 +90,19 @@ class LoRTA(Adapter):
             for mode in modes:
                 _uniform(mode, (6 / self.config.rank) ** 0.5)
 
-    def fold(self, dtype: torch.dtype) -> LoRTADeltas:
-        """See `Adapter`. G is elementwise products only, so that autocast cannot round it."""
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See `Adapter`: A and G, elementwise products only, so that autocast cannot round it."""
+        return self.a.to(dtype), self._factors().to(dtype)
+
+    def deltas(self, folded: tuple[Tensor, ...]) -> LoRTADeltas:
+        """See `Adapter`."""
         members = {group: self.members(group) for group in GROUPS}
         sizes = [len(members[group]) for group in GROUPS]
-        by_group = self._factors().to(dtype).split(sizes, dim=2)
+        a, g = folded
+        by_group = g.split(sizes, dim=2)
         # unbind, not indexing: its gradient is one stack instead of one zero-filled tensor a layer.
         factors = {group: g.flatten(2).unbind(0) for group, g in zip(GROUPS, by_group, strict=True)}
-        return LoRTADeltas(self.a.to(dtype), factors, members)
+        return LoRTADeltas(a, factors, members)
 
     def delta_weight(self, layer: int, target: Target) -> Float[Tensor, "d d"]:
         """See `Adapter`: A spans the columns of ΔW as torch stores it, the rows for output."""

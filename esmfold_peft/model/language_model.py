@@ -133,7 +133,7 @@ class LanguageModel(nn.Module):
         attended = tokens != ALPHABET.padding_idx
         x = self.embed_tokens(tokens) * EMBEDDING_SCALE * attended[..., None]
         cos, sin = _rotary_tables(tokens.shape[1], self.shape.head_width, x.device)
-        deltas = None if self.adapter is None else self.adapter(_product_dtype(x))
+        deltas = None if self.adapter is None else self.adapter.fold(_product_dtype(x))
         shared = _Pass(cos, sin, attended[:, None, None], deltas)
         levels = [x]
         for index, layer in enumerate(self._layers()):

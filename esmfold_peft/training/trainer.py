@@ -15,7 +15,6 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.accumulation import accumulation
 
 
@@ -103,31 +102,8 @@ def _read_deepspeed(path: Path) -> dict[str, Any]:
     return settings
 
 
-def keep_adapter_whole(trainer: pl.Trainer, model: FoldingModel) -> None:
-    """Exempts the adapter from ZeRO stage 3's partitioning of parameters.
-
-    Its tensors are folded at the start of a forward pass and used in every layer, where DeepSpeed,
-    which gathers a parameter only while its own module runs, would leave them empty.
-
-    Args:
-        trainer: before it fits.
-        model: with or without an adapter.
-    """
-    strategy, adapter = trainer.strategy, model.language_model.adapter
-    if adapter is None or not isinstance(strategy, DeepSpeedStrategy):
-        return
-    assert isinstance(strategy.config, dict)
-    zero = strategy.config["zero_optimization"]
-    largest = max(parameter.numel() for parameter in adapter.parameters())
-    key = "stage3_param_persistence_threshold"
-    zero[key] = max(zero.get(key, _PERSISTENCE), largest + 1)
-
-
 def _on_gpu(engine: EngineConfig) -> bool:
     return engine.accelerator != "cpu" and torch.cuda.is_available()
-
-
-_PERSISTENCE = 100_000  # DeepSpeed's default: smaller parameters are never partitioned
 
 
 class _UntouchedBatch(DeepSpeedPrecision):
