@@ -5,37 +5,105 @@ Help, settings and their errors need no torch: a command is imported when it run
 
 import os
 import sys
+from dataclasses import dataclass
 from importlib import import_module
-
-from jsonargparse import ArgumentParser
+from typing import Any
 
 from esmfold_peft import __version__, config
-from esmfold_peft.config_io import OneLineParser, config_parser, to_config
+from esmfold_peft.config_io import OneLineParser, config_parser, summary, to_config
 from esmfold_peft.errors import UserError
 
-_COMMANDS: dict[str, tuple[type, str | None]] = {
-    "prepare": (config.PrepareConfig, "sources"),
-    "train": (config.TrainConfig, None),
-    "evaluate": (config.EvaluateConfig, None),
-    "predict": (config.PredictConfig, "fasta"),
+
+@dataclass(frozen=True)
+class _Command:
+    """One command.
+
+    Attributes:
+        settings: dataclass of its settings.
+        module: of this package; its `run` takes them.
+        positional: the setting that is given without a flag.
+    """
+
+    settings: type
+    module: str
+    positional: str | None = None
+
+
+_COMMANDS: dict[str, dict[str, _Command]] = {
+    "": {
+        "prepare": _Command(config.PrepareConfig, "prepare", "sources"),
+        "train": _Command(config.TrainConfig, "train"),
+        "evaluate": _Command(config.EvaluateConfig, "evaluate"),
+        "predict": _Command(config.PredictConfig, "predict", "fasta"),
+    },
+    "adapters": {
+        "count": _Command(config.CountConfig, "adapter_commands.count"),
+        "merge": _Command(config.MergeConfig, "adapter_commands.merge"),
+        "export": _Command(config.ExportConfig, "adapter_commands.export", "adapter"),
+        "import": _Command(config.ImportConfig, "adapter_commands.import_peft", "adapter"),
+    },
 }
-"""Each command's settings, and which of them is given without a flag.
+"""Commands by the word before them, which is empty for most."""
 
-The code of a command is `esmfold_peft.<command>.run`.
-"""
+_DESCRIPTIONS = {
+    "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
+    "adapters": "Count, merge, export and import adapters of ESM-2.",
+}
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of all commands."""
+@dataclass(frozen=True)
+class Parsed:
+    """A command line, read.
+
+    Attributes:
+        name: of the command, as it is typed.
+        module: of this package that runs it.
+        settings: dataclass of its settings.
+        parser: what read it.
+        values: what the parser found in files and flags.
+    """
+
+    name: str
+    module: str
+    settings: type
+    parser: OneLineParser
+    values: Any
+
+
+def parse(arguments: list[str]) -> Parsed:
+    """Reads a command line, or prints help or one line of error and leaves.
+
+    A command has a parser of its own, whose errors begin with the command's name; jsonargparse's
+    subcommands would name a wrong file or flag in the name of the whole program.
+
+    Args:
+        arguments: without the program's name.
+    """
+    grouped = bool(arguments) and arguments[0] in _COMMANDS.keys() - {""}
+    group, rest = (arguments[0], arguments[1:]) if grouped else ("", arguments)
+    command = _COMMANDS[group].get(rest[0]) if rest else None
+    if command is None:
+        _overview(group).parse_args(rest)
+        raise AssertionError(f"{rest} is no command")
+    name = f"{group} {rest[0]}".strip()
+    parser = config_parser(command.settings, command.positional)
+    parser.prog = f"esmfold-peft {name}"
+    return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest[1:]))
+
+
+def _overview(group: str) -> OneLineParser:
+    """A parser that knows the names of a group's commands and what they are for."""
     parser = OneLineParser(
-        prog="esmfold-peft",
-        description="Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
-        version=__version__,
+        prog=f"esmfold-peft {group}".strip(),
+        description=_DESCRIPTIONS[group],
+        version=None if group else __version__,
     )
     commands = parser.add_subcommands(dest="command")
-    for name, (kind, positional) in _COMMANDS.items():
-        command = config_parser(kind, positional)
-        commands.add_subcommand(name, command, help=command.description)
+    purposes = {name: summary(command.settings) for name, command in _COMMANDS[group].items()}
+    if not group:
+        purposes |= {name: text for name, text in _DESCRIPTIONS.items() if name}
+    for name, purpose in purposes.items():
+        commands.add_subcommand(name, OneLineParser(description=purpose), help=purpose)
     return parser
 
 
@@ -49,16 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
         wrong.
     """
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    kind, positional = _COMMANDS[parsed.command]
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        settings = to_config(config_parser(kind, positional), parsed[parsed.command], kind)
-        return import_module(f"esmfold_peft.{parsed.command}").run(settings)
+        settings = to_config(parsed.parser, parsed.values, parsed.settings)
+        return import_module(f"esmfold_peft.{parsed.module}").run(settings)
     except UserError as error:
         # From a loader's process an error comes with that process's traceback in front of it.
         line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
-        print(f"esmfold-peft {parsed.command}: error: {line}", file=sys.stderr)
+        print(f"esmfold-peft {parsed.name}: error: {line}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output left (`| head`); Python must not complain again when it closes

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -21,27 +21,36 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and leaves."""
-        program = self.prog.replace(" [options]", "")
-        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
     """A parser for one command: a flag for each field of its settings, and --config for YAML files.
 
+    A flag of several values takes them separated by spaces.
+
     Args:
         kind: dataclass of the command's settings.
         positional: field that is given without a flag.
     """
-    parser = OneLineParser(description=(kind.__doc__ or "").splitlines()[0])
+    parser = OneLineParser(description=summary(kind))
     parser.add_argument(
         "--config", action="config", help="YAML file; later files and flags override earlier ones"
     )
-    skip: set[str | int] = set() if positional is None else {positional}
+    lists = [f.name for f in fields(kind) if get_origin(f.type) is tuple and f.name != positional]
+    skip: set[str | int] = {*lists} if positional is None else {*lists, positional}
     if positional is not None:
         _add_positional(parser, kind, positional)
     parser.add_class_arguments(kind, as_group=False, skip=skip)
+    for name in lists:
+        _add_list(parser, kind, name)
     return parser
+
+
+def summary(kind: type) -> str:
+    """The first line of a class's description."""
+    return (kind.__doc__ or "").splitlines()[0]
 
 
 def to_config(parser: ArgumentParser, namespace: Any, kind: type[Config]) -> Config:
@@ -68,6 +77,20 @@ def read_config(path: Path, kind: type[Config]) -> Config:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
+def config_of(values: dict[str, Any], kind: type[Config], path: Path) -> Config:
+    """Settings from values that a file holds among others.
+
+    Raises:
+        UserError: a key or value is wrong; the file is named.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        return to_config(parser, parser.parse_object(values), kind)
+    except Exception as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+
 def config_text(config: object) -> str:
     """Settings as YAML, every field written out."""
     return yaml.safe_dump(_plain(config), sort_keys=False)
@@ -88,6 +111,23 @@ def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:
     many = "nargs" if str(field.type).startswith("tuple") else None
     arguments: dict[str, Any] = {"nargs": "+"} if many else {}
     parser.add_argument(name, type=Path, help=_help(kind, name), **arguments)
+
+
+def _add_list(parser: ArgumentParser, kind: type, name: str) -> None:
+    field = next(field for field in fields(kind) if field.name == name)
+    item: Any = get_args(field.type)[0]
+    # A flag of free texts given twice adds to the first one; with any action of argparse's own,
+    # jsonargparse does not check the choices of other types.
+    arguments: dict[str, Any] = {"action": "extend"} if item is str and not field.default else {}
+    parser.add_argument(
+        f"--{name}",
+        nargs="+",
+        type=item,
+        default=list(field.default),  # pyright: ignore[reportArgumentType]
+        **arguments,
+        metavar=name.upper(),
+        help=_help(kind, name),
+    )
 
 
 def _help(kind: type, name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esmfold_peft.cli import build_parser, main
+from esmfold_peft.cli import main, parse
 from esmfold_peft.config import DataConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
 
@@ -20,7 +20,17 @@ TRAIN = ["train", "--run", "r", "--data.train", "t"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], [*TRAIN, "--config", TINY, "--print_config"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        [*TRAIN, "--config", TINY, "--print_config"],
+        ["adapters", "--help"],
+        ["adapters", "count", "--help"],
+        ["adapters", "merge", "--help"],
+        ["adapters", "export", "--help"],
+        ["adapters", "import", "--help"],
+    ],
 )
 def test_help_and_settings_need_no_torch(arguments: list[str]):
     code = (
@@ -190,7 +200,7 @@ def readme_commands() -> list[str]:
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_parses(command: str, monkeypatch):
     monkeypatch.chdir(ROOT)
-    build_parser().parse_args(shlex.split(command, comments=True)[1:])
+    parse(shlex.split(command, comments=True)[1:])
 
 
 def test_the_readme_has_commands():

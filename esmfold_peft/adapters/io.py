@@ -6,18 +6,19 @@ adapter that loads in part, or onto another model, predicts without complaint.
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from esmfold_peft.adapters.base import TARGETS, AdaptedModel, Adapter
-from esmfold_peft.adapters.insert import ADAPTERS, insert_adapter
+from esmfold_peft.adapters.base import AdaptedModel, Adapter, AttentionShape
+from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, build_adapter
 from esmfold_peft.config import AdapterConfig
+from esmfold_peft.config_io import config_of
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import write_atomically
 
@@ -25,28 +26,72 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
 
-def save_adapter(lm: AdaptedModel, folder: Path, base_hash: str) -> None:
-    """Writes the adapter of a language model, each factor once, in float32.
+@dataclass(frozen=True, eq=False)
+class SavedAdapter:
+    """An adapter as a folder holds it.
+
+    Attributes:
+        adapter: on the CPU, trainable, and not settled on a language model.
+        base_hash: fingerprint of the weights under it (`weights_hash`).
+    """
+
+    adapter: Adapter
+    base_hash: str
+
+
+def save_adapter(adapter: Adapter, folder: Path, base_hash: str) -> None:
+    """Writes an adapter, each factor once, in float32, what it drew at random included.
 
     Each file is written under a temporary name and renamed. The header is last and holds the
     tensors' SHA-256: an interrupted save over an older one is found out on loading.
 
     Args:
-        lm: a language model with an adapter.
+        adapter: any adapter.
         folder: where to write; made if absent.
         base_hash: fingerprint of the weights under the adapter (`weights_hash`).
-
-    Raises:
-        ValueError: the model has no adapter.
     """
-    if lm.adapter is None:
-        raise ValueError("the language model has no adapter to save")
-    state = lm.adapter.state_dict()
+    state = adapter.state_dict()
     tensors = save({name: t.float().cpu().contiguous() for name, t in state.items()})
-    header = _header(lm.adapter, base_hash, hashlib.sha256(tensors).hexdigest())
+    header = {
+        **asdict(adapter.config),
+        "scale": adapter.scale,
+        "shape": asdict(adapter.shape),
+        "base_sha256": base_hash,
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / TENSOR_FILE, tensors)
     write_atomically(folder / CONFIG_FILE, json.dumps(header, indent=2) + "\n")
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """Reads an adapter without a language model.
+
+    Args:
+        folder: what `save_adapter` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor is missing, unexpected or of another
+            shape.
+    """
+    path = folder / CONFIG_FILE
+    header = read_json(path)
+    require_same(set(header), {*asdict(AdapterConfig()), *_FACTS}, path, "key")
+    config = _adapter_config(header, path)
+    content = read_bytes(folder / TENSOR_FILE)
+    expected = {
+        "scale": ADAPTERS[config.kind].scale_of(config),
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    for key, value in expected.items():
+        if header[key] != value:
+            raise UserError(f"{path}: {key} is {header[key]}, here it is {value}")
+    shape = config_of(header["shape"], AttentionShape, path)
+    # The start is drawn and then replaced: that must not move the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        adapter = build_adapter(shape, config)
+    fill(adapter, read_tensors(content, folder / TENSOR_FILE), folder / TENSOR_FILE)
+    return SavedAdapter(adapter, header["base_sha256"])
 
 
 def load_adapter(lm: AdaptedModel, folder: Path, base_hash: str) -> Adapter:
@@ -61,81 +106,59 @@ def load_adapter(lm: AdaptedModel, folder: Path, base_hash: str) -> Adapter:
         The adapter, which is `lm.adapter` too.
 
     Raises:
-        UserError: a file is missing or damaged; the adapter belongs to other weights or sizes; a
-            tensor is missing, unexpected or of another shape. The model is then as it was.
+        UserError: the folder cannot be read (`read_adapter`), or the adapter belongs to another
+            language model. The model is then as it was.
     """
-    path = folder / CONFIG_FILE
-    header = _read_header(path)
-    config = _adapter_config(header, path)
-    content = _read(folder / TENSOR_FILE)
-    expected = {
-        "scale": config.alpha / config.rank,
-        "shape": asdict(lm.shape),
-        "base_sha256": base_hash,
-        "tensors_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    for key, value in expected.items():
-        if header[key] != value:
-            raise UserError(f"{path}: {key} is {header[key]}, here it is {value}")
-    return _attach(lm, config, content, folder / TENSOR_FILE)
+    saved = read_adapter(folder)
+    require_base(saved, lm, folder, base_hash)
+    return attach_adapter(lm, saved.adapter, fresh=False)
 
 
-def _header(adapter: Adapter, base_hash: str, tensors_hash: str) -> dict[str, Any]:
-    return {
-        **asdict(adapter.config),
-        "scale": adapter.scale,
-        "shape": asdict(adapter.shape),
-        "base_sha256": base_hash,
-        "tensors_sha256": tensors_hash,
+def require_base(saved: SavedAdapter, lm: AdaptedModel, folder: Path, base_hash: str) -> None:
+    """Refuses an adapter of another language model.
+
+    Raises:
+        UserError: sizes or weights are others.
+    """
+    shape = saved.adapter.shape
+    found = {
+        "shape": (asdict(shape), asdict(lm.shape)),
+        "base_sha256": (saved.base_hash, base_hash),
     }
+    for key, (theirs, ours) in found.items():
+        if theirs != ours:
+            raise UserError(f"{folder / CONFIG_FILE}: {key} is {theirs}, here it is {ours}")
+
+
+_FACTS = ("scale", "shape", "base_sha256", "tensors_sha256")
+"""Keys of a header beside the adapter's settings."""
 
 
 def _adapter_config(header: dict[str, Any], path: Path) -> AdapterConfig:
-    """The settings in a header whose keys are exactly those that `_header` writes."""
-    wanted = {*asdict(AdapterConfig()), "scale", "shape", "base_sha256", "tensors_sha256"}
-    _require_same(set(header), wanted, path, "key")
-    valid = {
-        "kind": header["kind"] in tuple(ADAPTERS),
-        "rank": isinstance(header["rank"], int) and header["rank"] > 0,
-        "alpha": isinstance(header["alpha"], int | float),
-        "targets": isinstance(header["targets"], list)
-        and all(t in TARGETS for t in header["targets"]),
-        "init": header["init"] in get_args(AdapterConfig.__annotations__["init"]),
-    }
-    for key, ok in valid.items():
-        if not ok:
-            raise UserError(f"{path}: {key} {header[key]!r} is not valid")
-    return AdapterConfig(
-        kind=header["kind"],
-        rank=header["rank"],
-        alpha=float(header["alpha"]),
-        targets=tuple(header["targets"]),
-        init=header["init"],
-    )
-
-
-def _attach(lm: AdaptedModel, config: AdapterConfig, content: bytes, path: Path) -> Adapter:
+    settings = {key: value for key, value in header.items() if key not in _FACTS}
+    config = config_of(settings, AdapterConfig, path)
+    # The parser is made for flags and reads "2" as 2; a header that says so was not written here.
+    for key, value in json.loads(json.dumps(asdict(config))).items():
+        if settings[key] != value:
+            raise UserError(f"{path}: {key} is {settings[key]!r}, expected {value!r}")
+    if config.kind not in ADAPTERS:
+        raise UserError(f"{path}: kind {config.kind} is no adapter")
     try:
-        tensors = load(content)
-    except SafetensorError as error:
+        ADAPTERS[config.kind].check(config)
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    trainable = [(parameter, parameter.requires_grad) for _, parameter in lm.base_parameters()]
-    adapter = insert_adapter(lm, config)
-    assert adapter is not None
-    try:
-        _fill(adapter, tensors, path)
-    except UserError:
-        lm.adapter = None
-        for parameter, was in trainable:
-            parameter.requires_grad_(was)
-        raise
-    return adapter
+    return config
 
 
 @torch.no_grad()
-def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
+def fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies saved tensors into an adapter.
+
+    Raises:
+        UserError: one is missing, unexpected or of another shape.
+    """
     state = adapter.state_dict()
-    _require_same(set(tensors), set(state), path, "tensor")
+    require_same(set(tensors), set(state), path, "tensor")
     for name, value in state.items():
         if tensors[name].shape != value.shape:
             found, wanted = tuple(tensors[name].shape), tuple(value.shape)
@@ -143,23 +166,50 @@ def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
     adapter.load_state_dict(tensors)
 
 
-def _require_same(found: set[str], wanted: set[str], path: Path, what: str) -> None:
+def require_same(found: set[str], wanted: set[str], path: Path, what: str) -> None:
+    """Refuses what is not exactly what was expected.
+
+    Raises:
+        UserError: names one that is missing or unexpected, and the file.
+    """
     for name in sorted(wanted - found):
         raise UserError(f'{path}: {what} "{name}" is missing')
     for name in sorted(found - wanted):
         raise UserError(f'{path}: {what} "{name}" is unexpected')
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: the content is no such file.
+    """
     try:
-        header = json.loads(_read(path))
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        header = json.loads(read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(header, dict):

@@ -5,119 +5,137 @@ The update of head h of matrix m in layer l is the paper's
     ΔW_lmh = s · A · diag(C_L[l] ∘ C_M[m] ∘ C_H[h]) · Bᵀ        (width d × head width d_h),
 
 applied as X·ΔW to query, key and value and transposed to output: A always faces the residual
-stream, B and the heads always face head space. ΔW is never formed in training: everything small,
-s included, is folded into one G (r, d) for each layer and matrix; a layer costs a few thin
-products.
+stream, B and the heads always face head space. Everything small, s included, is folded into one G
+(r, d) for each layer and matrix; as A is shared, one product x·A serves query, key and value.
+
+Each of the modes heads, matrices and layers can be left out (Table 4 of the paper; TensLoRA, arXiv
+2509.19391): then every matrix, or every layer, has a tensor of its own, and without heads B spans
+the whole width. Without all three this is LoRA.
 """
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from esmfold_peft.adapters.base import GROUPS, OUTPUT, Adapter, AttentionShape, Group
+from esmfold_peft.adapters.base import ATTENTION, INPUTS, AttentionShape, Group, wide
+from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
 from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.errors import UserError
+
+HEADS_ON_OUTPUT: dict[str, Group] = {"paper": INPUTS, "peft": (), "litgpt": ATTENTION}
+"""Matrices whose heads are slices of their outputs, by orientation; the others' of their inputs.
+
+The authors' two programs differ from their paper, and from each other.
+"""
 
 
-@dataclass(frozen=True, eq=False)
-class LoRTADeltas:
-    """LoRTA folded for one forward pass.
-
-    Attributes:
-        a: the factor of the residual stream.
-        factors: for each group and layer the G of its adapted matrices side by side.
-        members: the adapted matrices of each group.
-    """
-
-    a: Float[Tensor, "d r"]
-    factors: dict[Group, tuple[Float[Tensor, "r _"], ...]]
-    members: dict[Group, Group]
-
-    def __call__(
-        self, layer: int, group: Group, x: Float[Tensor, "*batch d"]
-    ) -> tuple[Float[Tensor, "*batch d"] | None, ...]:
-        """See `Deltas`: one product with A serves all matrices of the group."""
-        members = self.members[group]
-        if not members:
-            return (None,) * len(group)
-        g = self.factors[group][layer]
-        if group == OUTPUT:
-            return ((x @ g.T) @ self.a.T,)
-        added = ((x @ self.a) @ g).chunk(len(members), dim=-1)
-        by_name = dict(zip(members, added, strict=True))
-        return tuple(by_name.get(target) for target in group)
-
-
-class LoRTA(Adapter):
+class LoRTA(LowRankAdapter):
     """Five factors, shared by all layers, heads and matrices.
 
+    Where the mode layers is left out all but c_l have a first dimension of layers; where matrices
+    is, all but c_m one of adapted matrices (after that of layers), in the order of `targets`.
+
     Attributes:
-        a: A, the residual stream's factor.
-        b: B, the channels of a head; zero at the start.
-        c_h: C_H, one row a head.
-        c_l: C_L, one row a layer.
-        c_m: C_M, one row for each adapted matrix, in the order of `targets`.
+        a: A (d, r), the residual stream's factor.
+        b: B (d_h, r), the channels of a head, or of the width without heads; zero at the start.
+        c_h: C_H (H, r), one row a head.
+        c_l: C_L (L, r), one row a layer.
+        c_m: C_M (M, r), one row for each adapted matrix, in the order of `targets`.
+        weight: the weights of the components (r), where the config asks for them; 1 at the start.
     """
+
+    allowed: ClassVar[Group] = ATTENTION
+    settings: ClassVar[frozenset[str]] = frozenset({"modes", "orientation", "component_weights"})
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)
-        rank = config.rank
-        self.a = nn.Parameter(torch.empty(shape.width, rank))
-        self.b = nn.Parameter(torch.zeros(shape.head_width, rank))
-        self.c_h = nn.Parameter(torch.empty(shape.heads, rank))
-        self.c_l = nn.Parameter(torch.empty(shape.layers, rank))
-        # DISCREPANCY: the authors' code always has four rows here; a row of a matrix that is not
-        # adapted would never have a gradient.
-        self.c_m = nn.Parameter(torch.empty(len(self.targets), rank))
+        rank, modes = config.rank, config.modes
+        layers = () if "layers" in modes else (shape.layers,)
+        matrices = () if "matrices" in modes else (len(self.targets),)
+        lead = layers + matrices
+        channels = shape.head_width if "heads" in modes else shape.width
+        self.a = nn.Parameter(torch.empty(*lead, shape.width, rank))
+        self.b = nn.Parameter(torch.zeros(*lead, channels, rank))
+        if "heads" in modes:
+            self.c_h = nn.Parameter(torch.empty(*lead, shape.heads, rank))
+        if "layers" in modes:
+            self.c_l = nn.Parameter(torch.empty(*matrices, shape.layers, rank))
+        if "matrices" in modes:
+            # DISCREPANCY: the authors' code always has four rows here; a row of a matrix that is
+            # not adapted would never have a gradient.
+            self.c_m = nn.Parameter(torch.empty(*layers, len(self.targets), rank))
+        if config.component_weights:
+            self.weight = nn.Parameter(torch.ones(*lead, rank))
+        self._lead = (layers or (1,)) + (matrices or (1,))
         self.reset_parameters()
+
+    @classmethod
+    def check(cls, config: AdapterConfig) -> None:
+        """See `Adapter`: a mode is named once."""
+        super().check(config)
+        for mode in config.modes:
+            if config.modes.count(mode) > 1:
+                raise UserError(f"adapter.modes: {mode} is named twice")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws all factors but B.
+        """Draws all factors but B and the components' weights.
 
         "unit": mode factors of random sign, A uniform in ±1/√d as in LoRA, so that a scale of 1
         suits every rank. "paper": the authors' Kaiming bounds, which see the rank as fan-in: ±1/√r
         for A and ±√(6/r) for the modes (their init_scale = 0).
         """
-        modes = (self.c_h, self.c_l, self.c_m)
+        modes = [p for name, p in self.named_parameters() if name.startswith("c_")]
         if self.config.init == "unit":
-            _uniform(self.a, self.shape.width**-0.5)
+            nn.init.uniform_(self.a, -(self.shape.width**-0.5), self.shape.width**-0.5)
             for mode in modes:
                 mode.copy_(2.0 * torch.randint(0, 2, mode.shape) - 1.0)
         else:
-            _uniform(self.a, self.config.rank**-0.5)
+            nn.init.uniform_(self.a, -(self.config.rank**-0.5), self.config.rank**-0.5)
             for mode in modes:
-                _uniform(mode, (6 / self.config.rank) ** 0.5)
+                nn.init.uniform_(
+                    mode, -((6 / self.config.rank) ** 0.5), (6 / self.config.rank) ** 0.5
+                )
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See `Adapter`: A and G, elementwise products only, so that autocast cannot round it."""
-        return self.a.to(dtype), self._factors().to(dtype)
+    def shares_input(self, group: Group) -> bool:
+        """See `LowRankAdapter`: A is on the input's side and the same for all matrices."""
+        return "matrices" in self.config.modes and all(map(self._heads_on_output, group))
 
-    def deltas(self, folded: tuple[Tensor, ...]) -> LoRTADeltas:
-        """See `Adapter`."""
-        members = {group: self.members(group) for group in GROUPS}
-        sizes = [len(members[group]) for group in GROUPS]
-        a, g = folded
-        by_group = g.split(sizes, dim=2)
-        # unbind, not indexing: its gradient is one stack instead of one zero-filled tensor a layer.
-        factors = {group: g.flatten(2).unbind(0) for group, g in zip(GROUPS, by_group, strict=True)}
-        return LoRTADeltas(a, factors, members)
+    def factors(self) -> dict[Target, Pair]:
+        """See `LowRankAdapter`: elementwise products only."""
+        a, g = self._grid(self.a).transpose(2, 3), self._g()
+        pairs = {}
+        for m, target in enumerate(self.targets):
+            stream, heads = a[:, m % a.shape[1]], g[:, m]
+            if self._heads_on_output(target):
+                pairs[target] = Pair(stream, heads)
+            else:
+                rows = stream.transpose(1, 2).expand(self.shape.layers, -1, -1)
+                pairs[target] = Pair(heads.transpose(1, 2), rows)
+        return pairs
 
-    def delta_weight(self, layer: int, target: Target) -> Float[Tensor, "d d"]:
-        """See `Adapter`: A spans the columns of ΔW as torch stores it, the rows for output."""
-        g = self._factors()[layer, :, self.targets.index(target)]
-        dense = self.a.float() @ g
-        return dense if target == "output" else dense.T
+    def _heads_on_output(self, target: Target) -> bool:
+        return target in HEADS_ON_OUTPUT[self.config.orientation]
 
-    def _factors(self) -> Float[Tensor, "l r m d"]:
-        """G[l, :, m, h·d_h + j] = s · C_L[l] ∘ C_M[m] ∘ C_H[h] ∘ B[j] in float32."""
-        c_l = self.scale * self.c_l.float()[:, :, None, None, None]
-        c_m = self.c_m.float().T[:, :, None, None]
-        c_h = self.c_h.float().T[:, None, :, None]
-        b = self.b.float().T[:, None, None, :]
-        return (c_l * c_m * c_h * b).flatten(3)
+    def _grid(self, factor: Float[Tensor, "*lead n r"]) -> Float[Tensor, "_ _ r n"]:
+        """A factor in float32 with dimensions of layers and matrices, of length 1 if shared."""
+        rank = self.config.rank
+        return wide(factor).reshape(*self._lead, -1, rank).transpose(2, 3)
 
-
-def _uniform(factor: Tensor, bound: float) -> None:
-    nn.init.uniform_(factor, -bound, bound)
+    def _g(self) -> Float[Tensor, "l m r d"]:
+        """G[l, m, :, h·d_h + j] = s · C_L[l] ∘ C_M[m] ∘ C_H[h] ∘ B[j] in float32."""
+        assert self.scale is not None
+        shape, rank = self.shape, self.config.rank
+        c = self.scale * self.a.new_ones(shape.layers, len(self.targets), rank)
+        if "layers" in self.config.modes:
+            c = c * wide(self.c_l).reshape(-1, shape.layers, rank).transpose(0, 1)
+        if "matrices" in self.config.modes:
+            c = c * wide(self.c_m).reshape(-1, len(self.targets), rank)
+        if self.config.component_weights:
+            c = c * wide(self.weight).reshape(*self._lead, rank)
+        b = self._grid(self.b)
+        if "heads" not in self.config.modes:
+            return c[..., None] * b
+        return (c[..., None, None] * self._grid(self.c_h)[..., None] * b[..., None, :]).flatten(3)

@@ -1,13 +1,37 @@
 """Writes an adapter into the weights that it adapts, and takes it out again exactly."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmfold_peft.adapters.base import AdaptedModel, Adapter
+from esmfold_peft.adapters.base import AdaptedModel, Adapter, wide
 from esmfold_peft.config import Target
+from esmfold_peft.errors import UserError
+
+MOST_LOST = 0.1
+"""Largest share of an update that rounding may lose."""
+
+
+@dataclass(frozen=True, eq=False)
+class CastPart:
+    """One matrix with its update, rounded.
+
+    Attributes:
+        layer: 0-based layer.
+        target: which matrix of it.
+        weight: of the type asked for.
+        bias: of the type asked for.
+        lost: the share of the update, by norm, that rounding lost.
+    """
+
+    layer: int
+    target: Target
+    weight: Float[Tensor, "o i"]
+    bias: Float[Tensor, "o"]
+    lost: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,42 +40,76 @@ class Merged:
 
     Attributes:
         adapter: the adapter that was detached.
-        originals: the weights as they were.
-        rounding: the largest share of an update, by norm, that rounding to the weights' type lost.
+        originals: weights and biases as they were.
+        lost: the largest share of an update, by norm, that rounding to the weights' type lost.
     """
 
     adapter: Adapter
-    originals: dict[tuple[int, Target], Float[Tensor, "d d"]]
-    rounding: float
+    originals: dict[tuple[int, Target], tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]]
+    lost: float
+
+
+@torch.no_grad()
+def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> Iterator[CastPart]:
+    """Every adapted matrix with its update, computed in float32 and then rounded.
+
+    Args:
+        lm: a language model with an adapter; it is left as it is.
+        dtype: of the result.
+
+    Raises:
+        UserError: the adapter cannot be merged, or rounding loses more than a tenth of an update (a
+            bfloat16 weight does not see updates below 0.4 % of it).
+        ValueError: the model has no adapter.
+    """
+    if lm.adapter is None:
+        raise ValueError("the language model has no adapter to merge")
+    for part in lm.adapter.merged(lm):
+        exact = (part.weight, part.bias)
+        rounded = (part.weight.to(dtype), part.bias.to(dtype))
+        before = (lm.weight(part.layer, part.target), lm.bias(part.layer, part.target))
+        change, error = _distance(exact, before), _distance(exact, rounded)
+        lost = error / change if change else 0.0
+        if lost > MOST_LOST:
+            raise UserError(
+                f"merging {lm.adapter.config.kind} into {str(dtype).removeprefix('torch.')} weights"
+                f" loses {lost:.0%} of the update of {part.target} in layer {part.layer}"
+            )
+        yield CastPart(part.layer, part.target, *rounded, lost)
+
+
+def _distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Norm of the difference of weight and bias together."""
+    parts = [(wide(a) - wide(b)).norm() for a, b in zip(ours, theirs, strict=True)]
+    return float(torch.stack(parts).norm())
 
 
 @torch.no_grad()
 def merge(lm: AdaptedModel) -> Merged:
-    """Adds every ΔW to its weight in float32 and detaches the adapter.
+    """Writes every update into its weight, rounded to the weights' type, and detaches the adapter.
 
     Args:
         lm: a language model with an adapter; its weights change in place.
 
     Returns:
-        The originals, for `unmerge`. A bfloat16 model has `rounding` near 1 where updates are below
-        its resolution, 0.4 % of a weight.
+        The originals, for `unmerge`.
 
     Raises:
+        UserError: the adapter cannot be merged, or rounding loses too much (`merged_parts`). The
+            model is then as it was.
         ValueError: the model has no adapter.
     """
+    parts = list(merged_parts(lm, lm.weight(0, "query").dtype))
     adapter = lm.adapter
-    if adapter is None:
-        raise ValueError("the language model has no adapter to merge")
-    originals, rounding = {}, 0.0
-    for layer, target in adapter.matrices():
-        weight = lm.projection(layer, target).weight
-        original = originals[layer, target] = weight.detach().clone()
-        delta = adapter.delta_weight(layer, target)
-        weight.copy_(original.float() + delta)
-        lost, norm = (weight.float() - original.float() - delta).norm(), delta.norm()
-        rounding = max(rounding, float(lost / norm) if norm else 0.0)
+    assert adapter is not None
+    originals = {}
+    for part in parts:
+        weight, bias = lm.weight(part.layer, part.target), lm.bias(part.layer, part.target)
+        originals[part.layer, part.target] = weight.clone(), bias.clone()
+        weight.copy_(part.weight)
+        bias.copy_(part.bias)
     lm.adapter = None
-    return Merged(adapter, originals, rounding)
+    return Merged(adapter, originals, max(part.lost for part in parts))
 
 
 @torch.no_grad()
@@ -64,6 +122,7 @@ def unmerge(lm: AdaptedModel, merged: Merged) -> None:
     """
     if lm.adapter is not None:
         raise ValueError("the language model has an adapter already")
-    for (layer, target), original in merged.originals.items():
-        lm.projection(layer, target).weight.copy_(original)
+    for (layer, target), (weight, bias) in merged.originals.items():
+        lm.weight(layer, target).copy_(weight)
+        lm.bias(layer, target).copy_(bias)
     lm.adapter = merged.adapter

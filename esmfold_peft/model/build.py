@@ -4,11 +4,12 @@ import torch
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import insert_adapter
+from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import LanguageModelConfig, TrainConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import find_weights, load_esm2, weights_hash
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.model.language_model import LanguageModel, size_of
+from esmfold_peft.model.language_model import LanguageModel
 
 
 def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
@@ -23,7 +24,7 @@ def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
     Raises:
         UserError: the language model is unknown, or its weights cannot be had or do not fit.
     """
-    language_model = _language_model(config.model.language_model, config.seed)
+    language_model = build_language_model(config.model.language_model, config.seed)
     base = weights_hash(language_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -34,7 +35,16 @@ def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
         return model, base
 
 
-def _language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
+def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
+    """A language model with its base weights and no adapter; the global generator stays as it was.
+
+    Args:
+        config: which model, and where its weights are.
+        seed: of the weights where they are random.
+
+    Raises:
+        UserError: the model is unknown, or its weights cannot be had or do not fit.
+    """
     shape = _shape(config)
     if config.weights == "random":
         return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)

@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.language_model import ALPHABET, LanguageModel, size_of
+from esmfold_peft.model.language_model import ALPHABET, LanguageModel, exact_frequencies
 
 URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm publishes its checkpoints."""
 
-UNUSED_OFFICIAL = re.compile(r"(lm_head|contact_head)\.|.*\.rot_emb\.inv_freq$")
+UNUSED_OFFICIAL = re.compile(r"(lm_head|contact_head)\.")
 """Entries of an official checkpoint that the hidden states do not depend on."""
 
 UNUSED_HUGGING_FACE = re.compile(
     r"(lm_head|contact_head|pooler)\.|embeddings\.(position_ids|position_embeddings\.weight)$"
-    r"|.*rotary_embeddings\.inv_freq$"
 )
 """The same of a Hugging Face one; its position embeddings are an unused leftover."""
 
@@ -43,11 +44,11 @@ HUGGING_FACE_NAMES = (
     (r"intermediate\.dense", "fc1"),
     (r"output\.dense", "fc2"),
     (r"LayerNorm", "final_layer_norm"),
-    # Names of TensorFlow, which transformers 5 writes again.
-    (r"\.gamma$", ".weight"),
-    (r"\.beta$", ".bias"),
 )
 """Parts of Hugging Face's names and fair-esm's, to be replaced in this order."""
+
+TENSORFLOW_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+"""The same for names of TensorFlow, which transformers 5 writes again."""
 
 
 def find_weights(name: str, weights: str) -> Path:
@@ -84,9 +85,9 @@ def load_esm2(lm: LanguageModel, path: Path) -> None:
         UserError: the file cannot be read, is of another architecture, or lacks a tensor, has one
             too many or one of another shape.
     """
-    official = path.is_file() and path.suffix == ".pt"
-    tensors = _read_official(path, lm.shape) if official else _read_hugging_face(path, lm.shape)
-    expected = {name: tuple(parameter.shape) for name, parameter in lm.base_parameters()}
+    read = _used_official if is_official(path) else _used_hugging_face
+    tensors, frequencies = split_frequencies(read(path, lm.shape), lm.shape, path)
+    expected = {name: tuple(tensor.shape) for name, tensor in lm.official_tensors()}
     for name in sorted(expected.keys() - tensors.keys()):
         raise UserError(f'{path}: tensor "{name}" is missing')
     for name in sorted(tensors.keys() - expected.keys()):
@@ -96,18 +97,43 @@ def load_esm2(lm: LanguageModel, path: Path) -> None:
             found = tuple(tensors[name].shape)
             raise UserError(f'{path}: tensor "{name}" has shape {found}, expected {shape}')
     _assign(lm, tensors)
+    lm.rotary_frequencies.copy_(frequencies)
+
+
+def split_frequencies(
+    tensors: dict[str, Tensor], shape: AttentionShape, path: Path
+) -> tuple[dict[str, Tensor], Float[Tensor, "half"]]:
+    """The tensors of a file without its rotary frequencies, and these in float32.
+
+    A file that has none means those of the formula. They must not be computed where it has them:
+    ESM-2 was trained with them in float16, which turns position 500 by up to 0.1 radians.
+
+    Raises:
+        UserError: they differ between layers, or are not as many as a head needs.
+    """
+    found = {name: t.float() for name, t in tensors.items() if name.endswith("inv_freq")}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in found}
+    exact = exact_frequencies(shape.head_width)
+    first = next(iter(found.values()), exact)
+    for name, value in found.items():
+        if value.shape != exact.shape or not torch.equal(value, first):
+            raise UserError(f'{path}: tensor "{name}" is not the rotary frequencies of all layers')
+    return rest, first
 
 
 def weights_hash(lm: LanguageModel) -> str:
-    """SHA-256 of the language model's own weights: names, types, shapes and bytes, sorted by name.
+    """SHA-256 of the language model's own weights: official names, types, shapes and bytes.
+
+    The rotary frequencies, which are read from the weights' file too, come last.
 
     It is the fingerprint by which adapters and runs name the model under them.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(lm.base_parameters()):
-        value = parameter.detach().cpu().contiguous()
+    for name, tensor in sorted(lm.official_tensors()):
+        value = tensor.cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.view(torch.uint8).numpy().data)
+    digest.update(lm.rotary_frequencies.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -123,8 +149,17 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def _read_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
-    """Tensors of an official checkpoint, prefixes and heads removed."""
+def is_official(path: Path) -> bool:
+    """Whether a path is an official .pt file; otherwise it is Hugging Face's layout."""
+    return path.is_file() and path.suffix == ".pt"
+
+
+def read_pt(path: Path) -> dict[str, Any]:
+    """The content of an official .pt file, of which nothing is run; tensors are mapped, not read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         with torch.serialization.safe_globals([Namespace]):
             content = torch.load(
@@ -133,28 +168,70 @@ def _read_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: {reason}") from error
-    if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys():
+    return content if isinstance(content, dict) else {}
+
+
+def read_official(path: Path) -> tuple[Namespace, dict[str, Tensor]]:
+    """Settings and all tensors of an official checkpoint, prefixes removed.
+
+    Raises:
+        UserError: the file cannot be read or is no such checkpoint.
+    """
+    content = read_pt(path)
+    if not {"cfg", "model"} <= content.keys():
         raise UserError(f'{path}: not an ESM-2 checkpoint (no "cfg" and "model")')
-    settings = vars(content["cfg"]["model"])
+    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
+    tensors = {prefix.sub("", name): tensor for name, tensor in content["model"].items()}
+    return content["cfg"]["model"], tensors
+
+
+def _used_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
+    """Tensors of an official checkpoint of these sizes, heads removed."""
+    settings, tensors = read_official(path)
     wanted = {
         "encoder_layers": shape.layers,
         "encoder_embed_dim": shape.width,
         "encoder_attention_heads": shape.heads,
         "token_dropout": True,
     }
-    _require_settings(settings, wanted, path)
-    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
-    tensors = {prefix.sub("", name): tensor for name, tensor in content["model"].items()}
+    _require_settings(vars(settings), wanted, path)
     return {name: t for name, t in tensors.items() if not UNUSED_OFFICIAL.match(name)}
 
 
-def _read_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
-    """Tensors of a Hugging Face checkpoint under fair-esm's names."""
+def hugging_face_config(path: Path) -> Path:
+    """The config.json of Hugging Face's layout.
+
+    Args:
+        path: the folder, or a .safetensors file in it.
+
+    Raises:
+        UserError: the path is some other file.
+    """
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(f"{path}: neither an official .pt file nor a Hugging Face .safetensors")
-    folder = path if path.is_dir() else path.parent
+    return (path if path.is_dir() else path.parent) / "config.json"
+
+
+def read_hugging_face(path: Path) -> dict[str, Tensor]:
+    """All tensors of Hugging Face's layout, without the prefix esm., shards put together.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(path):
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: {error}") from error
+    return {name.removeprefix("esm."): tensor for name, tensor in tensors.items()}
+
+
+def _used_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
+    """Tensors of a Hugging Face checkpoint of these sizes under fair-esm's names, heads removed."""
+    config = hugging_face_config(path)
     _require_settings(
-        _read_json(folder / "config.json"),
+        read_json(config),
         {
             "model_type": "esm",
             "num_hidden_layers": shape.layers,
@@ -167,17 +244,11 @@ def _read_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
             "emb_layer_norm_before": False,
             "layer_norm_eps": 1e-5,
         },
-        folder / "config.json",
+        config,
     )
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(path):
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: {error}") from error
-    plain = {name.removeprefix("esm."): tensor for name, tensor in tensors.items()}
-    used = {name: t for name, t in plain.items() if not UNUSED_HUGGING_FACE.match(name)}
-    return {_official_name(name): tensor for name, tensor in used.items()}
+    tensors = read_hugging_face(path)
+    used = {name: t for name, t in tensors.items() if not UNUSED_HUGGING_FACE.match(name)}
+    return {official_name(name): tensor for name, tensor in used.items()}
 
 
 def _shards(path: Path) -> list[Path]:
@@ -187,12 +258,20 @@ def _shards(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if not index.exists():
         return [path / "model.safetensors"]
-    return [path / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+    return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
 
 
-def _official_name(name: str) -> str:
-    for pattern, replacement in HUGGING_FACE_NAMES:
+def official_name(name: str) -> str:
+    """Fair-esm's name of a Hugging Face one, both without prefixes."""
+    for pattern, replacement in HUGGING_FACE_NAMES + TENSORFLOW_NAMES:
         name = re.sub(pattern, replacement, name, count=1)
+    return name
+
+
+def hugging_face_name(name: str) -> str:
+    """Hugging Face's name of a fair-esm one, both without prefixes."""
+    for pattern, part in HUGGING_FACE_NAMES:
+        name = name.replace(part, pattern.replace("\\", ""), 1)
     return name
 
 
@@ -209,7 +288,12 @@ def _require_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path)
             raise UserError(f"{path}: {key} is {found[key]}, the language model has {value}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -218,15 +302,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error})") from error
 
 
+@torch.no_grad()
 def _assign(lm: LanguageModel, tensors: dict[str, Tensor]) -> None:
     """Copies tensors into the parameters; those on the meta device are replaced."""
     for name, parameter in list(lm.base_parameters()):
         if parameter.is_meta:
             owner, _, leaf = name.rpartition(".")
-            # A copy, because a memory-mapped tensor would follow changes of its file.
-            value = tensors[name].to(torch.float32, copy=True)
-            fresh = torch.nn.Parameter(value, parameter.requires_grad)
-            setattr(lm.get_submodule(owner), leaf, fresh)
-        else:
-            with torch.no_grad():
-                parameter.copy_(tensors[name])
+            fresh = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            setattr(lm.get_submodule(owner), leaf, nn.Parameter(fresh, parameter.requires_grad))
+    for name, tensor in lm.official_tensors():
+        tensor.copy_(tensors[name])

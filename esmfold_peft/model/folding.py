@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.atoms import virtual_cb
 from esmfold_peft.model.heads import DistogramHead, PLDDTHead
@@ -59,6 +60,7 @@ class FoldingModel(nn.Module):
         residue_index: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
         recycles: int,
+        choice: AdapterChoice | None = None,
     ) -> FoldOutput:
         """Folds a batch.
 
@@ -67,9 +69,10 @@ class FoldingModel(nn.Module):
             residue_index: positions in the chain; gaps are seen by the relative positions.
             mask: which residues exist, a prefix of each row.
             recycles: passes after the first; only the last pass is differentiated.
+            choice: an adapter of the language model for each chain, instead of its own for all.
         """
         with self._autocast(aatype.device):
-            hidden = self.language_model(aatype, mask)
+            hidden = self.language_model(aatype, mask, choice)
             m, z = self.trunk.embed(hidden, aatype, residue_index, mask)
         state: TrunkState | None = None
         cb = torch.zeros(*aatype.shape, 3, device=aatype.device)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
@@ -33,7 +34,12 @@ class Folded:
 
 
 def fold(
-    model: FoldingModel, chains: list[Features], *, recycles: int, max_tokens: int
+    model: FoldingModel,
+    chains: list[Features],
+    *,
+    recycles: int,
+    max_tokens: int,
+    choice: AdapterChoice | None = None,
 ) -> Iterator[Folded]:
     """Folds chains in batches of similar length, shortest first.
 
@@ -42,6 +48,7 @@ def fold(
         chains: residues and numbers are used; coordinates are not looked at.
         recycles: passes after the first.
         max_tokens: residues in a batch, padding included; a longer chain is folded alone.
+        choice: an adapter for each chain, instead of the model's own for all.
 
     Yields:
         Every chain once, in the order of their lengths.
@@ -49,7 +56,10 @@ def fold(
     device = next(model.parameters()).device
     for indices in _by_length([len(chain) for chain in chains], max_tokens):
         batch = collate([chains[i] for i in indices], [False] * len(indices)).to(device)
-        yield from _fold_batch(model, batch, indices, recycles)
+        own = (
+            None if choice is None else AdapterChoice(choice.bank, choice.which[indices].to(device))
+        )
+        yield from _fold_batch(model, batch, indices, recycles, own)
 
 
 def sequence_features(name: str, sequence: str) -> Features:
@@ -89,9 +99,13 @@ def to_structure(name: str, sequence: str, folded: Folded) -> ProteinStructure:
 
 @torch.inference_mode()
 def _fold_batch(
-    model: FoldingModel, batch: Batch, indices: list[int], recycles: int
+    model: FoldingModel,
+    batch: Batch,
+    indices: list[int],
+    recycles: int,
+    choice: AdapterChoice | None,
 ) -> list[Folded]:
-    output = model(batch.aatype, batch.residue_index, batch.mask, recycles)
+    output = model(batch.aatype, batch.residue_index, batch.mask, recycles, choice)
     lengths = batch.mask.sum(-1).tolist()
     positions, plddt = output.positions.cpu(), output.plddt.cpu()
     return [

@@ -1,8 +1,9 @@
 """ESM-2 (Lin et al. 2023), which gives every residue its hidden states of all layers.
 
-fair-esm's modules hold the weights under their official names; the forward pass is this project's
-own. It has fused attention, and rotary positions computed in float32 in each pass: fair-esm caches
-them, which breaks training after `inference_mode`, and rounds them under bfloat16.
+fair-esm's modules hold the weights; query, key and value are one matrix here, so that one product
+computes them. The forward pass is this project's own. It has fused attention, and rotary positions
+computed in float32 in each pass: fair-esm caches them, which breaks training after
+`inference_mode`, and rounds them under bfloat16.
 """
 
 from collections.abc import Iterator
@@ -18,28 +19,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esmfold_peft.adapters.base import INPUTS, OUTPUT, Adapter, AttentionShape, Deltas, Group
+from esmfold_peft.adapters.bank import AdapterChoice
+from esmfold_peft.adapters.base import (
+    FC1,
+    FC2,
+    INPUTS,
+    OUTPUT,
+    Adaptation,
+    Adapter,
+    AttentionShape,
+    Group,
+)
+from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import Target
-from esmfold_peft.errors import UserError
 from esmfold_peft.protein.residues import RESIDUES_X
 
-SIZES = {
-    "esm2_t6_8M_UR50D": AttentionShape(layers=6, width=320, heads=20),
-    "esm2_t12_35M_UR50D": AttentionShape(layers=12, width=480, heads=20),
-    "esm2_t30_150M_UR50D": AttentionShape(layers=30, width=640, heads=20),
-    "esm2_t33_650M_UR50D": AttentionShape(layers=33, width=1280, heads=20),
-    "esm2_t36_3B_UR50D": AttentionShape(layers=36, width=2560, heads=40),
-    "esm2_t48_15B_UR50D": AttentionShape(layers=48, width=5120, heads=40),
-}
-"""Sizes of the published models."""
-
 PROJECTIONS: dict[Target, str] = {
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-    "output": "out_proj",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.out_proj",
+    "fc1": "fc1",
+    "fc2": "fc2",
 }
-"""fair-esm's names of the adaptable matrices."""
+"""fair-esm's names of the adaptable matrices in a layer."""
+
+FUSED = "self_attn.in_proj"
+"""Name of the matrix that holds query, key and value, one below the other."""
 
 ALPHABET = Alphabet.from_architecture("ESM-1b")
 """The tokens of ESM-2: twenty-five residues, two gaps, six special ones."""
@@ -56,16 +62,18 @@ class _Pass:
     """What all layers of one forward pass share.
 
     Attributes:
-        cos: of the rotary angles.
-        sin: of the rotary angles.
-        attended: tokens that are not padding.
-        deltas: the folded adapter.
+        cos: of the rotary angles of both halves of the channels.
+        sin: the same, negative for the first half.
+        bias: added to the logits of attention: 0 for tokens, -inf for padding.
+        dtype: of the matrix products.
+        adaptation: the folded adapter.
     """
 
-    cos: Float[Tensor, "t d_rot"]
-    sin: Float[Tensor, "t d_rot"]
-    attended: Bool[Tensor, "b 1 1 t"]
-    deltas: Deltas | None
+    cos: Float[Tensor, "t 1 1 d_h"]
+    sin: Float[Tensor, "t 1 1 d_h"]
+    bias: Float[Tensor, "b 1 1 t"]
+    dtype: torch.dtype
+    adaptation: Adaptation | None
 
 
 class LanguageModel(nn.Module):
@@ -76,7 +84,7 @@ class LanguageModel(nn.Module):
 
     Attributes:
         shape: sizes.
-        adapter: changes the attention matrices (`adapters.insert`), or None.
+        adapter: changes matrices of the layers (`adapters.insert`), or None.
         checkpoint: recompute each layer's activations in the backward pass.
     """
 
@@ -91,7 +99,10 @@ class LanguageModel(nn.Module):
         self.embed_tokens = esm2.embed_tokens
         self.layers = esm2.layers
         for layer in self._layers():
-            layer.self_attn.rot_emb = None
+            attention = layer.self_attn
+            attention.rot_emb = None
+            attention.in_proj = _side_by_side(attention.q_proj, attention.k_proj, attention.v_proj)
+            del attention.q_proj, attention.k_proj, attention.v_proj
             # Where apex is installed fair-esm takes its norm, which rounds under autocast.
             for norm in ("self_attn_layer_norm", "final_layer_norm"):
                 setattr(layer, norm, nn.LayerNorm(shape.width))
@@ -99,6 +110,9 @@ class LanguageModel(nn.Module):
         letters = [ALPHABET.get_idx(letter) for letter in RESIDUES_X]
         table = torch.tensor(letters, device="cpu")
         self.register_buffer("token_of_aatype", table, persistent=False)
+        # Held as bits: casting the model to bfloat16 would turn position 500 by up to 0.6 radians.
+        bits = exact_frequencies(shape.head_width).view(torch.int32)
+        self.register_buffer("frequency_bits", bits, persistent=False)
 
     @classmethod
     def random(
@@ -117,13 +131,17 @@ class LanguageModel(nn.Module):
             return cls(shape, checkpoint=checkpoint)
 
     def forward(
-        self, aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+        self,
+        aatype: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"],
+        choice: AdapterChoice | None = None,
     ) -> Float[Tensor, "b n l d"]:
         """Hidden states of the residues at every level.
 
         Args:
             aatype: residues (`protein.residues`).
             mask: which residues exist, a prefix of each row.
+            choice: an adapter for each sequence, instead of the model's own for all of them.
 
         Returns:
             Level 0 is the embedding, level i the output of layer i, the last one after the final
@@ -132,14 +150,22 @@ class LanguageModel(nn.Module):
         tokens = self.tokenize(aatype, mask)
         attended = tokens != ALPHABET.padding_idx
         x = self.embed_tokens(tokens) * EMBEDDING_SCALE * attended[..., None]
-        cos, sin = _rotary_tables(tokens.shape[1], self.shape.head_width, x.device)
-        deltas = None if self.adapter is None else self.adapter.fold(_product_dtype(x))
-        shared = _Pass(cos, sin, attended[:, None, None], deltas)
+        dtype = _product_dtype(x)
+        cos, sin = _rotary_tables(tokens.shape[1], self.rotary_frequencies)
+        bias = x.new_zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)
+        adapter = self.adapter if choice is None else choice
+        adaptation = None if adapter is None else adapter.fold(dtype)
+        shared = _Pass(cos, sin, bias[:, None, None], dtype, adaptation)
         levels = [x]
         for index, layer in enumerate(self._layers()):
             levels.append(self._run(layer, index, levels[-1], shared))
         levels[-1] = self.emb_layer_norm_after(levels[-1])
         return torch.stack([level[:, 1 : aatype.shape[1] + 1] for level in levels], dim=2)
+
+    @property
+    def rotary_frequencies(self) -> Float[Tensor, "half"]:
+        """Angles a position of each pair of channels in a head, in float32; writes through."""
+        return cast(Tensor, self.frequency_bits).view(torch.float32)
 
     def tokenize(self, aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Int[Tensor, "b t"]:
         """Tokens <cls>, residues, <eos> right after each chain's last residue, <pad>; t = n + 2."""
@@ -151,16 +177,34 @@ class LanguageModel(nn.Module):
         tokens = tokens.masked_fill(position == length + 1, ALPHABET.eos_idx)
         return tokens.masked_fill(position > length + 1, ALPHABET.padding_idx)
 
-    def projection(self, layer: int, target: Target) -> nn.Linear:
-        """The attention matrix of a layer that an adapter changes."""
-        name = f"layers.{layer}.self_attn.{PROJECTIONS[target]}"
-        return cast(nn.Linear, self.get_submodule(name))
+    def weight(self, layer: int, target: Target) -> Float[Tensor, "o i"]:
+        """The matrix of a layer that an adapter changes; a view that writes through."""
+        return self._part(layer, target, "weight")
+
+    def bias(self, layer: int, target: Target) -> Float[Tensor, "o"]:
+        """Its bias; a view that writes through."""
+        return self._part(layer, target, "bias")
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Official names and values of ESM-2's weights, without the adapter's."""
+        """Names and values of ESM-2's weights, without the adapter's."""
         for name, parameter in self.named_parameters():
             if not name.startswith("adapter."):
                 yield name, parameter
+
+    def official_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """ESM-2's weights under fair-esm's names; views that write through."""
+        for name, parameter in self.base_parameters():
+            if FUSED in name:
+                for target, part in zip(INPUTS, parameter.detach().chunk(3), strict=True):
+                    yield name.replace(FUSED, PROJECTIONS[target]), part
+            else:
+                yield name, parameter.detach()
+
+    def _part(self, layer: int, target: Target, kind: str) -> Tensor:
+        fused = target in INPUTS
+        name = FUSED if fused else PROJECTIONS[target]
+        whole = self.get_parameter(f"layers.{layer}.{name}.{kind}").detach()
+        return whole.chunk(3)[INPUTS.index(target)] if fused else whole
 
     def _layers(self) -> Iterator[TransformerLayer]:
         return (cast(TransformerLayer, layer) for layer in self.layers)
@@ -175,72 +219,81 @@ class LanguageModel(nn.Module):
         return _layer(layer, index, x, shared)
 
 
-def size_of(name: str) -> AttentionShape:
-    """Sizes of a published model.
-
-    Raises:
-        UserError: no such name.
-    """
-    if name not in SIZES:
-        raise UserError(f'language model "{name}" is unknown; there are {", ".join(SIZES)}')
-    return SIZES[name]
-
-
 def _layer(
     layer: TransformerLayer, index: int, x: Float[Tensor, "b t d"], shared: _Pass
 ) -> Float[Tensor, "b t d"]:
     """One pre-norm transformer layer."""
     x = x + _attention(layer.self_attn, index, layer.self_attn_layer_norm(x), shared)
-    return x + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(x))))
+    inner = _project(layer.fc1, index, FC1, layer.final_layer_norm(x).flatten(0, 1), shared)
+    outer = _project(layer.fc2, index, FC2, F.gelu(inner.squeeze(1)), shared)
+    return x + outer.view_as(x)
 
 
 def _attention(
     attention: nn.Module, index: int, x: Float[Tensor, "b t d"], shared: _Pass
 ) -> Float[Tensor, "b t d"]:
     """Self-attention with rotary positions (Su et al. 2021) and adapted projections."""
-    q, k, v = (_split(y, shared) for y in _project(attention, index, INPUTS, x, shared.deltas))
-    q, k = _rotate(q, shared), _rotate(k, shared)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=shared.attended)
-    mixed = mixed.transpose(1, 2).flatten(2)
-    (out,) = _project(attention, index, OUTPUT, mixed, shared.deltas)
-    return out
+    in_proj, out_proj = cast(nn.Module, attention.in_proj), cast(nn.Module, attention.out_proj)
+    projected = _project(in_proj, index, INPUTS, x.flatten(0, 1), shared)
+    projected = projected.unflatten(0, x.shape[:2]).unflatten(3, (-1, shared.cos.shape[-1]))
+    qk, v = projected.split((2, 1), dim=2)
+    q, k = _rotate(qk, shared).unbind(2)
+    q, k, v = (y.transpose(1, 2) for y in (q, k, v.squeeze(2)))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=shared.bias)
+    return _project(
+        out_proj, index, OUTPUT, mixed.transpose(1, 2).flatten(2).flatten(0, 1), shared
+    ).view_as(x)
 
 
 def _project(
-    attention: nn.Module, index: int, group: Group, x: Float[Tensor, "b t d"], deltas: Deltas | None
-) -> list[Float[Tensor, "b t d"]]:
-    """Applies the matrices that read x, each with what the adapter adds to it."""
-    outputs = [getattr(attention, PROJECTIONS[target])(x) for target in group]
-    if deltas is None:
-        return outputs
-    added = deltas(index, group, x)
-    return [y if dy is None else y + dy for y, dy in zip(outputs, added, strict=True)]
+    matrices: nn.Module, index: int, group: Group, x: Float[Tensor, "t i"], shared: _Pass
+) -> Float[Tensor, "t n o"]:
+    """Applies the n matrices that read x, with what the adapter changes.
+
+    Tokens are one dimension, so that the product is no view and an adapter may add to it in place.
+    """
+    # Cast here, not by autocast in every product that reads x.
+    x = x.to(shared.dtype)
+    if shared.adaptation is None:
+        return matrices(x).unflatten(-1, (len(group), -1))
+    x = shared.adaptation.input(index, group, x)
+    return shared.adaptation.output(index, group, x, matrices(x), matrices)
 
 
-def _split(x: Float[Tensor, "b t d"], shared: _Pass) -> Float[Tensor, "b h t d_h"]:
-    head_width = 2 * shared.cos.shape[1]
-    return x.unflatten(2, (-1, head_width)).transpose(1, 2)
+def _side_by_side(*linears: nn.Module) -> nn.Linear:
+    """One linear layer that computes several, their outputs side by side."""
+    weights = [cast(Tensor, linear.weight) for linear in linears]
+    biases = [cast(Tensor, linear.bias) for linear in linears]
+    fused = nn.Linear(weights[0].shape[1], sum(map(len, weights)), device="meta")
+    fused.weight = nn.Parameter(torch.cat(weights).detach())
+    fused.bias = nn.Parameter(torch.cat(biases).detach())
+    return fused
+
+
+def exact_frequencies(head_width: int) -> Float[Tensor, "half"]:
+    """The rotary frequencies by their formula (Su et al. 2021), on the CPU.
+
+    DISCREPANCY: the published ESM-2 was trained with these rounded to float16, and its files hold
+    the rounded ones; `esm2_weights.load_esm2` takes those.
+    """
+    channel = torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu")
+    return 1.0 / ROTARY_BASE ** (channel / head_width)
 
 
 def _rotary_tables(
-    tokens: int, head_width: int, device: torch.device
-) -> tuple[Float[Tensor, "t d_rot"], Float[Tensor, "t d_rot"]]:
-    """Cosine and sine of position times frequency, in float32 whatever the model's precision."""
-    channel = torch.arange(0, head_width, 2, dtype=torch.float32, device=device)
-    frequency = 1.0 / ROTARY_BASE ** (channel / head_width)
-    position = torch.arange(tokens, dtype=torch.float32, device=device)
-    angle = position[:, None] * frequency
-    return angle.cos(), angle.sin()
+    tokens: int, frequencies: Float[Tensor, "half"]
+) -> tuple[Float[Tensor, "t 1 1 d_h"], Float[Tensor, "t 1 1 d_h"]]:
+    """Cosine and signed sine of position times frequency, in float32 whatever the precision."""
+    position = torch.arange(tokens, dtype=torch.float32, device=frequencies.device)
+    angle = position[:, None] * frequencies
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), 1)[:, None, None], torch.cat((-sin, sin), 1)[:, None, None]
 
 
-def _rotate(x: Float[Tensor, "b h t d_h"], shared: _Pass) -> Float[Tensor, "b h t d_h"]:
+def _rotate(x: Float[Tensor, "b t 2 h d_h"], shared: _Pass) -> Float[Tensor, "b t 2 h d_h"]:
     """Turns channels (i, i + d_h/2) by the angle of their position, in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = (
-        first * shared.cos - second * shared.sin,
-        second * shared.cos + first * shared.sin,
-    )
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    halves_swapped = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * shared.cos, halves_swapped, shared.sin).to(x.dtype)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -38,15 +38,30 @@ def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
 def build_optimizer(
     model: FoldingModel, config: OptimizerConfig
 ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
-    """Adam over the trainable parameters, with its schedule in optimizer steps."""
-    factors = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
-    groups = [
-        {"params": parameters, "lr": config.lr * factors[name], "name": name}
-        for name, parameters in parameter_groups(model).items()
-        if parameters
-    ]
+    """Adam over the trainable parameters, with its schedule in optimizer steps.
+
+    Factors of an adapter with a multiplier of their own (LoRA+) are a group of their own.
+    """
+    multipliers = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
+    groups = []
+    for name, parameters in parameter_groups(model).items():
+        own = _factor_multipliers(model) if name == "adapter" else {}
+        for factor in dict.fromkeys(own.get(p, 1.0) for p in parameters):
+            members = [p for p in parameters if own.get(p, 1.0) == factor]
+            rate = config.lr * multipliers[name] * factor
+            groups.append({"params": members, "lr": rate, "name": name})
     optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     schedule = optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, config)
     )
     return optimizer, schedule
+
+
+def _factor_multipliers(model: FoldingModel) -> dict[nn.Parameter, float]:
+    """What the adapter's `lr_factors` says of its parameters."""
+    adapter = model.language_model.adapter
+    if adapter is None:
+        return {}
+    parameters = adapter.factor_parameters()
+    factors = adapter.config.lr_factors
+    return {p: factor for name, factor in factors.items() for p in parameters[name]}

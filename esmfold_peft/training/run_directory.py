@@ -3,8 +3,10 @@
 config.yaml         every setting, written out
 provenance.json     versions, commit, seed, hashes of base weights and data
 metrics.csv         losses and validation lDDT-Cα
-model.safetensors   the trained tensors (adapter, trunk, head); the frozen language model is named
-by its hash adapter/            the adapter alone, where there is one
+model.safetensors   the trained tensors (adapter, trunk, head) and what the adapter drew at random
+adapter/            the adapter alone, where there is one
+
+The frozen language model is named by its hash.
 """
 
 import hashlib
@@ -65,12 +67,28 @@ def refuse_existing_run(config: TrainConfig) -> None:
 
 
 def trained_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:
-    """The trainable tensors by name, on the CPU."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+    """The tensors by name that the run's start does not give back, on the CPU.
+
+    They are the trainable ones, and all of the adapter: what it drew and froze is kept as well,
+    because another version of PyTorch may draw other numbers.
+    """
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _kept(model).items()}
+
+
+def kept_parameters(model: FoldingModel) -> list[torch.nn.Parameter]:
+    """The parameters among `trained_tensors`."""
+    return [p for p in _kept(model).values() if isinstance(p, torch.nn.Parameter)]
+
+
+def _kept(model: FoldingModel) -> dict[str, torch.Tensor]:
+    kept: dict[str, torch.Tensor] = {
+        name: p for name, p in model.named_parameters() if p.requires_grad
     }
+    adapter = model.language_model.adapter
+    if adapter is None:
+        return kept
+    state = adapter.state_dict(keep_vars=True)
+    return kept | {f"language_model.adapter.{name}": tensor for name, tensor in state.items()}
 
 
 def save_model(run: Path, model: FoldingModel, base_hash: str) -> None:
@@ -84,7 +102,7 @@ def save_model(run: Path, model: FoldingModel, base_hash: str) -> None:
     data = save(trained_tensors(model), metadata={"base_sha256": base_hash})
     write_atomically(run / WEIGHTS, data)
     if model.language_model.adapter is not None:
-        save_adapter(model.language_model, run / ADAPTER, base_hash)
+        save_adapter(model.language_model.adapter, run / ADAPTER, base_hash)
 
 
 def load_model(run: Path) -> tuple[FoldingModel, TrainConfig]:
@@ -122,7 +140,7 @@ def _fill(model: FoldingModel, path: Path) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a checkpoint ({error})") from error
-    slots = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    slots = _kept(model)
     for name in sorted(slots.keys() ^ tensors.keys()):
         problem = "is missing" if name in slots else "is not part of the model"
         raise UserError(f"{path}: tensor {name} {problem}")

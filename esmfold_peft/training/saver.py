@@ -8,7 +8,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from esmfold_peft.console import report
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.module import FoldingModule
-from esmfold_peft.training.run_directory import save_model
+from esmfold_peft.training.run_directory import kept_parameters, save_model
 
 
 class Saver(pl.Callback):
@@ -64,10 +64,10 @@ def due_without_validation(trainer: pl.Trainer, module: pl.LightningModule) -> b
 
 
 def _whole_parameters(trainer: pl.Trainer, model: FoldingModel) -> AbstractContextManager:
-    """Gathers the trainable parameters that ZeRO stage 3 has spread over the processes."""
+    """Gathers the parameters to save that ZeRO stage 3 has spread over the processes."""
     strategy = trainer.strategy
     if not isinstance(strategy, DeepSpeedStrategy) or not strategy.zero_stage_3:
         return nullcontext()
     from deepspeed import zero
 
-    return zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
+    return zero.GatheredParameters(kept_parameters(model))

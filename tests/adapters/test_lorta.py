@@ -1,6 +1,6 @@
-"""LoRTA's tensor, its orientation, its start and its cost."""
+"""LoRTA's tensor, its modes, its orientation, and its cost."""
 
-import math
+import itertools
 
 import pytest
 import torch
@@ -10,122 +10,183 @@ from esmfold_peft.adapters.base import GROUPS, INPUTS, OUTPUT, AttentionShape
 from esmfold_peft.adapters.lorta import LoRTA
 from esmfold_peft.config import AdapterConfig
 
-SHAPE = AttentionShape(layers=3, width=40, heads=4)
+SHAPE = AttentionShape(layers=3, width=24, heads=4)
 QKVP = ("query", "key", "value", "output")
+MODES = ("heads", "matrices", "layers")
+SUBSETS = [s for n in range(4) for s in itertools.combinations(MODES, n)]
 
 
 def moved(**settings):
-    """A LoRTA adapter with no zero factor."""
+    """A LoRTA adapter in float64 with no zero factor."""
     torch.manual_seed(0)
-    adapter = LoRTA(SHAPE, AdapterConfig(kind="lorta", **settings))
+    adapter = LoRTA(SHAPE, AdapterConfig(kind="lorta", **settings)).double()
     with torch.no_grad():
         for factor in adapter.parameters():
             factor.copy_(torch.randn_like(factor))
     return adapter
 
 
-def cp_entry(adapter, layer, matrix, head):
-    """The paper's A · diag(C_H[h] ∘ C_L[l] ∘ C_M[m]) · Bᵀ as a sum of rank-one terms, float64."""
-    a, b, c_h, c_l, c_m = (
-        f.detach().double() for f in (adapter.a, adapter.b, adapter.c_h, adapter.c_l, adapter.c_m)
-    )
-    dense = torch.zeros(len(a), len(b), dtype=torch.float64)
-    for k in range(a.shape[1]):
-        coefficient = c_l[layer, k] * c_m[matrix, k] * c_h[head, k]
-        for i in range(len(a)):
-            for j in range(len(b)):
-                dense[i, j] += coefficient * a[i, k] * b[j, k]
-    return dense
+def factor_of(adapter, name, layer, matrix):
+    """The rows of one factor that a layer and a matrix use, (rows, rank)."""
+    factor, modes = adapter.get_parameter(name).detach(), adapter.config.modes
+    if name != "c_l" and "layers" not in modes:
+        factor = factor[layer]
+    if name != "c_m" and "matrices" not in modes:
+        factor = factor[matrix]
+    return factor
+
+
+def cp_tensor(adapter, layer, target):
+    """One matrix's slice of the tensor, entry by entry as a sum of r products: (d, H, d_h)."""
+    matrix, modes, rank = adapter.targets.index(target), adapter.config.modes, adapter.config.rank
+    a, b = (factor_of(adapter, name, layer, matrix) for name in "ab")
+    entries = torch.zeros(SHAPE.width, SHAPE.heads, SHAPE.head_width, dtype=torch.float64)
+    for k in range(rank):
+        shared = 1.0
+        if "layers" in modes:
+            shared = shared * factor_of(adapter, "c_l", layer, matrix)[layer, k]
+        if "matrices" in modes:
+            shared = shared * factor_of(adapter, "c_m", layer, matrix)[matrix, k]
+        if adapter.config.component_weights:
+            weight = adapter.weight.detach()
+            weight = weight if "layers" in modes else weight[layer]
+            shared = shared * (weight if "matrices" in modes else weight[matrix])[k]
+        for i, h, j in itertools.product(*map(range, entries.shape)):
+            if "heads" in modes:
+                other = b[j, k] * factor_of(adapter, "c_h", layer, matrix)[h, k]
+            else:
+                other = b[h * SHAPE.head_width + j, k]
+            entries[i, h, j] += shared * a[i, k] * other
+    return adapter.config.alpha / rank * entries
 
 
 def dense_update(adapter, layer, target):
-    """ΔW as x is multiplied by it: X·ΔW_h side by side for Q, K, V; stacked ΔW_hᵀ for P."""
-    matrix = adapter.targets.index(target)
-    heads = [cp_entry(adapter, layer, matrix, head) for head in range(SHAPE.heads)]
-    scale = adapter.config.alpha / adapter.config.rank
-    if target == "output":
-        return scale * torch.cat([head.T for head in heads], dim=0)
-    return scale * torch.cat(heads, dim=1)
+    """ΔW as x is multiplied by it: X·ΔW_h side by side for Q, K, V; ΔW_hᵀ stacked for P."""
+    heads = cp_tensor(adapter, layer, target).flatten(1)
+    on_output = {"paper": target != "output", "peft": False, "litgpt": True}
+    return heads if on_output[adapter.config.orientation] else heads.T
 
 
+def outputs(adapter, layer, x):
+    """What the adapter adds to each matrix's outputs."""
+    folded = adapter.fold(x.dtype)
+    found = {}
+    for group in GROUPS[:2]:
+        blank = x.new_zeros(len(x), len(group) * SHAPE.width)
+        result = folded.output(layer, group, x, blank, torch.nn.Identity())
+        found |= dict(zip(group, result.unbind(1), strict=True))
+    return found
+
+
+def assert_is_the_tensor(adapter):
+    x = torch.randn(5, SHAPE.width, dtype=torch.float64)
+    for layer in range(SHAPE.layers):
+        added = outputs(adapter, layer, x)
+        for target in QKVP:
+            if target not in adapter.targets:
+                assert not added[target].any()
+                continue
+            dense = dense_update(adapter, layer, target)
+            torch.testing.assert_close(added[target], x @ dense, rtol=1e-10, atol=1e-10)
+            ours = adapter.delta_weight(layer, target)
+            torch.testing.assert_close(ours, dense.T, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("targets", [QKVP, ("query", "value"), ("key", "output"), ("output",)])
 def test_update_is_the_papers_tensor(targets):
-    adapter = moved(rank=2, alpha=6.0, targets=targets)
-    deltas = adapter.fold(torch.float32)
-    x = torch.randn(2, 5, SHAPE.width)
-    for layer in range(SHAPE.layers):
-        for group in GROUPS:
-            added = deltas(layer, group, x)
-            for target, y in zip(group, added, strict=True):
-                if target not in targets:
-                    assert y is None
-                    continue
-                dense = dense_update(adapter, layer, target)
-                torch.testing.assert_close(y.double(), x.double() @ dense, rtol=1e-5, atol=1e-4)
-                ours = adapter.delta_weight(layer, target).double()
-                torch.testing.assert_close(ours, dense.T, rtol=1e-5, atol=1e-5)
+    assert_is_the_tensor(moved(rank=2, alpha=6.0, targets=targets))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("modes", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("weights", [False, True], ids=["plain", "lambda"])
+def test_update_with_any_of_the_modes(modes, weights):
+    settings = {"rank": 2, "targets": QKVP, "modes": modes, "component_weights": weights}
+    assert_is_the_tensor(moved(**settings))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("orientation", ["peft", "litgpt"])
+def test_update_in_the_authors_orientations(orientation):
+    assert_is_the_tensor(moved(rank=2, targets=QKVP, orientation=orientation))
+
+
+@pytest.mark.parametrize("modes", SUBSETS, ids="+".join)
+def test_parameters_of_every_choice_of_modes(modes):
+    # Table 4 of the paper, per tensor: d + d_h + H (or 2 d without heads), and one row a layer and
+    # a matrix; times the number of tensors.
+    adapter = LoRTA(SHAPE, AdapterConfig(rank=5, targets=QKVP, modes=modes))
+    own = 24 + (6 + 4 if "heads" in modes else 24)
+    tensors = (1 if "matrices" in modes else 4) * (1 if "layers" in modes else 3)
+    rows = 0
+    if "layers" in modes:
+        rows += 3 * (1 if "matrices" in modes else 4)
+    if "matrices" in modes:
+        rows += 4 * (1 if "layers" in modes else 3)
+    count = sum(p.numel() for p in adapter.parameters())
+    assert count == 5 * (tensors * own + rows)
+
+
+@torch.no_grad()
+def test_without_modes_it_is_lora(make_lm, chains):
+    lm, other = make_lm("lorta", rank=2, alpha=1.0, targets=QKVP, modes=()), make_lm("none")
+    for layer, target in lm.adapter.matrices():
+        m = QKVP.index(target)
+        a, b = lm.adapter.a[layer, m], lm.adapter.b[layer, m]
+        # A faces the residual stream, which the output matrix writes and the others read.
+        product = a @ b.T if target == "output" else b @ a.T
+        other.weight(layer, target).add_(0.5 * product)
+    mask = chains[1]
+    reference = other(*chains)[mask]
+    assert (lm(*chains)[mask] - reference).norm() < 1e-5 * reference.norm()
 
 
 def head_slice(head):
     return slice(head * SHAPE.head_width, (head + 1) * SHAPE.head_width)
 
 
+@torch.no_grad()
 def test_a_silent_head_gets_no_update_of_its_queries_keys_and_values():
-    # PEFT's fork of the authors puts heads on the input here, where this slice would change.
-    adapter = moved(rank=2, targets=QKVP)
-    with torch.no_grad():
-        adapter.c_h[2] = 0
-    x = torch.randn(5, SHAPE.width)
-    for y in adapter.fold(torch.float32)(1, INPUTS, x):
+    # With heads on the input, as in the authors' fork of PEFT, this slice would change.
+    adapter, other = (moved(rank=2, targets=QKVP, orientation=o) for o in ("paper", "peft"))
+    x = torch.randn(5, SHAPE.width, dtype=torch.float64)
+    for one in (adapter, other):
+        one.c_h[2] = 0
+    ours, theirs = outputs(adapter, 1, x), outputs(other, 1, x)
+    for target in INPUTS:
         for head in range(SHAPE.heads):
-            assert bool(y[:, head_slice(head)].any()) == (head != 2)
+            assert bool(ours[target][:, head_slice(head)].any()) == (head != 2)
+            assert theirs[target][:, head_slice(head)].any()
 
 
+@torch.no_grad()
 def test_a_silent_head_is_not_read_by_the_output_matrix():
-    # The authors' lit-gpt code puts heads on the output of P, and reads all of its input.
-    adapter = moved(rank=2, targets=QKVP)
-    with torch.no_grad():
+    # With heads on the output, as in the authors' lit-gpt, all of the input would be read.
+    x = torch.randn(5, SHAPE.width, dtype=torch.float64)
+    for orientation in ("paper", "litgpt"):
+        adapter = moved(rank=2, targets=QKVP, orientation=orientation)
         adapter.c_h[2] = 0
-    deltas = adapter.fold(torch.float32)
-    x = torch.randn(5, SHAPE.width)
-    (reference,) = deltas(1, OUTPUT, x)
-    assert reference.all()
-    for head in range(SHAPE.heads):
-        other = x.clone()
-        other[:, head_slice(head)] += 1
-        assert torch.equal(deltas(1, OUTPUT, other)[0], reference) == (head == 2)
+        (target,) = OUTPUT
+        reference = outputs(adapter, 1, x)[target]
+        for head in range(SHAPE.heads):
+            other = x.clone()
+            other[:, head_slice(head)] += 1
+            same = torch.equal(outputs(adapter, 1, other)[target], reference)
+            assert same == (orientation == "paper" and head == 2)
 
 
+@torch.no_grad()
 def test_all_layers_read_and_write_one_subspace_of_the_residual_stream():
     adapter = moved(rank=2, targets=QKVP)
-    orthogonal = torch.linalg.qr(torch.cat([adapter.a.detach(), torch.randn(SHAPE.width, 1)], 1))
+    extra = torch.randn(SHAPE.width, 1, dtype=torch.float64)
+    orthogonal = torch.linalg.qr(torch.cat([adapter.a.detach(), extra], 1))
     unseen = orthogonal.Q[:, 2]
     for layer, target in adapter.matrices():
-        weight = adapter.delta_weight(layer, target).detach()
+        weight = adapter.delta_weight(layer, target)
         silent = unseen @ weight if target == "output" else weight @ unseen
-        assert silent.norm() < 1e-5 * weight.norm()
-        assert torch.linalg.matrix_rank(weight, rtol=1e-5) == 2
-
-
-def test_unit_start():
-    torch.manual_seed(0)
-    adapter = LoRTA(AttentionShape(200, 400, 200), AdapterConfig(rank=8, init="unit"))
-    for mode in (adapter.c_h, adapter.c_l):
-        assert torch.equal(mode.abs(), torch.ones_like(mode))
-        assert abs(mode.mean().item()) < 0.1
-    assert adapter.a.abs().max().item() == pytest.approx(1 / math.sqrt(400), rel=1e-2)
-    assert not adapter.b.any()
-
-
-def test_paper_start():
-    torch.manual_seed(0)
-    adapter = LoRTA(AttentionShape(200, 400, 200), AdapterConfig(rank=8, init="paper"))
-    for mode in (adapter.c_h, adapter.c_l):
-        assert mode.abs().max().item() == pytest.approx(math.sqrt(6 / 8), rel=1e-2)
-        assert mode.std().item() == pytest.approx(math.sqrt(2 / 8), rel=5e-2)
-    assert adapter.a.abs().max().item() == pytest.approx(1 / math.sqrt(8), rel=1e-2)
-    assert adapter.a.std().item() == pytest.approx(1 / math.sqrt(24), rel=5e-2)
-    assert not adapter.b.any()
+        assert silent.norm() < 1e-12 * weight.norm()
+        assert torch.linalg.matrix_rank(weight, rtol=1e-9) == 2
 
 
 class Products(TorchDispatchMode):
@@ -136,7 +197,8 @@ class Products(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func._overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm")
+        names = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+        self.count += func._overloadpacket.__name__ in names
         return func(*args, **kwargs or {})
 
 
@@ -145,37 +207,51 @@ class Products(TorchDispatchMode):
     [
         ("lorta", ("query", "key", "value"), 2),
         ("lorta", QKVP, 4),
-        ("lora", ("query", "key", "value"), 4),
-        ("lora", QKVP, 6),
+        ("lora", ("query", "key", "value"), 2),
+        ("lora", QKVP, 4),
     ],
 )
 def test_matrix_products_of_a_layer(make_lm, chains, kind, targets, added):
-    # Six linear layers without an adapter. LoRTA: x·A once for Q, K, V together, one product with
-    # their factors; two for P. LoRA: the stacked A, then one B each.
+    # Four linear layers without an adapter. Query, key and value share x·a, and one product with
+    # their second factors (three in a batch for LoRA); output has two of its own.
     lm = make_lm(kind, rank=2, targets=targets)
     with torch.no_grad(), Products() as products:
         lm(*chains)
-    assert products.count == SHAPE.layers * (6 + added)
+    assert products.count == 3 * (4 + added)
+
+
+def saved_numbers(lm, chains):
+    """Numbers that the backward pass keeps, those of the weights left out."""
+    weights = {p.untyped_storage().data_ptr() for _, p in lm.base_parameters()}
+    kept = {}
+
+    def pack(tensor):
+        key = tensor.untyped_storage().data_ptr()
+        if key not in weights:
+            kept[key] = tensor.untyped_storage().nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = lm(*chains)
+    assert hidden.requires_grad
+    return sum(kept.values())
+
+
+def test_a_frozen_a_keeps_r_numbers_a_token_instead_of_d(make_lm):
+    aatype = torch.randint(0, 20, (2, 30))
+    chains = aatype, torch.ones_like(aatype, dtype=torch.bool)
+    trained, frozen = (make_lm("lorta", rank=2, freeze=f) for f in ((), ("a",)))
+    tokens = 2 * 32
+    spared = saved_numbers(trained, chains) - saved_numbers(frozen, chains)
+    # The input of query, key and value in each layer; ΔA is what it is for.
+    assert spared == pytest.approx(3 * tokens * 40, rel=0.02)
 
 
 def test_folding_is_float32_under_autocast():
-    adapter = moved(rank=2, targets=QKVP)
+    adapter = moved(rank=2, targets=QKVP).float()
     plain = adapter.fold(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = adapter.fold(torch.bfloat16)
-    for group in GROUPS:
+    for group in adapter.groups():
         for one, two in zip(plain.factors[group], cast.factors[group], strict=True):
-            assert torch.equal(one, two)
-
-
-def test_gradients_equal_those_of_the_dense_update():
-    adapter = moved(rank=2, alpha=6.0, targets=QKVP)
-    x = torch.randn(7, SHAPE.width)
-    deltas = adapter.fold(torch.float32)
-    folded = [deltas(2, INPUTS, x)[1], deltas(0, OUTPUT, x)[0]]
-    dense = [x @ adapter.delta_weight(2, "key").T, x @ adapter.delta_weight(0, "output").T]
-    factors = list(adapter.parameters())
-    loss = [sum(y.square().sum() for y in outputs) for outputs in (folded, dense)]
-    ours, reference = (torch.autograd.grad(value, factors) for value in loss)
-    for one, two in zip(ours, reference, strict=True):
-        assert (one - two).norm() <= 1e-5 * two.norm()
+            assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))

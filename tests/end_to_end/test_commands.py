@@ -1,6 +1,7 @@
 """The commands one after the other, as a user runs them, in processes of their own."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -9,13 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 
 import gemmi
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
+ADAPTER_FILE = "adapter_model.safetensors"
 SMALL = (
     "--config", str(ROOT / "configs" / "tiny.yaml"),
     "--model.trunk.blocks", "1", "--model.structure.layers", "2",
@@ -169,14 +172,80 @@ def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path,
 
 
 @pytest.mark.slow
-def test_zero_3_trains_adapters_that_it_would_partition(work: Path):
-    # 3 layers x 3 matrices x 64 x 256 = 147,456 numbers: above DeepSpeed's threshold.
-    lora = ["--adapter.kind", "lora", "--adapter.rank", 256]
+@pytest.mark.parametrize("kind", ["lora_fa", "dora"])
+def test_zero_3_trains_adapters_that_it_would_partition(kind: str, work: Path):
+    # 3 layers x 64 x 1024 = 196,608 numbers a factor: above DeepSpeed's threshold. LoRA-FA has
+    # frozen ones among them, and DoRA reads the weights under it.
+    adapter = ["--adapter.kind", kind, "--adapter.rank", 1024, "--adapter.targets", "[key,fc2]"]
     zero3 = ["--engine.deepspeed", ROOT / "configs" / "deepspeed" / "zero3.json"]
-    esmfold_peft(*_four_steps(work, work / "wide"), *lora)
-    esmfold_peft(*_four_steps(work, work / "wide_zero3"), *lora, *zero3)
-    losses = column(work / "wide", "train/loss")
-    assert column(work / "wide_zero3", "train/loss") == pytest.approx(losses, rel=1e-4)
+    one, other = work / f"wide_{kind}", work / f"wide_{kind}_zero3"
+    esmfold_peft(*_four_steps(work, one), *adapter)
+    esmfold_peft(*_four_steps(work, other), *adapter, *zero3)
+    assert column(other, "train/loss") == pytest.approx(column(one, "train/loss"), rel=1e-4)
+    saved, again = (load_file(run / "adapter" / ADAPTER_FILE) for run in (one, other))
+    for key, tensor in saved.items():
+        assert (again[key] - tensor).norm() <= 1e-3 * tensor.norm(), key
+
+
+@pytest.mark.slow
+def test_a_run_keeps_what_its_adapter_drew(work: Path):
+    for kind, drawn in {"vera": "projection_a", "lora_fa": "a_key"}.items():
+        run = work / f"drawn_{kind}"
+        adapter = ["--adapter.kind", kind, "--adapter.rank", 2, "--engine.steps", 0]
+        esmfold_peft(*_four_steps(work, run), *adapter)
+        whole, alone = (
+            load_file(run / "model.safetensors"),
+            load_file(run / "adapter" / ADAPTER_FILE),
+        )
+        assert (whole[f"language_model.adapter.{drawn}"] == alone[drawn]).all()
+
+
+@pytest.mark.slow
+def test_each_record_is_folded_with_its_own_adapter(plain: Path, work: Path):
+    for name in "xy":
+        copytree(plain / "adapter", work / name)
+    _enlarge(work / "y", "b")
+    lines = [">one", ">two adapter=x", ">three y adapter=y", ">four adapter=y", ">five"]
+    sequences = ["MKTAYIAKQR", "MKTAYIAKQR", "MKTAYIAKQR", "GSHMWWLE", "GSHMWWLE"]
+    fasta = work / "mixed.fasta"
+    fasta.write_text("".join(f"{a}\n{b}\n" for a, b in zip(lines, sequences, strict=True)))
+    adapters = ["--adapter", f"x={work / 'x'}", f"y={work / 'y'}"]
+    out = work / "mixed"
+    esmfold_peft("predict", fasta, "--run", plain, "--output", out, *adapters)
+    with (out / "predictions.csv").open() as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert [row["adapter"] for row in rows.values()] == ["", "x", "y", "y", ""]
+    # x is the run's own adapter, y is another.
+    assert _distance(out / "one.cif", out / "two.cif") < 2e-3
+    assert _distance(out / "one.cif", out / "three.cif") > 2e-2
+    # A record alone, with its adapter alone, gives what it gave among the others.
+    single = work / "single.fasta"
+    single.write_text(">three y adapter=y\nMKTAYIAKQR\n")
+    esmfold_peft(
+        "predict", single, "--run", plain, "--output", work / "single", "--adapter",
+        f"y={work / 'y'}",
+    )  # fmt: skip
+    assert _distance(out / "three.cif", work / "single" / "three.cif") < 2e-3
+
+
+def _enlarge(folder: Path, name: str) -> None:
+    """Multiplies one factor of a saved adapter by a thousand and signs it again."""
+    path, header = folder / ADAPTER_FILE, folder / "adapter_config.json"
+    tensors = load_file(path)
+    tensors[name] = tensors[name] * 1000
+    save_file(tensors, path)
+    content = json.loads(header.read_text())
+    content["tensors_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    header.write_text(json.dumps(content))
+
+
+def _distance(one: Path, other: Path) -> float:
+    """Largest distance in Å between the same atoms of two files."""
+    places = [
+        np.array([a.pos.tolist() for r in gemmi.read_structure(str(p))[0][0] for a in r])
+        for p in (one, other)
+    ]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
 
 
 @pytest.mark.slow

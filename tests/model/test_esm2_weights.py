@@ -30,7 +30,7 @@ def official(lm, **settings):
         "encoder_attention_heads": lm.shape.heads,
         "token_dropout": True,
     }
-    tensors = {f"encoder.sentence_encoder.{n}": p.detach() for n, p in lm.base_parameters()}
+    tensors = {f"encoder.sentence_encoder.{n}": p for n, p in lm.official_tensors()}
     return {"cfg": {"model": Namespace(**cfg | settings)}, "model": tensors}
 
 
@@ -73,7 +73,7 @@ def test_half_precision_files_become_float32(lm, tmp_path):
     content["model"] = {name: t.half() for name, t in content["model"].items()}
     torch.save(content, path)
     built = load_on_meta(path)
-    for (_, p), q in zip(lm.base_parameters(), built.parameters(), strict=True):
+    for p, q in zip(lm.parameters(), built.parameters(), strict=True):
         assert torch.equal(p.half().float(), q)
 
 
@@ -97,9 +97,16 @@ def age(content):
     content["args"] = content.pop("cfg")
 
 
+def turn(content):
+    for layer in range(2):
+        name = f"encoder.sentence_encoder.layers.{layer}.self_attn.rot_emb.inv_freq"
+        content["model"][name] = torch.full((5,), 1.0 + layer)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (turn, r'"layers\.1\.self_attn\.rot_emb\.inv_freq" is not the rotary frequencies of all'),
         (drop, r'esm2_x\.pt: tensor "layers\.1\.fc1\.bias" is missing'),
         (add, r'esm2_x\.pt: tensor "emb_layer_norm_before\.weight" is unexpected'),
         (reshape, r'"layers\.0\.fc1\.bias" has shape \(3,\), expected \(160,\)'),
@@ -156,7 +163,7 @@ def test_sharded_safetensors_load_as_one(lm, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     # fair-esm's names pass through the translation unchanged, so they serve for this test.
-    tensors = {f"esm.{name}": p.detach() for name, p in lm.base_parameters()}
+    tensors = {f"esm.{name}": p for name, p in lm.official_tensors()}
     weight_map = {}
     for i, name in enumerate(tensors):
         weight_map[name] = f"model-{i % 2}.safetensors"

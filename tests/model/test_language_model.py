@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.sizes import SIZES
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.language_model import ALPHABET, SIZES, LanguageModel
+from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 from esmfold_peft.protein.residues import RESIDUES_X, encode
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
@@ -103,7 +104,7 @@ def test_training_after_inference_mode(lm):
     hidden = lm(aatype, mask)
     hidden.square().mean().backward()
     assert torch.equal(hidden.detach(), expected)
-    assert lm.projection(0, "query").weight.grad.any()
+    assert lm.layers[0].self_attn.in_proj.weight.grad.any()
 
 
 def test_training_and_evaluation_are_the_same(lm):
@@ -124,8 +125,8 @@ def sharpened():
     lm = LanguageModel.random(SHAPE)
     with torch.no_grad():
         for layer in range(SHAPE.layers):
-            lm.projection(layer, "query").weight.mul_(4)
-            lm.projection(layer, "key").weight.mul_(4)
+            lm.weight(layer, "query").mul_(4)
+            lm.weight(layer, "key").mul_(4)
     return lm
 
 
@@ -137,6 +138,13 @@ def test_bfloat16_weights_keep_positions_apart():
         hidden = sharpened().bfloat16()(aatype, mask)
     assert hidden.dtype == torch.bfloat16
     assert relative_error(hidden[:, 300:, 1:], reference[:, 300:, 1:]) < 4e-2
+
+
+def test_a_cast_of_the_model_leaves_rotary_frequencies_alone():
+    lm = LanguageModel.random(SHAPE)
+    before = lm.rotary_frequencies.clone()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert torch.equal(lm.to(dtype).rotary_frequencies, before)
 
 
 def test_sizes_are_those_of_the_names():

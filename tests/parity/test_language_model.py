@@ -5,6 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 from esm.model.esm2 import ESM2
+from safetensors.torch import load_file, save_file
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from esmfold_peft.adapters.base import AttentionShape
@@ -112,6 +113,51 @@ def test_single_chain_equals_fair_esm(lm, fair_esm):
         assert_all_levels_agree(lm(*one), reference, one[1])
 
 
+def test_rotary_frequencies_are_those_of_the_file(tmp_path):
+    # ESM-2 was trained with frequencies in float16: its files hold them rounded. At position 500
+    # that turns some channels by 0.1 radians, which a sharp attention sees.
+    torch.manual_seed(0)
+    fair_esm = roughen(ESM2(SHAPE.layers, SHAPE.width, SHAPE.heads).eval())
+    exact = fair_esm.layers[0].self_attn.rot_emb.inv_freq.clone()
+    for layer in fair_esm.layers:
+        layer.self_attn.rot_emb.inv_freq.copy_(exact.half())
+        layer.self_attn.q_proj.weight.data.mul_(2)
+        layer.self_attn.k_proj.weight.data.mul_(2)
+    save_official(fair_esm, tmp_path / "esm2_tiny.pt")
+    lm = LanguageModel.random(SHAPE, seed=7)
+    load_esm2(lm, tmp_path / "esm2_tiny.pt")
+    assert torch.equal(lm.rotary_frequencies, exact.half().float())
+    aatype = torch.randint(0, 20, (1, 500), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(aatype, dtype=torch.bool)
+    with torch.no_grad():
+        reference = fair_esm_levels(fair_esm, lm.tokenize(aatype, mask))
+        assert_all_levels_agree(lm(aatype, mask), reference, mask)
+        lm.rotary_frequencies.copy_(exact)
+        assert (lm(aatype, mask) - reference).norm() > 3e-4 * reference.norm()
+
+
+@pytest.mark.parametrize("layout", ["one", "each layer"])
+def test_rotary_frequencies_in_hugging_faces_layouts(hugging_face, tmp_path, layout):
+    hugging_face.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    (name,) = (name for name in tensors if name.endswith("inv_freq"))
+    rounded = tensors.pop(name).half().float()
+    layers = [f"esm.encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq" for i in range(3)]
+    tensors |= {n: rounded.clone() for n in ([name] if layout == "one" else layers)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    lm = LanguageModel.random(SHAPE, seed=7)
+    load_esm2(lm, tmp_path)
+    assert torch.equal(lm.rotary_frequencies, rounded)
+    theirs = EsmModel.from_pretrained(tmp_path).eval()
+    aatype, mask = chains()
+    tokens = lm.tokenize(aatype, mask)
+    with torch.no_grad():
+        output = theirs(tokens, attention_mask=(tokens != 1).long(), output_hidden_states=True)
+        reference = torch.stack(output.hidden_states, dim=2)[:, 1:-1]
+        assert_all_levels_agree(lm(aatype, mask), reference, mask)
+
+
 def test_gradients_equal_fair_esm(lm, fair_esm):
     aatype, mask = chains()
     fair_esm.zero_grad()
@@ -121,7 +167,10 @@ def test_gradients_equal_fair_esm(lm, fair_esm):
         (hidden * weight)[mask].sum().backward()
     theirs = dict(fair_esm.named_parameters())
     for name, parameter in lm.base_parameters():
-        expected = theirs[name].grad
+        # Query, key and value are one matrix here.
+        fused = "in_proj" in name
+        parts = [name.replace("in_proj", f"{m}_proj") for m in "qkv"] if fused else [name]
+        expected = torch.cat([theirs[part].grad for part in parts])
         assert (parameter.grad - expected).norm() <= 1e-4 * expected.norm(), name
 
 
@@ -158,5 +207,6 @@ def test_both_layouts_give_the_same_model(lm, fair_esm, hugging_face, tmp_path):
     load_esm2(loaded, tmp_path)
     for ours, theirs in names.items():
         expected = hugging_face.esm.get_submodule(theirs).weight
-        assert torch.equal(loaded.get_submodule(ours).weight, expected)
-        assert torch.equal(lm.get_submodule(ours).weight, fair_esm.get_submodule(ours).weight)
+        assert torch.equal(dict(loaded.official_tensors())[f"{ours}.weight"], expected)
+        official = dict(lm.official_tensors())[f"{ours}.weight"]
+        assert torch.equal(official, fair_esm.get_submodule(ours).weight)

@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from esmfold_peft.config import DataConfig, EngineConfig, OptimizerConfig, TrainConfig
+from esmfold_peft.config import (
+    AdapterConfig,
+    DataConfig,
+    EngineConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrunkConfig,
+)
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.build import build_model
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.module import recycles_at
-from esmfold_peft.training.optim import learning_rate_factor
+from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
 from esmfold_peft.training.trainer import build_trainer
 
 
@@ -33,6 +43,38 @@ def test_openfold_decays_again_and_again_and_alphafold_once():
 
 def test_no_warm_up_starts_at_the_full_rate():
     assert learning_rate_factor(0, OptimizerConfig(warmup_steps=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rates"),
+    [
+        (AdapterConfig(kind="none"), {}),
+        (AdapterConfig(kind="lora", rank=2), {"a": 2e-3, "b": 2e-3}),
+        # LoRA+ (Hayou et al. 2024): B learns 16 times faster.
+        (AdapterConfig(kind="lora", lr_factors={"b": 16.0}), {"a": 2e-3, "b": 3.2e-2}),
+        (
+            AdapterConfig(kind="lorta", lr_factors={"c_l": 0.5, "b": 4.0}, freeze=("a",)),
+            {"b": 8e-3, "c_h": 2e-3, "c_l": 1e-3, "c_m": 2e-3},
+        ),
+    ],
+)
+def test_every_factor_is_in_the_optimizer_once_at_its_rate(adapter, rates, tmp_path: Path):
+    language_model = LanguageModelConfig("custom", "random", layers=2, width=16, heads=2)
+    config = TrainConfig(
+        run=tmp_path,
+        data=DataConfig(train=tmp_path),
+        model=ModelConfig(language_model=language_model, trunk=TrunkConfig(blocks=1)),
+        adapter=adapter,
+    )
+    model, _ = build_model(config)
+    optimizer, _ = build_optimizer(model, OptimizerConfig(lr=1e-3, lr_adapter=2.0, warmup_steps=0))
+    found = [(id(p), group["lr"]) for group in optimizer.param_groups for p in group["params"]]
+    assert len(dict(found)) == len(found)
+    assert dict(found).keys() == {id(p) for p in model.parameters() if p.requires_grad}
+    own = model.language_model.adapter
+    for name, members in ({} if own is None else own.factor_parameters()).items():
+        for parameter in members:
+            assert dict(found).get(id(parameter)) == pytest.approx(rates.get(name))
 
 
 def test_accumulation_makes_up_the_batch():

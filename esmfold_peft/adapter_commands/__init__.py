@@ -1,0 +1,1 @@
+"""The commands of `esmfold-peft adapters`: one file each."""

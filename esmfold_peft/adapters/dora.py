@@ -1,0 +1,152 @@
+"""DoRA: LoRA with the length of every row of a weight trained by itself (Liu et al. 2024).
+
+arXiv 2402.09353. W' = diag(m / ‖W + s·B·A‖) · (W + s·B·A), the norm of each row (an output's) taken
+as a constant in the backward pass, as the authors do. The norm costs no product with W + s·B·A:
+
+    ‖W + B·A‖² = ‖W‖² + 2 B · (A·Wᵀ) + B · (A·Aᵀ) · Bᵀ      row by row, s inside B,
+
+where ‖W‖² is computed once and A·Wᵀ is the layer itself, applied to the r rows of A.
+"""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from esmfold_peft.adapters.base import (
+    Adaptation,
+    AdaptedModel,
+    AttentionShape,
+    Group,
+    MergedPart,
+    by_layer,
+    per_token,
+    wide,
+)
+from esmfold_peft.adapters.lora import LoRA
+from esmfold_peft.adapters.low_rank import LowRankAdaptation
+from esmfold_peft.config import AdapterConfig, Target
+
+
+class DoRA(LoRA):
+    """LoRA's factors and a magnitude for every layer l and output o of an adapted matrix.
+
+    Attributes:
+        a_query, ...: see `LoRA`.
+        b_query, ...: see `LoRA`.
+        m_query, ...: the length of each row (l, o), that of W at the start.
+        squares_query, ...: the squared length of W's rows (l, o), not saved.
+    """
+
+    def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
+        super().__init__(shape, config)
+        for target in self.targets:
+            ones = torch.ones(shape.layers, shape.fan_out(target))
+            self.set_factor("m", target, ones)
+            self.register_buffer(f"squares_{target}", ones.clone(), persistent=False)
+
+    @torch.no_grad()
+    def settle(self, lm: AdaptedModel, *, fresh: bool) -> None:
+        """See `Adapter`: the lengths of the rows of W."""
+        for target in self.targets:
+            rows = (lm.weight(layer, target) for layer in range(self.shape.layers))
+            squares = torch.stack([wide(row).square().sum(1) for row in rows])
+            self.get_buffer(f"squares_{target}").copy_(squares)
+            if fresh:
+                self.get_parameter(f"m_{target}").copy_(squares.sqrt())
+
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See `Adapter`: LoRA's, and m and ‖W‖² (L, w) of each adapted group in float32."""
+        folded = list(super().forward(dtype))
+        for group in self.groups():
+            own = self._squares(self.members(group)[0])
+            magnitudes, squares = [], []
+            for target in group:
+                there = target in self.targets
+                magnitudes.append(self.factor("m", target) if there else torch.ones_like(own))
+                squares.append(self._squares(target) if there else torch.ones_like(own))
+            folded += [torch.cat(magnitudes, dim=1), torch.cat(squares, dim=1)]
+        return tuple(folded)
+
+    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
+        """See `Adapter`."""
+        groups, layers = self.groups(), self.shape.layers
+        factors = cast(LowRankAdaptation, super().adaptation(folded[: 2 * len(groups)]))
+        split = [by_layer(tensor, layers) for tensor in folded[2 * len(groups) :]]
+        lengths = {group: (split[2 * i], split[2 * i + 1]) for i, group in enumerate(groups)}
+        adapted = {group: [t in self.targets for t in group] for group in groups}
+        return _Rescaled(factors, lengths, adapted)
+
+    def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
+        """See `Adapter`."""
+        for part in super().merged(lm):
+            length = self.factor("m", part.target)[part.layer]
+            gain = length / part.weight.norm(dim=1)
+            yield MergedPart(part.layer, part.target, gain[:, None] * part.weight, part.bias)
+
+    def _squares(self, target: Target) -> Tensor:
+        return self.factor("squares", target)
+
+
+class _Rescaled(Adaptation):
+    """LoRA's thin factors, and the lengths that rows have and should have."""
+
+    def __init__(
+        self,
+        factors: LowRankAdaptation,
+        lengths: dict[Group, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
+        adapted: dict[Group, list[bool]],
+    ) -> None:
+        self.factors, self.lengths, self.adapted = factors, lengths, adapted
+
+    def output(
+        self,
+        layer: int,
+        group: Group,
+        x: Float[Tensor, "t i"],
+        y: Float[Tensor, "t w"],
+        matrices: nn.Module,
+    ) -> Float[Tensor, "t n o"]:
+        """See `Adaptation`: y + ΔWx + (gain - 1) · (y + ΔWx - bias), the bias left as it is."""
+        if group not in self.lengths:
+            return y.unflatten(-1, (len(group), -1))
+        magnitudes, squares = (tensors[layer] for tensors in self.lengths[group])
+        a, g = (tensors[layer] for tensors in self.factors.factors[group])
+        norms, bias = _row_norms(a, g, squares, matrices)
+        # A matrix that is not adapted keeps its rows: its magnitude and square are both 1.
+        change = (magnitudes / norms - 1).to(y.dtype)
+        y = self.factors.output(layer, group, x, y, matrices).flatten(1)
+        y = y + per_token(change, len(y)) * (y - bias.to(y.dtype))
+        return y.unflatten(-1, (len(group), -1))
+
+
+@torch.no_grad()
+def _row_norms(
+    a: Float[Tensor, "*b i k"],
+    g: Float[Tensor, "*b p r q"],
+    squares: Float[Tensor, "*b w"],
+    matrices: nn.Module,
+) -> tuple[Float[Tensor, "*b w"], Float[Tensor, "w"]]:
+    """The lengths of the rows of W + ΔW, and the biases, in float32.
+
+    Args:
+        a: the first factors of n matrices side by side (`fold_group`).
+        g: the second factors.
+        squares: squared lengths of the rows of W.
+        matrices: the linear layer of the n matrices.
+    """
+    n, r = g.shape[-3:-1]
+    weight_type = next(matrices.parameters()).dtype
+    with torch.autocast(a.device.type, enabled=False):
+        rows = a.transpose(-1, -2).reshape(-1, a.shape[-2]).to(weight_type)
+        # The last row is zero: its outputs are the biases.
+        outputs = wide(matrices(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])))
+        products = (outputs[:-1] - outputs[-1]).unflatten(0, (*a.shape[:-2], n, r))
+        products = products.unflatten(-1, (n, -1)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        a, g = wide(a).unflatten(-1, (n, r)).movedim(-2, -3), wide(g)
+        cross = (products * g).sum(-2)
+        quadratic = ((a.transpose(-1, -2) @ a @ g) * g).sum(-2)
+    squared = squares + (2 * cross + quadratic).flatten(-2)
+    return squared.sqrt(), outputs[-1]

@@ -1,0 +1,41 @@
+"""FacT-TK: all updates as one Tucker-3 tensor (Jie & Deng 2023, arXiv 2212.03145).
+
+Scale and blocks are those of FacT-TT.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from esmfold_peft.adapters.base import AttentionShape, wide
+from esmfold_peft.adapters.shared_factors import SharedFactorAdapter, uniform
+from esmfold_peft.config import AdapterConfig
+
+
+class FacTTK(SharedFactorAdapter):
+    """x·ΔW = s · x · U · Σ · V with Σ = Σ_c P[l, b, c] · C[:, :, c].
+
+    Attributes:
+        u: U (d, r), uniform in ±1/√d.
+        core: C (r, r, r), Xavier uniform.
+        p: P (L, blocks, r), Xavier uniform as the matrix (r, L · blocks).
+        v: V (r, d), zero at the start.
+    """
+
+    def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
+        super().__init__(shape, config)
+        width, rank = shape.width, config.rank
+        blocks = sum(self.blocks(target) for target in self.targets)
+        self.u = nn.Parameter(uniform(width**-0.5, width, rank))
+        self.core = nn.Parameter(uniform(3**0.5 / rank, rank, rank, rank))
+        bound = (6 / (rank + shape.layers * blocks)) ** 0.5
+        self.p = nn.Parameter(uniform(bound, shape.layers, blocks, rank))
+        self.v = nn.Parameter(torch.zeros(rank, width))
+
+    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+        """See `SharedFactorAdapter`."""
+        return wide(self.u), wide(self.v)
+
+    def cores(self) -> Float[Tensor, "l b r r"]:
+        """See `SharedFactorAdapter`."""
+        return torch.einsum("ijc,lbc->lbij", wide(self.core), wide(self.p))

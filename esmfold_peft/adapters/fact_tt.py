@@ -1,0 +1,39 @@
+"""FacT-TT: all updates as one tensor train (Jie & Deng 2023, arXiv 2212.03145).
+
+The authors scale by a constant (scaling "constant") and adapt all twelve d x d blocks of a layer
+(all six targets).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from esmfold_peft.adapters.base import AttentionShape, wide
+from esmfold_peft.adapters.shared_factors import SharedFactorAdapter, uniform
+from esmfold_peft.config import AdapterConfig
+
+
+class FacTTT(SharedFactorAdapter):
+    """x·ΔW = s · x · U · Σ · V.
+
+    Attributes:
+        u: U (d, r), uniform in ±1/√d.
+        sigma: Σ (L, blocks, r, r), uniform in ±1/√r.
+        v: V (r, d), zero at the start.
+    """
+
+    def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
+        super().__init__(shape, config)
+        width, rank = shape.width, config.rank
+        blocks = sum(self.blocks(target) for target in self.targets)
+        self.u = nn.Parameter(uniform(width**-0.5, width, rank))
+        self.sigma = nn.Parameter(uniform(rank**-0.5, shape.layers, blocks, rank, rank))
+        self.v = nn.Parameter(torch.zeros(rank, width))
+
+    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+        """See `SharedFactorAdapter`."""
+        return wide(self.u), wide(self.v)
+
+    def cores(self) -> Float[Tensor, "l b r r"]:
+        """See `SharedFactorAdapter`."""
+        return wide(self.sigma)

@@ -1,0 +1,56 @@
+"""Adapters whose outer factors are shared by all layers and matrices, with a small core for each.
+
+x·ΔW = s · x · U · Σ · V with U (d, r) and V (r, d) for the whole model and Σ (r, r) for each block:
+the Tucker-2 and tensor-train forms of a stack of matrices. A feed-forward matrix is four blocks of
+d x d, as in FacT, side by side (fc1) or one below the other (fc2).
+"""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmfold_peft.adapters.base import Group
+from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
+from esmfold_peft.config import Target
+
+
+class SharedFactorAdapter(LowRankAdapter):
+    """A low-rank adapter with two outer factors in all."""
+
+    @abstractmethod
+    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+        """U and V in float32."""
+
+    @abstractmethod
+    def cores(self) -> Float[Tensor, "l b r r"]:
+        """Σ of every layer and block in float32."""
+
+    def blocks(self, target: Target) -> int:
+        """Blocks of d x d in a matrix."""
+        return 4 if target in ("fc1", "fc2") else 1
+
+    def shares_input(self, group: Group) -> bool:
+        """See `LowRankAdapter`: all but fc2 read x·U."""
+        return True
+
+    def factors(self) -> dict[Target, Pair]:
+        """See `LowRankAdapter`."""
+        assert self.scale is not None
+        u, v = self.outer()
+        cores = self.scale * self.cores()
+        split = cores.split([self.blocks(target) for target in self.targets], dim=1)
+        pairs = {}
+        for target, blocks in zip(self.targets, split, strict=True):
+            if target == "fc2":
+                stacked = (u @ blocks).flatten(1, 2)
+                pairs[target] = Pair(stacked, v.expand(len(blocks), -1, -1))
+            else:
+                pairs[target] = Pair(u[None], (blocks @ v).transpose(1, 2).flatten(2))
+        return pairs
+
+
+def uniform(bound: float, *shape: int) -> Tensor:
+    """Numbers uniform between -bound and bound."""
+    return torch.empty(*shape).uniform_(-bound, bound)

@@ -1,0 +1,49 @@
+"""Every setting of every command, declared once: frozen dataclasses that YAML files and flags fill.
+
+This module imports no torch, so that help and configuration checks answer at once. Constants and
+their sources are explained at the field that holds them; "AF2" is Jumper et al. 2021, "OpenFold"
+Ahdritz et al. 2024, "ESMFold" Lin et al. 2023, "LoRTA" Hounie et al. 2024 (arXiv 2410.04060).
+"""
+
+from esmfold_peft.config.adapter import AdapterConfig, AdapterKind, Target
+from esmfold_peft.config.commands import (
+    CountConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ImportConfig,
+    MergeConfig,
+    PredictConfig,
+    PrepareConfig,
+)
+from esmfold_peft.config.model import LanguageModelConfig, ModelConfig, StructureConfig, TrunkConfig
+from esmfold_peft.config.training import (
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    LossWeights,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterKind",
+    "CountConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "ImportConfig",
+    "LanguageModelConfig",
+    "LossConfig",
+    "LossWeights",
+    "MergeConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PredictConfig",
+    "PrepareConfig",
+    "StructureConfig",
+    "Target",
+    "TrainConfig",
+    "TrunkConfig",
+]

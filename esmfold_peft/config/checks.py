@@ -1,0 +1,27 @@
+"""Checks of numbers that several settings share."""
+
+from esmfold_peft.errors import UserError
+
+
+def check_lowest(config: object, prefix: str, lowest: int, *names: str) -> None:
+    """Refuses numbers below a bound; None is left to whoever reads it.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= lowest:
+            raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
+
+
+def check_shares(config: object, prefix: str, *names: str) -> None:
+    """Refuses shares and probabilities outside 0 to 1.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"{prefix}{name}: {value} is not between 0 and 1")

@@ -1,0 +1,205 @@
+"""Settings of the commands beside `train`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from esmfold_peft.config.adapter import AdapterKind, Target
+from esmfold_peft.config.checks import check_lowest
+from esmfold_peft.config.model import LanguageModelConfig
+from esmfold_peft.errors import UserError
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Lists the protein chains of structure files in a manifest.
+
+    Attributes:
+        sources: mmCIF or PDB files, plain or gzip, and folders of them.
+        output: folder that receives manifest.csv and rejected.csv.
+        min_resolved: chains with fewer resolved residues (Cα) are rejected.
+    """
+
+    sources: tuple[Path, ...]
+    output: Path
+    min_resolved: int = 10
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "", 1, "min_resolved")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores predicted structures by lDDT-Cα: those of a run's model, or files.
+
+    Attributes:
+        references: manifest of the true structures, or its folder.
+        output: folder that receives scores.csv and summary.json.
+        run: folder of a training run, whose model folds the references' sequences.
+        predictions: folder of predicted structures named <chain id>.pdb or .cif, instead of a run.
+        accelerator: cpu, gpu, or auto (a GPU if there is one).
+        max_tokens: residues folded at a time, padding included; a longer chain is folded alone.
+    """
+
+    references: Path
+    output: Path
+    run: Path | None = None
+    predictions: Path | None = None
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "", 1, "max_tokens")
+        if (self.run is None) == (self.predictions is None):
+            raise UserError("give either --run or --predictions")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predicts the structures of sequences.
+
+    Attributes:
+        fasta: FASTA file, plain or gzip.
+        run: folder of a training run.
+        output: folder that receives a PDB and an mmCIF file for each sequence, and predictions.csv.
+        recycles: passes after the first; null takes the run's setting.
+        accelerator: cpu, gpu, or auto (a GPU if there is one).
+        max_tokens: residues folded at a time, padding included; a longer sequence is folded alone.
+        adapter: adapters that records may use instead of the run's, each as name=folder. A record
+            names one in its header by the word adapter=name; all are of one kind and stay in memory
+            together.
+    """
+
+    fasta: Path
+    run: Path
+    output: Path
+    recycles: int | None = None
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    max_tokens: int = 1024
+    adapter: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "", 1, "max_tokens")
+        check_lowest(self, "", 0, "recycles")
+        for text in self.adapter:
+            name, equals, folder = text.partition("=")
+            if not (name and equals and folder) or name.split() != [name]:
+                raise UserError(f"adapter: {text!r} is not name=folder")
+        names = [text.partition("=")[0] for text in self.adapter]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"adapter: {name} is named twice")
+
+    def adapter_folders(self) -> dict[str, Path]:
+        """The folders of `adapter` by name."""
+        pairs = (text.partition("=") for text in self.adapter)
+        return {name: Path(folder) for name, _, folder in pairs}
+
+
+@dataclass(frozen=True)
+class CountConfig:
+    """Counts the trainable parameters of adapters, nothing else of the model included.
+
+    Attributes:
+        models: ESM-2 models by name, such as esm2_t12_35M_UR50D, or all, from 8M to 15B.
+        kinds: methods; by default all adapters.
+        ranks: rank r of each.
+        targets: adapted matrices; a method that cannot adapt one of them is listed without a count.
+        tt_rank: TT-rank of loretta_rep and loretta_adp.
+        bases: random bases k of each factor of nola.
+        norms: bitfit adapts the biases of both layer norms too; it needs all six targets.
+        reference: llama2-7b prints Table 1 of the LoRTA paper beside its formulas instead.
+        format: a table for the eye, or csv or json.
+    """
+
+    models: tuple[str, ...] = ("esm2_t12_35M_UR50D",)
+    kinds: tuple[AdapterKind, ...] = ()
+    ranks: tuple[int, ...] = (1, 8, 64)
+    targets: tuple[Target, ...] = ("query", "key", "value")
+    tt_rank: int = 5
+    bases: int = 64
+    norms: bool = False
+    reference: Literal["llama2-7b"] | None = None
+    format: Literal["table", "csv", "json"] = "table"
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "", 1, "tt_rank", "bases")
+        for name in ("models", "ranks", "targets"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: empty")
+        for rank in self.ranks:
+            if rank < 1:
+                raise UserError(f"ranks: {rank} is less than 1")
+        for target in self.targets:
+            if self.targets.count(target) > 1:
+                raise UserError(f"targets: {target} is named twice")
+        for kind in self.kinds:
+            if kind in ("none", "full"):
+                raise UserError(f"kinds: {kind} is no adapter")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Writes an adapter into the weights of its ESM-2, for programs that know no adapters.
+
+    Attributes:
+        output: folder that receives the checkpoints.
+        run: folder of a training run; its language model and adapter are merged.
+        adapter: folder of an adapter, instead of a run.
+        language_model: the model that the adapter was trained on; with a run, the run names it.
+        dtype: type of the merged weights. They are computed in float32; a type that loses more than
+            a tenth of an update is refused.
+        formats: fair-esm (an esm2_*.pt file) and transformers (a folder for EsmForMaskedLM).
+    """
+
+    output: Path
+    run: Path | None = None
+    adapter: Path | None = None
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    formats: tuple[Literal["fair-esm", "transformers"], ...] = ("fair-esm", "transformers")
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.adapter is None):
+            raise UserError("give either --run or --adapter")
+        if self.run is not None and self.language_model != LanguageModelConfig():
+            raise UserError("language_model: with --run the language model is the run's")
+        if not self.formats:
+            raise UserError("formats: empty; name fair-esm, transformers or both")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Writes an adapter as a file of another program.
+
+    Attributes:
+        adapter: folder of an adapter, or of a training run.
+        output: folder that receives adapter_config.json and adapter_model.safetensors.
+        format: peft, Hugging Face PEFT's format for transformers' EsmModel (lora, lora_fa, dora,
+            vera, ia3).
+        base_model: Hugging Face name or path of the language model, written into the config; by
+            default facebook/<name> of the ESM-2 of the adapter's sizes.
+    """
+
+    adapter: Path
+    output: Path
+    format: Literal["peft"] = "peft"
+    base_model: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Reads an adapter of Hugging Face PEFT, or of the LoRTA authors' fork of it.
+
+    Attributes:
+        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        output: folder that receives the adapter as this program keeps it.
+        language_model: the model that the adapter was trained on. PEFT's files do not name its
+            weights: it is your word that these are the ones.
+        kind: auto, or lora_fa to go on training a LoRA with its A frozen.
+    """
+
+    adapter: Path
+    output: Path
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    kind: Literal["auto", "lora_fa"] = "auto"

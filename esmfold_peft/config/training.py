@@ -1,0 +1,177 @@
+"""Loss, data, optimizer and engine of a training run."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from esmfold_peft.config.adapter import AdapterConfig
+from esmfold_peft.config.checks import check_lowest, check_shares
+from esmfold_peft.config.model import ModelConfig
+from esmfold_peft.errors import UserError
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss terms in initial training (AF2 Suppl. 1.9).
+
+    A term of weight 0 is not computed.
+
+    Attributes:
+        fape: half backbone, half side chain.
+        chi: supervised torsions with the angle norm.
+        distogram: cross entropy of virtual Cβ distances.
+        plddt: cross entropy of predicted lDDT-Cα.
+    """
+
+    fape: float = 1.0
+    chi: float = 1.0
+    distogram: float = 0.3
+    plddt: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "loss.weights.", 0, *(f.name for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The training loss.
+
+    Attributes:
+        weights: weight of each term.
+        clamp_probability: share of chains whose backbone FAPE is clamped at 10 Å (AF2: 0.9).
+        plddt_resolution: chains resolved to within these bounds (Å) train the pLDDT head; null
+            trains it on all, those of unknown resolution too.
+    """
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    clamp_probability: float = 0.9
+    plddt_resolution: tuple[float, float] | None = (0.1, 3.0)
+
+    def __post_init__(self) -> None:
+        check_shares(self, "loss.", "clamp_probability")
+        bounds = self.plddt_resolution
+        if bounds is not None and not 0 <= bounds[0] < bounds[1]:
+            raise UserError(f"loss.plddt_resolution: {bounds} is not from low to high")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training and validation chains.
+
+    Attributes:
+        train: manifest of the training chains, or the folder that `prepare` wrote it to.
+        validation: manifest of the validation chains; null trains without validation.
+        crop: longest stretch of residues that a training step sees (AF2: 256, 384 in fine-tuning).
+        workers: processes that read chains.
+    """
+
+    train: Path
+    validation: Path | None = None
+    crop: int = 256
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "data.", 1, "crop")
+        check_lowest(self, "data.", 0, "workers")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, its schedule and clipping (AF2 Suppl. 1.11).
+
+    Epsilon and decay are those of OpenFold, whose training code LoRTA used.
+
+    Attributes:
+        lr: learning rate after the warm-up.
+        betas: Adam's decay rates of the two moments.
+        eps: added to Adam's denominator (OpenFold 1e-5, AF2 1e-6).
+        warmup_steps: linear warm-up from 0.
+        schedule: openfold (x 0.95 at every `decay_steps`), alphafold (once) or constant.
+        decay_steps: steps until the learning rate falls.
+        clip_norm: largest global norm of the gradient; 0 does not clip.
+        lr_adapter: factor on the learning rate of the language model's parameters.
+        lr_trunk: factor on the learning rate of the trunk.
+        lr_head: factor on the learning rate of the structure module and heads.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-5
+    warmup_steps: int = 1000
+    schedule: Literal["openfold", "alphafold", "constant"] = "openfold"
+    decay_steps: int = 50_000
+    clip_norm: float = 0.1
+    lr_adapter: float = 1.0
+    lr_trunk: float = 1.0
+    lr_head: float = 1.0
+
+    def __post_init__(self) -> None:
+        numbers = (f.name for f in fields(self) if f.type in (int, float))
+        check_lowest(self, "optimizer.", 0, *numbers)
+        check_lowest(self, "optimizer.", 1, "decay_steps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where and how the training runs.
+
+    Attributes:
+        accelerator: cpu, gpu, or auto (a GPU if there is one).
+        devices: processes on each node, one device each.
+        nodes: machines.
+        deepspeed: a DeepSpeed JSON file; null runs one device plainly and several by DDP.
+        precision: float32, or bf16 autocast around language model and trunk (parameters stay
+            float32).
+        batch_size: chains in one optimizer step, over all devices.
+        micro_batch: chains that one device holds at a time; the rest is accumulated.
+        steps: optimizer steps.
+        validate_every: optimizer steps between validations. The model is saved as often, also
+            without validation chains, and at the end.
+        log_every: optimizer steps between lines of metrics.csv.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    deepspeed: Path | None = None
+    precision: Literal["float32", "bf16"] = "bf16"
+    batch_size: int = 32
+    micro_batch: int = 1
+    steps: int = 850_000
+    validate_every: int = 1000
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "engine.", 0, "steps")
+        counts = ("devices", "nodes", "batch_size", "micro_batch", "validate_every", "log_every")
+        check_lowest(self, "engine.", 1, *counts)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        run: folder of the run, made by `train`; it must be absent or empty.
+        data: chains.
+        model: the folding model.
+        adapter: what is trained inside the language model.
+        loss: terms and their weights.
+        optimizer: Adam, schedule, clipping.
+        engine: devices, precision, batch, steps.
+        seed: of initial weights, dropout, order, crops and recycling.
+    """
+
+    run: Path
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "", 0, "seed")

@@ -1,0 +1,40 @@
+"""torch.compile sees forward and backward pass as one graph, with the same gradients."""
+
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: the type checks that tests switch on are no code for a compiler.
+SCRIPT = """
+import torch
+from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.insert import ADAPTERS, insert_adapter
+from esmfold_peft.config import AdapterConfig
+from esmfold_peft.model.language_model import LanguageModel
+
+aatype = torch.randint(0, 20, (2, 9))
+mask = torch.arange(9) < torch.tensor([[9], [6]])
+for kind, method in ADAPTERS.items():
+    torch._dynamo.reset()
+    lm = LanguageModel.random(AttentionShape(layers=2, width=16, heads=2))
+    adapter = insert_adapter(lm, AdapterConfig(kind=kind, rank=2, targets=method.allowed))
+    with torch.no_grad():
+        for factor in adapter.parameters():
+            factor.add_(0.1)
+    gradients = []
+    for model in (lm, torch.compile(lm, backend="aot_eager", fullgraph=True)):
+        adapter.zero_grad()
+        model(aatype, mask)[mask].square().mean().backward()
+        gradients.append([p.grad for p in adapter.parameters() if p.requires_grad])
+    for one, two in zip(*gradients, strict=True):
+        assert (one - two).norm() <= 1e-5 * one.norm(), kind
+    print(kind)
+"""
+
+
+@pytest.mark.slow
+def test_every_adapter_compiles_without_a_break():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()) == 14
