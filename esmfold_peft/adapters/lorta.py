@@ -83,7 +83,7 @@ class LoRTA(LowRankAdapter):
     def reset_parameters(self) -> None:
         """Draws all factors but B and the components' weights.
 
-        "unit": mode factors of random sign, A uniform in ±1/√d as in LoRA, so that a scale of 1
+        "unit": mode factors of random sign, A uniform in ±1/√d as in LoRA, so that the same scale
         suits every rank. "paper": the authors' Kaiming bounds, which see the rank as fan-in: ±1/√r
         for A and ±√(6/r) for the modes (their init_scale = 0).
         """

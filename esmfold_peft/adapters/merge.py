@@ -12,7 +12,7 @@ from esmfold_peft.config import Target
 from esmfold_peft.errors import UserError
 
 MOST_LOST = 0.1
-"""Largest share of an update that rounding may lose."""
+"""Largest rounding of weights, as a share of the update in them, by norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,8 @@ def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> Iterator[CastPart]:
         if lost > MOST_LOST:
             raise UserError(
                 f"merging {lm.adapter.config.kind} into {str(dtype).removeprefix('torch.')} weights"
-                f" loses {lost:.0%} of the update of {part.target} in layer {part.layer}"
+                f" rounds them by {lost:.2g} times the update of {part.target} in layer"
+                f" {part.layer}; at most {MOST_LOST} is accepted"
             )
         yield CastPart(part.layer, part.target, *rounded, lost)
 

@@ -30,7 +30,7 @@ def test_bfloat16_weights_that_lose_a_tenth_of_an_update_are_refused(make_lm, ki
         for name, factor in lm.adapter.named_parameters():
             if name.startswith("b"):
                 factor.fill_(1e-6)
-    with pytest.raises(UserError, match=rf"merging {kind} into bfloat16 weights loses \d+% of the"):
+    with pytest.raises(UserError, match=rf"merging {kind} into bfloat16 weights rounds them by"):
         merge(lm)
     assert lm.adapter is not None
     for name, p in lm.base_parameters():

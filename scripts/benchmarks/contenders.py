@@ -1,0 +1,301 @@
+"""What is compared: one language model with every adapter, and what others do with its weights.
+
+All have the same weights and give the same thing, the hidden states of all levels, and in all of
+them the gradient goes back to the embedding, as it does where something below is trained.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import EsmConfig, EsmModel
+
+from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice
+from esmfold_peft.adapters.base import Adaptation, AttentionShape, Group
+from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, insert_adapter
+from esmfold_peft.adapters.lorta import LoRTA
+from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.model.language_model import ALPHABET, LanguageModel
+
+FROZEN, PEFT, AUTHORS = "frozen", "peft lora", "authors' lorta"
+"""Names of the contenders that are no adapter of this project."""
+
+TOLERANCE = 1e-4
+"""Largest difference of outputs that should be equal; they are of order 1, in float32."""
+
+HUGGING_FACE_LAYER: dict[str, str] = {
+    "attention.self.query": "self_attn.q_proj",
+    "attention.self.key": "self_attn.k_proj",
+    "attention.self.value": "self_attn.v_proj",
+    "attention.output.dense": "self_attn.out_proj",
+    "attention.LayerNorm": "self_attn_layer_norm",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+    "LayerNorm": "final_layer_norm",
+}
+"""Parts of a layer: transformers' names and fair-esm's."""
+
+HUGGING_FACE_TARGET: dict[Target, str] = {
+    "query": r"attention\.self\.query",
+    "key": r"attention\.self\.key",
+    "value": r"attention\.self\.value",
+    "output": r"attention\.output\.dense",
+    "fc1": r"intermediate\.dense",
+    "fc2": r"\d+\.output\.dense",
+}
+"""Ends of transformers' names of the matrices; the number tells fc2 from the attention's output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """Something whose training step is measured.
+
+    Attributes:
+        output: hidden states of all levels, (b, n, l, d).
+        trained: holds the parameters that train.
+    """
+
+    output: Callable[[], Tensor]
+    trained: nn.Module
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that train."""
+        return sum(p.numel() for p in self.trained.parameters() if p.requires_grad)
+
+    def step(self, gradient: Tensor, autocast: AbstractContextManager) -> None:
+        """Forward and backward pass, without an optimizer; gradients are dropped at once.
+
+        Args:
+            gradient: of the outputs.
+            autocast: around the forward pass.
+        """
+        with autocast:
+            output = self.output()
+        output.backward(gradient.to(output.dtype))
+        self.trained.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer(self, autocast: AbstractContextManager) -> None:
+        """Forward pass alone.
+
+        Args:
+            autocast: around it.
+        """
+        with autocast:
+            self.output()
+
+
+def frozen_model(shape: AttentionShape, device: torch.device) -> LanguageModel:
+    """A random language model that takes no gradient, but lets one through to its embedding."""
+    lm = LanguageModel.random(shape).to(device)
+    insert_adapter(lm, AdapterConfig(kind="none"))
+    lm.embed_tokens.register_forward_hook(_require_gradient)
+    return lm
+
+
+def build_contenders(
+    lm: LanguageModel, kinds: list[str], config: AdapterConfig, aatype: Tensor, mask: Tensor
+) -> dict[str, Contender]:
+    """All contenders, checked; those of this project share one language model.
+
+    Args:
+        lm: as `frozen_model` made it.
+        kinds: kinds of adapters.
+        config: rank, alpha and targets of all; a kind adapts those targets that it can.
+        aatype: residues of the batch (b, n).
+        mask: which of them exist (b, n).
+
+    Raises:
+        SystemExit: outputs differ that should be equal.
+    """
+    found = {FROZEN: _with_adapter(lm, None, aatype, mask)}
+    for kind in kinds:
+        adapter = insert_adapter(lm, _config_of(kind, config))
+        found[kind] = _with_adapter(lm, adapter, aatype, mask)
+        lm.adapter = None
+    found[PEFT] = peft_lora(lm, config, lm.tokenize(aatype, mask))
+    for name, contender in found.items():
+        _require_equal(name, contender, FROZEN, found[FROZEN], mask)
+    lorta = _config_of("lorta", config)
+    plain, looped = LoRTA(lm.shape, lorta), AuthorsLoRTA(lm.shape, lorta)
+    nn.init.normal_(plain.b, std=0.1)
+    looped.load_state_dict(plain.state_dict())
+    pair = []
+    for adapter in (plain, looped):
+        pair.append(_with_adapter(lm, attach_adapter(lm, adapter, fresh=False), aatype, mask))
+        lm.adapter = None
+    _require_equal(AUTHORS, pair[1], "lorta", pair[0], mask)
+    return found | {AUTHORS: pair[1]}
+
+
+def build_inferences(
+    lm: LanguageModel, config: AdapterConfig, aatype: Tensor, mask: Tensor
+) -> dict[str, Contender]:
+    """One LoRTA for all sequences of a batch, and one of its own for each.
+
+    Args:
+        lm: as `frozen_model` made it.
+        config: rank, alpha and targets of the adapters.
+        aatype: residues of the batch (b, n).
+        mask: which of them exist (b, n).
+
+    Raises:
+        SystemExit: a sequence of the bank is not what its adapter gives alone.
+    """
+    adapters = [LoRTA(lm.shape, _config_of("lorta", config)) for _ in aatype]
+    for adapter in adapters:
+        nn.init.normal_(adapter.b, std=0.1)
+        adapter.to(aatype.device).requires_grad_(False)
+    bank = AdapterBank({str(i): adapter for i, adapter in enumerate(adapters)})
+    which = torch.arange(len(adapters), device=aatype.device)
+    choice = AdapterChoice(bank.to(aatype.device), which)
+    many = Contender(lambda: lm(aatype, mask, choice), nn.Module())
+    last = _with_adapter(lm, adapters[-1], aatype[-1:], mask[-1:])
+    with torch.no_grad():
+        difference = (many.output()[-1:] - last.output()).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise SystemExit(f"many adapters: outputs differ by {difference:.2g} from one alone")
+    return {"one adapter": _with_adapter(lm, adapters[0], aatype, mask), "one each": many}
+
+
+class AuthorsLoRTA(LoRTA):
+    """LoRTA as its authors' programs compute it, in the orientation of their paper.
+
+    A dense ΔW of every layer and matrix is made in each pass by a loop over heads, and applied by
+    itself. DISCREPANCY: theirs are made for four matrices whatever the targets, here for the
+    targets only; and theirs are turned (`lorta.HEADS_ON_OUTPUT`).
+    """
+
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See `Adapter`: ΔW (d, d) of each of `matrices`, without the scale."""
+        return tuple(self._dense(layer, target).to(dtype) for layer, target in self.matrices())
+
+    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
+        """See `Adapter`."""
+        assert self.scale is not None
+        return _Dense(dict(zip(self.matrices(), folded, strict=True)), self.scale)
+
+    def _dense(self, layer: int, target: Target) -> Float[Tensor, "d d"]:
+        heads = []
+        for head in range(self.shape.heads):
+            c = self.c_l[layer] * self.c_m[self.targets.index(target)] * self.c_h[head]
+            heads.append(self.a @ torch.diag(c) @ self.b.T)
+        delta = torch.cat(heads, dim=1)
+        return delta if target != "output" else delta.T
+
+
+class _Dense(Adaptation):
+    """A dense ΔW, inputs first, of every layer and adapted matrix."""
+
+    def __init__(self, deltas: dict[tuple[int, Target], Tensor], scale: float) -> None:
+        self.deltas, self.scale = deltas, scale
+
+    def output(
+        self,
+        layer: int,
+        group: Group,
+        x: Float[Tensor, "t i"],
+        y: Float[Tensor, "t w"],
+        matrices: nn.Module,
+    ) -> Float[Tensor, "t n o"]:
+        """See `Adaptation`."""
+        side_by_side = y.unflatten(-1, (len(group), -1))
+        if not any((layer, target) in self.deltas for target in group):
+            return side_by_side
+        outputs = list(side_by_side.unbind(1))
+        for index, target in enumerate(group):
+            if (layer, target) in self.deltas:
+                outputs[index] = outputs[index] + x @ self.deltas[layer, target] * self.scale
+        return torch.stack(outputs, dim=1)
+
+
+def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Contender:
+    """Hugging Face PEFT's LoRA on transformers' ESM-2 with a language model's weights."""
+    model = hugging_face_model(lm)
+    ends = "|".join(HUGGING_FACE_TARGET[target] for target in config.targets)
+    settings = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=rf".*\.({ends})"
+    )  # fmt: skip
+    adapted = get_peft_model(model, settings).to(tokens.device).train()
+    model.embeddings.word_embeddings.register_forward_hook(_require_gradient)
+    attended = (tokens != ALPHABET.padding_idx).long()
+
+    def output() -> Tensor:
+        found = adapted(input_ids=tokens, attention_mask=attended, output_hidden_states=True)
+        return torch.stack([level[:, 1:-1] for level in found.hidden_states], dim=2)
+
+    return Contender(output, adapted)
+
+
+@torch.no_grad()
+def hugging_face_model(lm: LanguageModel) -> EsmModel:
+    """Transformers' ESM-2 with a language model's weights."""
+    shape = lm.shape
+    config = EsmConfig(
+        vocab_size=len(ALPHABET),
+        mask_token_id=ALPHABET.mask_idx,
+        pad_token_id=ALPHABET.padding_idx,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        token_dropout=True,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = EsmModel(config, add_pooling_layer=False)
+    weights = dict(lm.official_tensors())
+    for ours, theirs in _names(shape.layers).items():
+        model.get_parameter(theirs).copy_(weights.pop(ours))
+    assert not weights, f"not copied: {', '.join(weights)}"
+    return model
+
+
+def _names(layers: int) -> dict[str, str]:
+    """Transformers' name of every parameter, by fair-esm's."""
+    names = {"embed_tokens.weight": "embeddings.word_embeddings.weight"}
+    for kind in ("weight", "bias"):
+        names[f"emb_layer_norm_after.{kind}"] = f"encoder.emb_layer_norm_after.{kind}"
+        for layer in range(layers):
+            for theirs, ours in HUGGING_FACE_LAYER.items():
+                names[f"layers.{layer}.{ours}.{kind}"] = f"encoder.layer.{layer}.{theirs}.{kind}"
+    return names
+
+
+def _config_of(kind: str, config: AdapterConfig) -> AdapterConfig:
+    """Settings of a kind with those targets that it can adapt."""
+    targets = tuple(target for target in config.targets if target in ADAPTERS[kind].allowed)
+    if not targets:
+        raise SystemExit(f"--targets: {kind} can adapt none of {', '.join(config.targets)}")
+    return replace(config, kind=kind, targets=targets)
+
+
+def _with_adapter(
+    lm: LanguageModel, adapter: nn.Module | None, aatype: Tensor, mask: Tensor
+) -> Contender:
+    def output() -> Tensor:
+        lm.adapter = adapter
+        return lm(aatype, mask)
+
+    return Contender(output, nn.Module() if adapter is None else adapter)
+
+
+def _require_gradient(module: nn.Module, inputs: object, output: Tensor) -> None:
+    output.requires_grad_()
+
+
+@torch.no_grad()
+def _require_equal(
+    name: str, one: Contender, other_name: str, other: Contender, mask: Tensor
+) -> None:
+    difference = (one.output() - other.output())[mask].abs().max().item()
+    if not difference < TOLERANCE:
+        raise SystemExit(f"{name} is not comparable: it differs from {other_name} by {difference}")

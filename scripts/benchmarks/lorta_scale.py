@@ -1,0 +1,199 @@
+"""Does one alpha / rank suit every rank of LoRTA? By which start of its factors?
+
+    python scripts/benchmarks/lorta_scale.py --output lorta_scale.json
+
+A task: a language model (6 layers, width 128, 8 heads, random weights, frozen) is to give the last
+hidden states of a teacher, which is the same model with a random update of rank 2 of each attention
+matrix: normal factors, as large as the matrices, and no tensor of low rank. A student is a LoRTA of
+rank 1, 8 or 64, trained by 200 steps of Adam at a learning rate of 1e-3 on one batch of four chains
+of 16 residues. For each start (`init`: unit, paper) and rank this finds the best s = alpha / rank
+on a grid of powers of two: the one with the least loss at the end, over that of the untrained
+student, mean over three seeds of weights, chains, teacher and student. What matters is how far the
+best s moves with the rank.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measuring import circumstances
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from esmfold_peft.adapters.base import ATTENTION, AttentionShape
+from esmfold_peft.adapters.insert import insert_adapter
+from esmfold_peft.config import AdapterConfig
+from esmfold_peft.model.language_model import LanguageModel
+
+SHAPE = AttentionShape(layers=6, width=128, heads=8)
+INITS = ("unit", "paper")
+RANKS = (1, 8, 64)
+SEEDS = (0, 1, 2)
+CHAINS, RESIDUES = 4, 16
+LEARNING_RATE = 1e-3
+HOPELESS_AFTER = 50
+"""Steps after which a student that is worse than untrained is given up, at the loss that it has.
+
+In whole runs such students ended at 0.5 of the initial loss or more, twenty times the best."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How finely and how long to search.
+
+    Attributes:
+        scales: the grid of s.
+        steps: of the optimizer for each student.
+    """
+
+    scales: tuple[float, ...]
+    steps: int
+
+
+FULL = Effort(tuple(2.0**k for k in range(-4, 15)), 200)
+QUICK = Effort(tuple(2.0**k for k in range(0, 9, 2)), 100)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What students of one seed learn.
+
+    Attributes:
+        lm: the frozen language model, without an adapter.
+        aatype: residues of the chains (b, n).
+        wanted: the teacher's last hidden states (b, n, d).
+        seed: of all of it, and of the students.
+    """
+
+    lm: LanguageModel
+    aatype: Tensor
+    wanted: Tensor
+    seed: int
+
+    def loss(self) -> Tensor:
+        """Mean squared difference to the teacher with the adapter that the model now carries."""
+        return (self.outputs() - self.wanted).square().mean()
+
+    def outputs(self) -> Tensor:
+        """Last hidden states."""
+        return self.lm(self.aatype, torch.ones_like(self.aatype, dtype=torch.bool))[:, :, -1]
+
+
+def main(words: list[str] | None = None) -> None:
+    """Searches, prints a table, and writes all losses."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--quick", action="store_true", help="five scales, 100 steps")
+    parser.add_argument("--output", type=Path, help="JSON file for all losses")
+    args = parser.parse_args(words)
+    torch.set_num_threads(1)
+    effort = QUICK if args.quick else FULL
+    found = search(effort)
+    Console(highlight=False).print(table(found))
+    report = {
+        "circumstances": circumstances(torch.device("cpu")),
+        "steps": effort.steps,
+        "seeds": len(SEEDS),
+        "inits": {init: summary(losses) for init, losses in found.items()},
+    }
+    if args.output is not None:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def search(effort: Effort) -> dict[str, dict[int, dict[float, float]]]:
+    """The final loss over the initial one by init, rank and scale; mean over seeds."""
+    tasks = [make_task(seed) for seed in SEEDS]
+    places = [(init, rank, scale) for init in INITS for rank in RANKS for scale in effort.scales]
+    found: dict[str, dict[int, dict[float, float]]] = {
+        init: {rank: {} for rank in RANKS} for init in INITS
+    }
+    for init, rank, scale in track(places, transient=True):
+        config = AdapterConfig("lorta", rank, scale * rank, targets=ATTENTION, init=init)
+        losses = (train(task, config, effort.steps) for task in tasks)
+        found[init][rank][scale] = statistics.fmean(losses)
+    return found
+
+
+def make_task(seed: int) -> Task:
+    """Language model, chains and teacher of a seed."""
+    lm = LanguageModel.random(SHAPE, seed=seed)
+    torch.manual_seed(seed)
+    aatype = torch.randint(0, 20, (CHAINS, RESIDUES))
+    teacher = insert_adapter(lm, AdapterConfig("lora", rank=2, alpha=2.0, targets=ATTENTION))
+    assert teacher is not None
+    with torch.no_grad():
+        for name, factor in teacher.named_parameters():
+            # Entries of ΔW get about the size of a weight: outputs differ by their own variance.
+            factor.normal_(std=SHAPE.width**-0.5 if name.startswith("a_") else 0.5)
+        task = Task(lm, aatype, torch.empty(0), seed)
+        wanted = task.outputs()
+    lm.adapter = None
+    return Task(lm, aatype, wanted, seed)
+
+
+def train(task: Task, config: AdapterConfig, steps: int) -> float:
+    """Final loss of a fresh student over its initial one."""
+    torch.manual_seed(1000 + task.seed)
+    student = insert_adapter(task.lm, config)
+    assert student is not None
+    optimizer = torch.optim.Adam(student.parameters(), lr=LEARNING_RATE)
+    losses = []
+    for step in range(steps + 1):
+        loss = task.loss()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]) or (step >= HOPELESS_AFTER and losses[-1] > losses[0]):
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    task.lm.adapter = None
+    return losses[-1] / losses[0] if math.isfinite(losses[-1]) else math.inf
+
+
+def best_scale(losses: dict[float, float]) -> float:
+    """The scale with the least loss."""
+    return min(losses, key=losses.__getitem__)
+
+
+def spread(scales: Iterable[float]) -> float:
+    """The largest over the smallest."""
+    scales = list(scales)
+    return max(scales) / min(scales)
+
+
+def summary(losses: dict[int, dict[float, float]]) -> dict[str, object]:
+    """Best scale of each rank, how far it moves, and the losses, for JSON."""
+    best = {rank: best_scale(own) for rank, own in losses.items()}
+    return {"best": best, "spread": spread(best.values()), "losses": losses}
+
+
+def table(found: dict[str, dict[int, dict[float, float]]]) -> Table:
+    """Final over initial loss by scale, for people."""
+    drawn = Table(title="LoRTA: final / initial loss by scale s = alpha / rank")
+    columns = [(init, rank) for init in found for rank in found[init]]
+    drawn.add_column("s", justify="right")
+    for init, rank in columns:
+        drawn.add_column(f"{init} r={rank}", justify="right")
+    best = {place: best_scale(found[place[0]][place[1]]) for place in columns}
+    for scale in found[INITS[0]][RANKS[0]]:
+        cells = []
+        for place in columns:
+            text = f"{found[place[0]][place[1]][scale]:.3f}"
+            cells.append(f"[bold]{text}[/bold]" if best[place] == scale else text)
+        drawn.add_row(f"{scale:g}", *cells)
+    drawn.add_section()
+    drawn.add_row("best", *(f"{best[place]:g}" for place in columns))
+    caption = (f"{init}: {spread(best[init, rank] for rank in RANKS):g}" for init in found)
+    drawn.caption = f"largest over smallest best s: {', '.join(caption)}"
+    return drawn
+
+
+if __name__ == "__main__":
+    main()

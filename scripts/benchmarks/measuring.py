@@ -1,0 +1,145 @@
+"""What one training step costs (time, kernels, memory), and on what it was measured."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Step = Callable[[], None]
+
+NO_KERNEL = {"detach", "alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
+"""Operations that are not marked as views, yet compute nothing."""
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts the operations that compute, in the forward and the backward pass.
+
+    It is the number of kernels on any device, up to operations that launch several.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Calls the operation."""
+        if not func.is_view and func.overloadpacket.__name__ not in NO_KERNEL:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kernels(step: Step) -> int:
+    """Operations of a step that compute."""
+    with KernelCounter() as counter:
+        step()
+    return counter.count
+
+
+def launched_kernels(step: Step) -> int:
+    """Kernels that a step launches on a CUDA device."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum("LaunchKernel" in event.name() for event in _events(profiler))
+
+
+def peak_memory(step: Step, device: torch.device) -> int:
+    """Bytes of tensors at the peak of a step, above what is held before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    changes = [(e.start_ns(), e.nbytes()) for e in _events(profiler) if e.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def seconds(step: Step, device: torch.device) -> float:
+    """Time of a step: on a CPU this process's, so that other processes count little."""
+    if device.type != "cuda":
+        started = time.process_time()
+        step()
+        return time.process_time() - started
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def interleaved(
+    steps: dict[str, Step], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round; a machine that slows down slows all of them.
+
+    Args:
+        steps: what to time, by name.
+        rounds: each times every step once, the first of them another one in each round.
+        device: on which they run.
+    """
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(steps[name], device))
+    return times
+
+
+def ratio(times: list[float], to: list[float]) -> float:
+    """Median over rounds of the ratio of two steps' seconds."""
+    return statistics.median(mine / other for mine, other in zip(times, to, strict=True))
+
+
+def circumstances(device: torch.device) -> dict[str, object]:
+    """Machine, versions, commit and date, for the record of a measurement."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _events(profiler: profile) -> list:
+    # The lists of torch.profiler itself leave out single allocations.
+    return profiler.profiler.kineto_results.events()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU: {names[0] if names else platform.machine()}"
+
+
+def _git_commit() -> str | None:
+    """The commit that is checked out, with "-dirty" if files have changed since."""
+    # Without the optional lock this never disturbs a git command that runs at the same time.
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
