@@ -54,11 +54,26 @@ def summary(kind: type) -> str:
 
 
 def to_config(parser: ArgumentParser, namespace: Any, kind: type[Config]) -> Config:
-    """The settings that a parser made of files and flags."""
+    """The settings that a parser made of files and flags.
+
+    Raises:
+        UserError: a setting that needs a value is null.
+    """
+    _refuse_nulls(namespace, kind, "")
     made = parser.instantiate(namespace)
     values = {field.name: made[field.name] for field in fields(kind)}  # pyright: ignore
     # argparse collects repeated positionals in a list; settings are immutable.
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _refuse_nulls(values: Any, kind: type, prefix: str) -> None:
+    """The parser takes null for any type."""
+    for field in fields(kind):  # pyright: ignore[reportArgumentType]
+        value = values[field.name]
+        if is_dataclass(field.type) and value is not None:
+            _refuse_nulls(value, field.type, f"{prefix}{field.name}.")  # pyright: ignore
+        elif value is None and type(None) not in get_args(field.type):
+            raise UserError(f"{prefix}{field.name}: null is no value")
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from esmfold_peft.adapter_commands.folders import adapter_folder
 from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice, read_bank
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.console import report, watched
@@ -120,9 +121,10 @@ def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
 
 def _read_bank(config: PredictConfig, model: FoldingModel) -> AdapterBank | None:
     """The adapters that records may name, each checked against the run's language model."""
-    folders = config.adapter_folders()
-    if not folders:
+    given = config.adapter_folders()
+    if not given:
         return None
+    folders = {name: adapter_folder(folder) for name, folder in given.items()}
     language_model = model.language_model
     return read_bank(folders, language_model, weights_hash(language_model))
 

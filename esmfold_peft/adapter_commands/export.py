@@ -18,7 +18,7 @@ def run(config: ExportConfig) -> int:
     refuse_existing(config.output)
     adapter = read_adapter(adapter_folder(config.adapter)).adapter
     write_peft(adapter, config.output, config.base_model or _official_name(adapter.shape))
-    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     report(f"{adapter.config.kind} of {parameters:,} parameters in {config.output}, for PEFT")
     return 0
 

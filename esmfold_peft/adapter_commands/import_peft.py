@@ -1,13 +1,15 @@
 """`esmfold-peft adapters import`: an adapter of Hugging Face PEFT, or of LoRTA's authors."""
 
 from esmfold_peft.adapter_commands.folders import refuse_existing
-from esmfold_peft.adapters.io import CONFIG_FILE, read_json, save_adapter
+from esmfold_peft.adapters.io import CONFIG_FILE, save_adapter
 from esmfold_peft.adapters.lorta_fork import read_fork
 from esmfold_peft.adapters.peft_files import read_peft
 from esmfold_peft.config import ImportConfig
 from esmfold_peft.console import report
-from esmfold_peft.model.build import build_language_model
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.build import build_language_model, language_model_shape
 from esmfold_peft.model.esm2_weights import weights_hash
+from esmfold_peft.protein.files import read_json
 
 
 def run(config: ImportConfig) -> int:
@@ -18,12 +20,16 @@ def run(config: ImportConfig) -> int:
             cannot be had, or the output folder is not empty.
     """
     refuse_existing(config.output)
-    header = read_json(config.adapter / CONFIG_FILE)
+    path = config.adapter / CONFIG_FILE
+    header = read_json(path)
+    if "base_sha256" in header:
+        raise UserError(f"{path}: an adapter of this program, which needs no import")
     read = read_fork if header.get("peft_type") == "LORTA" else read_peft
+    # Before the language model, whose weights may be gigabytes to download.
+    adapter = read(config.adapter, language_model_shape(config.language_model), config.kind)
     language_model = build_language_model(config.language_model, seed=0)
-    adapter = read(config.adapter, language_model.shape, config.kind)
     save_adapter(adapter, config.output, weights_hash(language_model))
-    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     scale = "" if adapter.scale is None else f" (scale {adapter.scale:g})"
     report(f"{adapter.config.kind} of {parameters:,} parameters{scale} in {config.output}")
     return 0

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from esmfold_peft.adapter_commands.folders import refuse_existing
-from esmfold_peft.adapters.insert import ADAPTERS
-from esmfold_peft.adapters.io import load_adapter
+from esmfold_peft.adapter_commands.folders import adapter_folder, refuse_existing
+from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter
+from esmfold_peft.adapters.io import read_adapter, require_base
 from esmfold_peft.adapters.merge import merged_parts
 from esmfold_peft.config import LanguageModelConfig, MergeConfig, TrainConfig
 from esmfold_peft.config_io import read_config
@@ -38,14 +38,17 @@ def run(config: MergeConfig) -> int:
     language_model, folder = _merged(config)
     if language_model.weights == "random":
         raise UserError("language_model.weights: random has no file that a copy could be made of")
+    # Before the language model, whose weights may be gigabytes to download.
+    saved = read_adapter(folder)
     lm = build_language_model(language_model, seed=0)
-    load_adapter(lm, folder, weights_hash(lm))
+    require_base(saved, lm, folder, weights_hash(lm))
+    attach_adapter(lm, saved.adapter, fresh=False)
     source = find_weights(language_model.name, language_model.weights)
     file = read_esm2_file(source, lm.shape)
     if "fair-esm" in config.formats:
         require_fair_esm(file)
     dtype = getattr(torch, config.dtype)
-    parts = list(merged_parts(lm, dtype))
+    parts = merged_parts(lm, dtype)
     merged = with_parts(file, parts, dtype)
     make_folder(config.output)
     if "fair-esm" in config.formats:
@@ -66,7 +69,7 @@ def _merged(config: MergeConfig) -> tuple[LanguageModelConfig, Path]:
     """The language model and the folder of the adapter."""
     if config.run is None:
         assert config.adapter is not None
-        return config.language_model, config.adapter
+        return config.language_model, adapter_folder(config.adapter)
     path = config.run / CONFIG
     if not path.is_file():
         raise UserError(f"{config.run}: not the folder of a training run (it has no {CONFIG})")

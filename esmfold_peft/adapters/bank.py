@@ -43,10 +43,15 @@ class AdapterBank(nn.Module):
             _require_alike(self.names[0], members[0], name, adapter)
         # A list hides the pattern from `parameters`: it has shapes, and no numbers of its own.
         self._pattern = [deepcopy(members[0]).to("meta")]
+        # What all have in common, such as VeRA's random matrices of one seed, is kept once.
+        self._common: set[str] = set()
         tensors = [dict(_tensors(adapter)) for adapter in members]
-        for name in tensors[0]:
-            stacked = torch.stack([own[name].detach() for own in tensors])
-            self.register_buffer(name, stacked)
+        for name, first in tensors[0].items():
+            if all(torch.equal(own[name], first) for own in tensors):
+                self._common.add(name)
+                self.register_buffer(name, first.detach())
+            else:
+                self.register_buffer(name, torch.stack([own[name].detach() for own in tensors]))
 
     def index(self, name: str) -> int:
         """The place of an adapter."""
@@ -59,14 +64,21 @@ class AdapterBank(nn.Module):
             which: their indices.
             dtype: of the language model's matrix products.
         """
-        pattern = self._pattern[0]
-        chosen = {name: buffer[which] for name, buffer in self.named_buffers()}
+        pattern, buffers = self._pattern[0], dict(self.named_buffers())
+        common = {name: buffers[name] for name in self._common}
+        # Each adapter once, however many sequences use it.
+        members, places = which.unique(return_inverse=True)
+        own = {name: buffer[members] for name, buffer in buffers.items() if name not in common}
 
-        def folded(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            return cast(tuple[Tensor, ...], functional_call(pattern, own, (dtype,)))
+        def fold_one(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            return cast(tuple[Tensor, ...], functional_call(pattern, own | common, (dtype,)))
 
         with torch.autocast(which.device.type, enabled=False):
-            return pattern.adaptation(torch.vmap(folded, out_dims=1)(chosen))
+            if own:
+                folded = torch.vmap(fold_one)(own)
+            else:
+                folded = [torch.stack([tensor] * len(members)) for tensor in fold_one({})]
+            return pattern.adaptation(tuple(tensor[places].transpose(0, 1) for tensor in folded))
 
 
 def read_bank(folders: dict[str, Path], lm: AdaptedModel, base_hash: str) -> AdapterBank:

@@ -6,6 +6,7 @@ explicitly: nothing is cached between passes, so activation checkpointing, data 
 torch.compile need no special case.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -320,11 +321,11 @@ def per_token(vector: Float[Tensor, "*b w"], tokens: int) -> Float[Tensor, "_ w"
 
 def _check_numbers(config: AdapterConfig) -> None:
     for name in ("rank", "alpha", "tt_rank", "bases"):
-        if not (value := getattr(config, name)) > 0:
+        if not 0 < (value := getattr(config, name)) < math.inf:
             raise UserError(f"adapter.{name}: {value} is not a positive number")
     for name, factor in config.lr_factors.items():
-        if not factor >= 0:
-            raise UserError(f"adapter.lr_factors: {factor} of {name} is negative")
+        if not 0 <= factor < math.inf:
+            raise UserError(f"adapter.lr_factors: {factor} of {name} is no number from 0 up")
 
 
 def _check_targets(config: AdapterConfig, allowed: Group) -> None:

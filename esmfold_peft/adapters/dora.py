@@ -29,9 +29,16 @@ from esmfold_peft.adapters.lora import LoRA
 from esmfold_peft.adapters.low_rank import LowRankAdaptation
 from esmfold_peft.config import AdapterConfig, Target
 
+SHORTEST = 1e-3
+"""Rows of W + ΔW shorter than this share of W's are taken to be as long; float32 resolves no less
+in a difference of squares."""
+
 
 class DoRA(LoRA):
     """LoRA's factors and a magnitude for every layer l and output o of an adapted matrix.
+
+    It starts from the lengths that the rows have when it is attached: a language model is cast to
+    another type before that.
 
     Attributes:
         a_query, ...: see `LoRA`.
@@ -76,8 +83,7 @@ class DoRA(LoRA):
         factors = cast(LowRankAdaptation, super().adaptation(folded[: 2 * len(groups)]))
         split = [by_layer(tensor, layers) for tensor in folded[2 * len(groups) :]]
         lengths = {group: (split[2 * i], split[2 * i + 1]) for i, group in enumerate(groups)}
-        adapted = {group: [t in self.targets for t in group] for group in groups}
-        return _Rescaled(factors, lengths, adapted)
+        return _Rescaled(factors, lengths)
 
     def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
         """See `Adapter`."""
@@ -97,9 +103,8 @@ class _Rescaled(Adaptation):
         self,
         factors: LowRankAdaptation,
         lengths: dict[Group, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
-        adapted: dict[Group, list[bool]],
     ) -> None:
-        self.factors, self.lengths, self.adapted = factors, lengths, adapted
+        self.factors, self.lengths = factors, lengths
 
     def output(
         self,
@@ -149,4 +154,5 @@ def _row_norms(
         cross = (products * g).sum(-2)
         quadratic = ((a.transpose(-1, -2) @ a @ g) * g).sum(-2)
     squared = squares + (2 * cross + quadratic).flatten(-2)
-    return squared.sqrt(), outputs[-1]
+    # Where ΔW all but cancels W the sum is rounding errors, and may be negative.
+    return torch.maximum(squared, SHORTEST**2 * squares).sqrt(), outputs[-1]

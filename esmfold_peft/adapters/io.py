@@ -20,7 +20,7 @@ from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, build_adapter
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.config_io import config_of
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.protein.files import make_folder, read_json, write_atomically
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ def save_adapter(adapter: Adapter, folder: Path, base_hash: str) -> None:
         "base_sha256": base_hash,
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / TENSOR_FILE, tensors)
     write_atomically(folder / CONFIG_FILE, json.dumps(header, indent=2) + "\n")
 
@@ -76,6 +76,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     """
     path = folder / CONFIG_FILE
     header = read_json(path)
+    if "peft_type" in header:
+        raise UserError(f"{path}: an adapter of Hugging Face PEFT; `adapters import` reads it")
     require_same(set(header), {*asdict(AdapterConfig()), *_FACTS}, path, "key")
     config = _adapter_config(header, path)
     content = read_bytes(folder / TENSOR_FILE)
@@ -86,6 +88,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
     for key, value in expected.items():
         if header[key] != value:
             raise UserError(f"{path}: {key} is {header[key]}, here it is {value}")
+    if not isinstance(header["shape"], dict):
+        raise UserError(f"{path}: shape is {header['shape']}, not sizes of a language model")
     shape = config_of(header["shape"], AttentionShape, path)
     # The start is drawn and then replaced: that must not move the caller's generator.
     with torch.random.fork_rng(devices=[]):
@@ -200,18 +204,3 @@ def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
         return load(content)
     except SafetensorError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        header = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return header

@@ -111,7 +111,8 @@ class LowRankAdapter(Adapter):
             layer: 0-based layer.
             target: one of `targets`.
         """
-        return self.factors()[target].dense(layer)
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self.factors()[target].dense(layer)
 
     def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
         """See `Adapter`."""

@@ -1,13 +1,13 @@
 """Writes an adapter into the weights that it adapts, and takes it out again exactly."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmfold_peft.adapters.base import AdaptedModel, Adapter, wide
+from esmfold_peft.adapters.base import AdaptedModel, Adapter, MergedPart, wide
 from esmfold_peft.config import Target
 from esmfold_peft.errors import UserError
 
@@ -50,7 +50,7 @@ class Merged:
 
 
 @torch.no_grad()
-def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> Iterator[CastPart]:
+def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> list[CastPart]:
     """Every adapted matrix with its update, computed in float32 and then rounded.
 
     Args:
@@ -58,25 +58,33 @@ def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> Iterator[CastPart]:
         dtype: of the result.
 
     Raises:
-        UserError: the adapter cannot be merged, or rounding loses more than a tenth of an update (a
-            bfloat16 weight does not see updates below 0.4 % of it).
+        UserError: the adapter cannot be merged, an update is not finite, or rounding changes
+            weights by more than a tenth of an update (a bfloat16 weight does not see updates below
+            0.4 % of it).
         ValueError: the model has no adapter.
     """
     if lm.adapter is None:
         raise ValueError("the language model has no adapter to merge")
-    for part in lm.adapter.merged(lm):
-        exact = (part.weight, part.bias)
-        rounded = (part.weight.to(dtype), part.bias.to(dtype))
-        before = (lm.weight(part.layer, part.target), lm.bias(part.layer, part.target))
-        change, error = _distance(exact, before), _distance(exact, rounded)
-        lost = error / change if change else 0.0
-        if lost > MOST_LOST:
-            raise UserError(
-                f"merging {lm.adapter.config.kind} into {str(dtype).removeprefix('torch.')} weights"
-                f" rounds them by {lost:.2g} times the update of {part.target} in layer"
-                f" {part.layer}; at most {MOST_LOST} is accepted"
-            )
-        yield CastPart(part.layer, part.target, *rounded, lost)
+    with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
+        return [_cast(lm, part, dtype) for part in lm.adapter.merged(lm)]
+
+
+def _cast(lm: AdaptedModel, part: MergedPart, dtype: torch.dtype) -> CastPart:
+    assert lm.adapter is not None
+    exact = (part.weight, part.bias)
+    rounded = (part.weight.to(dtype), part.bias.to(dtype))
+    before = (lm.weight(part.layer, part.target), lm.bias(part.layer, part.target))
+    change, error = _distance(exact, before), _distance(exact, rounded)
+    place = f"of {part.target} in layer {part.layer}"
+    if not math.isfinite(change):
+        raise UserError(f"merging {lm.adapter.config.kind}: the update {place} is not finite")
+    lost = error / change if change else 0.0
+    if not lost <= MOST_LOST:
+        raise UserError(
+            f"merging {lm.adapter.config.kind} into {str(dtype).removeprefix('torch.')} weights"
+            f" rounds them by {lost:.2g} times the update {place}; at most {MOST_LOST} is accepted"
+        )
+    return CastPart(part.layer, part.target, *rounded, lost)
 
 
 def _distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
@@ -100,7 +108,7 @@ def merge(lm: AdaptedModel) -> Merged:
             model is then as it was.
         ValueError: the model has no adapter.
     """
-    parts = list(merged_parts(lm, lm.weight(0, "query").dtype))
+    parts = merged_parts(lm, lm.weight(0, "query").dtype)
     adapter = lm.adapter
     assert adapter is not None
     originals = {}
@@ -115,7 +123,7 @@ def merge(lm: AdaptedModel) -> Merged:
 
 @torch.no_grad()
 def unmerge(lm: AdaptedModel, merged: Merged) -> None:
-    """Restores the weights bit for bit and attaches the adapter again.
+    """Restores the weights bit for bit and attaches the adapter again, wherever the model is now.
 
     Args:
         lm: the language model that was merged.
@@ -126,4 +134,4 @@ def unmerge(lm: AdaptedModel, merged: Merged) -> None:
     for (layer, target), (weight, bias) in merged.originals.items():
         lm.weight(layer, target).copy_(weight)
         lm.bias(layer, target).copy_(bias)
-    lm.adapter = merged.adapter
+    lm.adapter = merged.adapter.to(lm.weight(0, "query").device)

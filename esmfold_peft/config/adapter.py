@@ -31,7 +31,8 @@ class AdapterConfig:
     Attributes:
         kind: none (frozen, as in ESMFold), full (all its weights train), or a method: lora,
             lora_fa, dora, lorta, lotr, fact_tt, fact_tk, loretta_rep, loretta_adp, tt_lora, vera,
-            nola, ia3, bitfit.
+            nola, ia3, bitfit. So that this word alone switches, a kind ignores what it has not of
+            rank, alpha, scaling and init; none and full read no other setting.
         rank: rank r of the factors (the TT-rank of tt_lora, the bottleneck of loretta_adp); ia3 and
             bitfit have none.
         alpha: the update is scaled by a factor s made of alpha; vera, ia3 and bitfit have none.

@@ -65,9 +65,10 @@ class PredictConfig:
         recycles: passes after the first; null takes the run's setting.
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         max_tokens: residues folded at a time, padding included; a longer sequence is folded alone.
-        adapter: adapters that records may use instead of the run's, each as name=folder. A record
-            names one in its header by the word adapter=name; all are of one kind and stay in memory
-            together.
+        adapter: adapters that records may use instead of the run's, each as name=folder (of an
+            adapter or a run). A record names one in its header by the word adapter=name. All stay
+            in memory together, and have the same settings (kind, rank, alpha, targets and so on). A
+            second flag adds to the first.
     """
 
     fasta: Path
@@ -145,7 +146,7 @@ class MergeConfig:
     Attributes:
         output: folder that receives the checkpoints.
         run: folder of a training run; its language model and adapter are merged.
-        adapter: folder of an adapter, instead of a run.
+        adapter: folder of an adapter (or of its run), instead of --run.
         language_model: the model that the adapter was trained on; with a run, the run names it.
         dtype: type of the merged weights. They are computed in float32; a type that loses more than
             a tenth of an update is refused.

@@ -45,7 +45,7 @@ def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageMode
     Raises:
         UserError: the model is unknown, or its weights cannot be had or do not fit.
     """
-    shape = _shape(config)
+    shape = language_model_shape(config)
     if config.weights == "random":
         return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)
     file = find_weights(config.name, config.weights)
@@ -55,7 +55,12 @@ def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageMode
     return language_model
 
 
-def _shape(config: LanguageModelConfig) -> AttentionShape:
+def language_model_shape(config: LanguageModelConfig) -> AttentionShape:
+    """The sizes of a language model, of which nothing is read.
+
+    Raises:
+        UserError: its name is unknown, or sizes are missing or given twice.
+    """
     sizes = {name: getattr(config, name) for name in ("layers", "width", "heads")}
     if config.name != "custom":
         given = [name for name, size in sizes.items() if size is not None]

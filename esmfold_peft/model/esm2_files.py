@@ -27,13 +27,12 @@ from esmfold_peft.model.esm2_weights import (
     is_official,
     official_name,
     read_hugging_face,
-    read_json,
     read_official,
     read_pt,
     split_frequencies,
 )
 from esmfold_peft.model.language_model import ALPHABET, PROJECTIONS
-from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.protein.files import make_folder, read_json, write_atomically
 
 REGRESSION = "{stem}-contact-regression.pt"
 """File beside fair-esm's checkpoints that holds the head for contacts."""
@@ -176,6 +175,7 @@ def write_transformers(file: Esm2File, folder: Path) -> Path:
     named = {_prefixed(hugging_face_name(name)): t.contiguous() for name, t in tensors.items()}
     config = dict(file.config or _config(file.shape))
     config.pop("torch_dtype", None)
+    config["tie_word_embeddings"] = _TIED not in file.tensors
     config["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     make_folder(folder)
     write_atomically(folder / "model.safetensors", save(named, metadata={"format": "pt"}))

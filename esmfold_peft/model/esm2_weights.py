@@ -1,7 +1,6 @@
 """ESM-2's weights: where they are, both file formats, and their fingerprint."""
 
 import hashlib
-import json
 import pickle
 import re
 import zipfile
@@ -20,6 +19,7 @@ from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel, exact_frequencies
+from esmfold_peft.protein.files import read_json
 
 URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm publishes its checkpoints."""
@@ -177,12 +177,11 @@ def read_official(path: Path) -> tuple[Namespace, dict[str, Tensor]]:
     Raises:
         UserError: the file cannot be read or is no such checkpoint.
     """
-    content = read_pt(path)
-    if not {"cfg", "model"} <= content.keys():
-        raise UserError(f'{path}: not an ESM-2 checkpoint (no "cfg" and "model")')
-    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
-    tensors = {prefix.sub("", name): tensor for name, tensor in content["model"].items()}
-    return content["cfg"]["model"], tensors
+    match read_pt(path):
+        case {"cfg": {"model": Namespace() as settings}, "model": dict() as named}:
+            prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
+            return settings, {prefix.sub("", str(name)): tensor for name, tensor in named.items()}
+    raise UserError(f'{path}: not an ESM-2 checkpoint (no "cfg" and "model")')
 
 
 def _used_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
@@ -258,7 +257,10 @@ def _shards(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if not index.exists():
         return [path / "model.safetensors"]
-    return [path / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"{index}: weight_map names no files")
+    return [path / name for name in sorted(set(files.values()))]
 
 
 def official_name(name: str) -> str:
@@ -286,20 +288,6 @@ def _require_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path)
             raise UserError(f"{path}: no {key} in its configuration, not an ESM-2 checkpoint")
         if found[key] != value:
             raise UserError(f"{path}: {key} is {found[key]}, the language model has {value}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
 
 
 @torch.no_grad()

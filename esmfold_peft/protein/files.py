@@ -1,9 +1,11 @@
 """Whole files: reading, plain or gzip-compressed, and writing that leaves no half of one."""
 
 import gzip
+import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 from esmfold_peft.errors import UserError
 
@@ -31,6 +33,21 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise UserError(f"{path}: the file is empty")
     return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return content
 
 
 def make_folder(path: Path) -> None:

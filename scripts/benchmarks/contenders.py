@@ -18,7 +18,9 @@ from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice
 from esmfold_peft.adapters.base import Adaptation, AttentionShape, Group
 from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, insert_adapter
 from esmfold_peft.adapters.lorta import LoRTA
+from esmfold_peft.adapters.peft_config import peft_settings
 from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.model.esm2_weights import hugging_face_name
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 
 FROZEN, PEFT, AUTHORS = "frozen", "peft lora", "authors' lorta"
@@ -26,28 +28,6 @@ FROZEN, PEFT, AUTHORS = "frozen", "peft lora", "authors' lorta"
 
 TOLERANCE = 1e-4
 """Largest difference of outputs that should be equal; they are of order 1, in float32."""
-
-HUGGING_FACE_LAYER: dict[str, str] = {
-    "attention.self.query": "self_attn.q_proj",
-    "attention.self.key": "self_attn.k_proj",
-    "attention.self.value": "self_attn.v_proj",
-    "attention.output.dense": "self_attn.out_proj",
-    "attention.LayerNorm": "self_attn_layer_norm",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    "LayerNorm": "final_layer_norm",
-}
-"""Parts of a layer: transformers' names and fair-esm's."""
-
-HUGGING_FACE_TARGET: dict[Target, str] = {
-    "query": r"attention\.self\.query",
-    "key": r"attention\.self\.key",
-    "value": r"attention\.self\.value",
-    "output": r"attention\.output\.dense",
-    "fc1": r"intermediate\.dense",
-    "fc2": r"\d+\.output\.dense",
-}
-"""Ends of transformers' names of the matrices; the number tells fc2 from the attention's output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,10 +197,8 @@ class _Dense(Adaptation):
 def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Contender:
     """Hugging Face PEFT's LoRA on transformers' ESM-2 with a language model's weights."""
     model = hugging_face_model(lm)
-    ends = "|".join(HUGGING_FACE_TARGET[target] for target in config.targets)
-    settings = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=rf".*\.({ends})"
-    )  # fmt: skip
+    modules = peft_settings(replace(config, kind="lora"), None)["target_modules"]
+    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=modules)
     adapted = get_peft_model(model, settings).to(tokens.device).train()
     model.embeddings.word_embeddings.register_forward_hook(_require_gradient)
     attended = (tokens != ALPHABET.padding_idx).long()
@@ -252,22 +230,9 @@ def hugging_face_model(lm: LanguageModel) -> EsmModel:
         attention_probs_dropout_prob=0.0,
     )
     model = EsmModel(config, add_pooling_layer=False)
-    weights = dict(lm.official_tensors())
-    for ours, theirs in _names(shape.layers).items():
-        model.get_parameter(theirs).copy_(weights.pop(ours))
-    assert not weights, f"not copied: {', '.join(weights)}"
+    for name, tensor in lm.official_tensors():
+        model.get_parameter(hugging_face_name(name)).copy_(tensor)
     return model
-
-
-def _names(layers: int) -> dict[str, str]:
-    """Transformers' name of every parameter, by fair-esm's."""
-    names = {"embed_tokens.weight": "embeddings.word_embeddings.weight"}
-    for kind in ("weight", "bias"):
-        names[f"emb_layer_norm_after.{kind}"] = f"encoder.emb_layer_norm_after.{kind}"
-        for layer in range(layers):
-            for theirs, ours in HUGGING_FACE_LAYER.items():
-                names[f"layers.{layer}.{ours}.{kind}"] = f"encoder.layer.{layer}.{theirs}.{kind}"
-    return names
 
 
 def _config_of(kind: str, config: AdapterConfig) -> AdapterConfig:

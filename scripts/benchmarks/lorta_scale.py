@@ -49,16 +49,21 @@ class Effort:
     """How finely and how long to search.
 
     Attributes:
-        scales: the grid of s.
+        scales: the grid of s for each start.
         steps: of the optimizer for each student.
     """
 
-    scales: tuple[float, ...]
+    scales: dict[str, tuple[float, ...]]
     steps: int
 
 
-FULL = Effort(tuple(2.0**k for k in range(-4, 15)), 200)
-QUICK = Effort(tuple(2.0**k for k in range(0, 9, 2)), 100)
+def powers_of_two(lowest: int, highest: int, step: int = 1) -> tuple[float, ...]:
+    """Those with exponents from lowest to highest."""
+    return tuple(2.0**k for k in range(lowest, highest + 1, step))
+
+
+FULL = Effort(dict.fromkeys(INITS, powers_of_two(-4, 14)), 200)
+QUICK = Effort({"unit": powers_of_two(0, 6), "paper": powers_of_two(-2, 10, 4)}, 100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ def main(words: list[str] | None = None) -> None:
     """Searches, prints a table, and writes all losses."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--quick", action="store_true", help="five scales, 100 steps")
+    parser.add_argument("--quick", action="store_true", help="few scales, 100 steps")
     parser.add_argument("--output", type=Path, help="JSON file for all losses")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
@@ -110,7 +115,9 @@ def main(words: list[str] | None = None) -> None:
 def search(effort: Effort) -> dict[str, dict[int, dict[float, float]]]:
     """The final loss over the initial one by init, rank and scale; mean over seeds."""
     tasks = [make_task(seed) for seed in SEEDS]
-    places = [(init, rank, scale) for init in INITS for rank in RANKS for scale in effort.scales]
+    places = [
+        (init, rank, scale) for init in INITS for rank in RANKS for scale in effort.scales[init]
+    ]
     found: dict[str, dict[int, dict[float, float]]] = {
         init: {rank: {} for rank in RANKS} for init in INITS
     }
@@ -182,10 +189,11 @@ def table(found: dict[str, dict[int, dict[float, float]]]) -> Table:
     for init, rank in columns:
         drawn.add_column(f"{init} r={rank}", justify="right")
     best = {place: best_scale(found[place[0]][place[1]]) for place in columns}
-    for scale in found[INITS[0]][RANKS[0]]:
+    for scale in sorted({scale for init, rank in columns for scale in found[init][rank]}):
         cells = []
         for place in columns:
-            text = f"{found[place[0]][place[1]][scale]:.3f}"
+            loss = found[place[0]][place[1]].get(scale)
+            text = "" if loss is None else f"{loss:.3f}"
             cells.append(f"[bold]{text}[/bold]" if best[place] == scale else text)
         drawn.add_row(f"{scale:g}", *cells)
     drawn.add_section()

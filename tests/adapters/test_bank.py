@@ -1,9 +1,11 @@
 """What a bank of adapters refuses, and what it keeps in memory."""
 
+import copy
+
 import pytest
 import torch
 
-from esmfold_peft.adapters.bank import AdapterBank, read_bank
+from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice, read_bank
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import build_adapter
 from esmfold_peft.adapters.io import save_adapter
@@ -52,6 +54,27 @@ def test_a_file_for_another_language_model_is_refused(make_lm, tmp_path):
     save_adapter(lm.adapter, tmp_path, weights_hash(lm))
     with pytest.raises(UserError, match="base_sha256 is"):
         read_bank({"x": tmp_path}, lm, "0" * 64)
+
+
+def test_what_adapters_have_in_common_is_kept_once(make_lm):
+    # VeRA's random matrices of one seed.
+    adapters = {name: make_lm("vera", rank=2, seed=4).adapter for name in "xyz"}
+    for adapter in adapters.values():
+        with torch.no_grad():
+            for factor in adapter.parameters():
+                factor.add_(torch.randn_like(factor))
+    bank = AdapterBank(adapters)
+    held = sum(tensor.numel() for tensor in bank.buffers())
+    trained = sum(p.numel() for p in adapters["x"].parameters())
+    assert held == 2 * 2 * 40 + 3 * trained
+
+
+@torch.no_grad()
+def test_the_same_adapter_under_two_names(make_lm, chains):
+    lm, plain = make_lm("lorta", rank=2), make_lm("none")
+    bank = AdapterBank({"x": lm.adapter, "y": copy.deepcopy(lm.adapter)})
+    together = plain(*chains, AdapterChoice(bank, torch.tensor([1, 0])))
+    torch.testing.assert_close(together, lm(*chains), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bank_holds_the_factors_and_nothing_else(make_lm):

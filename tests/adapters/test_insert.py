@@ -74,7 +74,7 @@ def test_the_scale_reaches_the_update(make_lm, chains):
         (AdapterConfig(freeze=("b",)), "freeze: b starts at zero and would stay zero"),
         (AdapterConfig(kind="ia3", freeze=("l",)), "adapter.freeze: nothing is left to train"),
         (AdapterConfig(lr_factors={"d": 2.0}), "lr_factors: lorta has no factor d"),
-        (AdapterConfig(lr_factors={"b": -2.0}), "lr_factors: -2.0 of b is negative"),
+        (AdapterConfig(lr_factors={"b": -2.0}), "lr_factors: -2.0 of b is no number"),
         (AdapterConfig(kind="lora_fa", lr_factors={"a": 2.0}), "lr_factors: a is frozen"),
     ],
 )

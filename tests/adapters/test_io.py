@@ -165,6 +165,23 @@ def test_a_save_that_fails_leaves_the_old_one(make_lm, chains, saved, monkeypatc
         assert (saved / name).read_bytes() == content
 
 
+def test_a_folder_of_peft_is_recognised(make_lm, saved):
+    edit_header(saved, peft_type="LORA")
+    assert_refused(make_lm, saved, "an adapter of Hugging Face PEFT; `adapters import` reads it")
+
+
+@pytest.mark.parametrize("key", ["rank", "init", "modes", "scaling", "shape", "lr_factors"])
+def test_nulls_are_named(make_lm, saved, key):
+    edit_header(saved, **{key: None})
+    assert_refused(make_lm, saved, f"adapter_config.json: {key}(: null is no value| is None)")
+
+
+def test_a_place_where_no_folder_can_be_is_named(make_lm, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file/a: cannot make this folder"):
+        save_adapter(make_lm("lorta").adapter, tmp_path / "file" / "a", "")
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_missing_files_are_named(make_lm, saved, name):
     (saved / name).unlink()

@@ -24,7 +24,7 @@ def test_one_scale_suits_every_rank_with_unit_factors_and_not_with_the_papers(sc
     # Unit's best lie inside the grid, so that their spread is known; where the paper's lie at its
     # edges, a wider grid would only move them further apart (the script without --quick: 2 and
     # 16384).
-    scales = script.QUICK.scales
+    scales = script.QUICK.scales["unit"]
     assert all(scales[0] < best < scales[-1] for best in unit["best"].values())
 
 

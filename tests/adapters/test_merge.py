@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from esmfold_peft.adapters.insert import ADAPTERS
 from esmfold_peft.adapters.merge import merge, unmerge
 from esmfold_peft.errors import UserError
 
@@ -37,6 +38,36 @@ def test_bfloat16_weights_that_lose_a_tenth_of_an_update_are_refused(make_lm, ki
         assert torch.equal(p, before[name])
     large = make_lm(kind, rank=2, alpha=20.0).bfloat16()
     assert 0 < merge(large).lost < 0.1
+
+
+@KINDS
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_refused(make_lm, kind, value):
+    lm = make_lm(kind, rank=2)
+    with torch.no_grad():
+        next(lm.adapter.parameters())[0] = value
+    with pytest.raises(UserError, match=f"merging {kind}: the update of query in layer 0 is not"):
+        merge(lm)
+    assert lm.adapter is not None
+
+
+@pytest.mark.parametrize("kind", ["lorta", "fact_tk", "dora", "bitfit"])
+@torch.no_grad()
+def test_merging_under_autocast_is_in_float32(make_lm, chains, kind):
+    settings = {"norms": True} if kind == "bitfit" else {}
+    targets = ADAPTERS[kind].allowed
+    lm, mask = make_lm(kind, rank=2, targets=targets, **settings), chains[1]
+    adapted = lm(*chains)[mask]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        merge(lm)
+    assert (lm(*chains)[mask] - adapted).norm() < 1e-5 * adapted.norm()
+
+
+def test_unmerging_follows_the_model_to_another_device(make_lm):
+    lm = make_lm("lorta")
+    merged = merge(lm)
+    unmerge(lm.to("meta"), merged)
+    assert all(p.is_meta for p in lm.parameters())
 
 
 def test_a_fresh_adapter_merges_to_the_same_weights(make_lm):

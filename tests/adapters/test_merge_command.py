@@ -287,9 +287,14 @@ def test_a_source_without_head_is_for_transformers_only(tmp_path, chains):
 
 
 def test_a_head_that_is_not_the_embedding_stays_for_transformers(tmp_path):
-    weights = save_official(tmp_path, **{"lm_head.weight": torch.randn(33, SHAPE.width)})
+    head = torch.randn(33, SHAPE.width)
+    weights = save_official(tmp_path, **{"lm_head.weight": head})
     with pytest.raises(UserError, match="head whose matrix is not the embedding"):
         merge(tmp_path, weights, save_trained(tmp_path, weights))
+    output = merge(tmp_path, weights, tmp_path / "adapter", formats=("transformers",))
+    model = load_transformers(output)
+    assert torch.equal(model.lm_head.decoder.weight, head)
+    assert not torch.equal(model.get_input_embeddings().weight, head)
 
 
 def test_updates_that_bfloat16_cannot_see_are_refused(tmp_path, capsys):

@@ -7,10 +7,12 @@ import torch
 from torch.func import functional_call
 
 from esmfold_peft.adapters.base import GROUPS, INPUTS, AttentionShape
-from esmfold_peft.adapters.insert import ADAPTERS, build_adapter
+from esmfold_peft.adapters.insert import ADAPTERS, build_adapter, insert_adapter
 from esmfold_peft.config import AdapterConfig
+from esmfold_peft.model.language_model import LanguageModel
 
 SHAPE = AttentionShape(layers=2, width=24, heads=2)
+SHAPE_40 = AttentionShape(layers=3, width=40, heads=4)
 ATTENTION = ("query", "key", "value", "output")
 ALL = (*ATTENTION, "fc1", "fc2")
 
@@ -172,6 +174,25 @@ def test_dora_turns_rows_and_sets_their_length(make_lm):
         torch.testing.assert_close(item.weight, expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(item.bias, lm.bias(item.layer, item.target))
         assert (item.weight.norm(dim=1) - length.abs()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("share", [1e-2, 1e-4, 0.0])
+@torch.no_grad()
+def test_dora_stays_finite_where_its_update_cancels_the_weight(make_lm, chains, share):
+    lm = make_lm("dora", trained=False, rank=40, alpha=40.0, targets=("query",))
+    for layer in range(3):
+        left, sizes, right = torch.linalg.svd(lm.weight(layer, "query"))
+        lm.adapter.b_query[layer] = (share - 1) * left * sizes
+        lm.adapter.a_query[layer] = right
+    assert lm(*chains).isfinite().all()
+
+
+@torch.no_grad()
+def test_dora_starts_from_a_model_that_was_cast_before(chains):
+    plain = LanguageModel.random(SHAPE_40, seed=3).bfloat16()
+    reference = plain(*chains)
+    insert_adapter(plain, AdapterConfig(kind="dora", rank=2))
+    assert torch.equal(plain(*chains), reference)
 
 
 @torch.no_grad()

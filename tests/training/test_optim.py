@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.adapters.insert import ADAPTERS
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
@@ -59,14 +60,7 @@ def test_no_warm_up_starts_at_the_full_rate():
     ],
 )
 def test_every_factor_is_in_the_optimizer_once_at_its_rate(adapter, rates, tmp_path: Path):
-    language_model = LanguageModelConfig("custom", "random", layers=2, width=16, heads=2)
-    config = TrainConfig(
-        run=tmp_path,
-        data=DataConfig(train=tmp_path),
-        model=ModelConfig(language_model=language_model, trunk=TrunkConfig(blocks=1)),
-        adapter=adapter,
-    )
-    model, _ = build_model(config)
+    model, _ = build_model(_config(adapter, tmp_path))
     optimizer, _ = build_optimizer(model, OptimizerConfig(lr=1e-3, lr_adapter=2.0, warmup_steps=0))
     found = [(id(p), group["lr"]) for group in optimizer.param_groups for p in group["params"]]
     assert len(dict(found)) == len(found)
@@ -75,6 +69,27 @@ def test_every_factor_is_in_the_optimizer_once_at_its_rate(adapter, rates, tmp_p
     for name, members in ({} if own is None else own.factor_parameters()).items():
         for parameter in members:
             assert dict(found).get(id(parameter)) == pytest.approx(rates.get(name))
+
+
+@pytest.mark.parametrize("kind", sorted(ADAPTERS))
+def test_the_optimizer_has_every_trainable_tensor_of_every_method_once(kind, tmp_path: Path):
+    adapter = AdapterConfig(kind=kind, rank=2, targets=("query", "output"))
+    model, _ = build_model(_config(adapter, tmp_path))
+    optimizer, _ = build_optimizer(model, OptimizerConfig())
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(set(members)) == len(members)
+    assert set(members) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def _config(adapter: AdapterConfig, folder: Path) -> TrainConfig:
+    """A run of a tiny model."""
+    language_model = LanguageModelConfig("custom", "random", layers=2, width=16, heads=2)
+    return TrainConfig(
+        run=folder,
+        data=DataConfig(train=folder),
+        model=ModelConfig(language_model=language_model, trunk=TrunkConfig(blocks=1)),
+        adapter=adapter,
+    )
 
 
 def test_accumulation_makes_up_the_batch():
