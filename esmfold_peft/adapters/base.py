@@ -212,6 +212,21 @@ class Adapter(nn.Module, ABC):
         # Not get_parameter: a bank of adapters puts tensors in its place.
         return wide(cast(Tensor, getattr(self, f"{name}_{target}")))
 
+    def side_by_side(self, name: str, group: Group, absent: float) -> Float[Tensor, "l w"]:
+        """A vector factor (l, o) of the matrices of a group in one.
+
+        Args:
+            name: of the factor.
+            group: one of `groups()`; its matrices have equally many outputs.
+            absent: the value for matrices that are not adapted.
+        """
+        own = self.factor(name, self.members(group)[0])
+        vectors = [
+            self.factor(name, target) if target in self.targets else torch.full_like(own, absent)
+            for target in group
+        ]
+        return torch.cat(vectors, dim=1)
+
     def factor_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by the name of their factor, targets left out."""
         found: dict[str, list[nn.Parameter]] = {}

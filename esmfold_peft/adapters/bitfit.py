@@ -63,14 +63,7 @@ class BitFit(Adapter):
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See `Adapter`: (L, w) for each adapted group, and (L, d) for each norm."""
-        folded = []
-        for group in self.groups():
-            own = self.factor("bias", self.members(group)[0])
-            vectors = [
-                self.factor("bias", target) if target in self.targets else torch.zeros_like(own)
-                for target in group
-            ]
-            folded.append(torch.cat(vectors, dim=1))
+        folded = [self.side_by_side("bias", group, 0.0) for group in self.groups()]
         if self.config.norms:
             folded += [self._norm(name) for name in NORMS]
         return tuple(tensor.to(dtype) for tensor in folded)

@@ -27,7 +27,7 @@ from esmfold_peft.adapters.base import (
 )
 from esmfold_peft.adapters.lora import LoRA
 from esmfold_peft.adapters.low_rank import LowRankAdaptation
-from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.config import AdapterConfig
 
 SHORTEST = 1e-3
 """Rows of W + ΔW shorter than this share of W's are taken to be as long; float32 resolves no less
@@ -68,13 +68,7 @@ class DoRA(LoRA):
         """See `Adapter`: LoRA's, and m and ‖W‖² (L, w) of each adapted group in float32."""
         folded = list(super().forward(dtype))
         for group in self.groups():
-            own = self._squares(self.members(group)[0])
-            magnitudes, squares = [], []
-            for target in group:
-                there = target in self.targets
-                magnitudes.append(self.factor("m", target) if there else torch.ones_like(own))
-                squares.append(self._squares(target) if there else torch.ones_like(own))
-            folded += [torch.cat(magnitudes, dim=1), torch.cat(squares, dim=1)]
+            folded += [self.side_by_side(name, group, 1.0) for name in ("m", "squares")]
         return tuple(folded)
 
     def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
@@ -91,9 +85,6 @@ class DoRA(LoRA):
             length = self.factor("m", part.target)[part.layer]
             gain = length / part.weight.norm(dim=1)
             yield MergedPart(part.layer, part.target, gain[:, None] * part.weight, part.bias)
-
-    def _squares(self, target: Target) -> Tensor:
-        return self.factor("squares", target)
 
 
 class _Rescaled(Adaptation):

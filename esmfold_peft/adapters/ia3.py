@@ -44,15 +44,7 @@ class IA3(Adapter):
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See `Adapter`: one vector (L, w) for each adapted group."""
-        folded = []
-        for group in self.groups():
-            own = self.factor("l", self.members(group)[0])
-            vectors = [
-                self.factor("l", target) if target in self.targets else torch.ones_like(own)
-                for target in group
-            ]
-            folded.append(torch.cat(vectors, dim=1).to(dtype))
-        return tuple(folded)
+        return tuple(self.side_by_side("l", group, 1.0).to(dtype) for group in self.groups())
 
     def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
         """See `Adapter`."""

@@ -173,7 +173,7 @@ def write_transformers(file: Esm2File, folder: Path) -> Path:
         name = f"encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
         tensors[name] = file.frequencies.clone()
     named = {_prefixed(hugging_face_name(name)): t.contiguous() for name, t in tensors.items()}
-    config = dict(file.config or _config(file.shape))
+    config = dict(file.config or hugging_face_settings(file.shape))
     config.pop("torch_dtype", None)
     config["tie_word_embeddings"] = _TIED not in file.tensors
     config["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
@@ -227,8 +227,8 @@ def _settings(shape: AttentionShape) -> Namespace:
     )
 
 
-def _config(shape: AttentionShape) -> dict[str, Any]:
-    """What Hugging Face publishes as config.json of an ESM-2."""
+def hugging_face_settings(shape: AttentionShape) -> dict[str, Any]:
+    """What Hugging Face publishes as config.json of an ESM-2 of these sizes."""
     return {
         "architectures": ["EsmForMaskedLM"],
         "model_type": "esm",

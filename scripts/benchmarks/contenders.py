@@ -20,6 +20,7 @@ from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, insert_adapte
 from esmfold_peft.adapters.lorta import LoRTA
 from esmfold_peft.adapters.peft_config import peft_settings
 from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.model.esm2_files import hugging_face_settings
 from esmfold_peft.model.esm2_weights import hugging_face_name
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 
@@ -213,22 +214,7 @@ def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Conte
 @torch.no_grad()
 def hugging_face_model(lm: LanguageModel) -> EsmModel:
     """Transformers' ESM-2 with a language model's weights."""
-    shape = lm.shape
-    config = EsmConfig(
-        vocab_size=len(ALPHABET),
-        mask_token_id=ALPHABET.mask_idx,
-        pad_token_id=ALPHABET.padding_idx,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = EsmConfig(**hugging_face_settings(lm.shape))
     model = EsmModel(config, add_pooling_layer=False)
     for name, tensor in lm.official_tensors():
         model.get_parameter(hugging_face_name(name)).copy_(tensor)
