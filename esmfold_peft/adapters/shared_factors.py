@@ -32,7 +32,7 @@ class SharedFactorAdapter(LowRankAdapter):
         return 4 if target in ("fc1", "fc2") else 1
 
     def shares_input(self, group: Group) -> bool:
-        """See `LowRankAdapter`: all but fc2 read x·U."""
+        """See `LowRankAdapter`: they read x·U; fc2, which does not, is a group of its own."""
         return True
 
     def factors(self) -> dict[Target, Pair]:

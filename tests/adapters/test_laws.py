@@ -100,6 +100,19 @@ def test_bfloat16_autocast_is_close(make_lm, chains, kind):
     assert 0 < relative(rounded, adapted) < 2e-2
 
 
+@pytest.mark.parametrize("kind", ["fact_tt", "fact_tk", "loretta_rep", "tt_lora", "nola"])
+@torch.no_grad()
+def test_folding_is_in_float32_under_autocast(make_lm, kind):
+    # These fold by matrix products, which autocast would compute in bfloat16.
+    adapter = make_lm(**everything(kind)).adapter
+    plain = adapter.fold(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = adapter.fold(torch.float32)
+    for group in adapter.groups():
+        for one, two in zip(plain.factors[group], cast.factors[group], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+
+
 @EVERY
 def test_recomputing_activations_changes_no_gradient(make_lm, chains, kind):
     gradients = []

@@ -245,13 +245,3 @@ def test_a_frozen_a_keeps_r_numbers_a_token_instead_of_d(make_lm):
     spared = saved_numbers(trained, chains) - saved_numbers(frozen, chains)
     # The input of query, key and value in each layer; ΔA is what it is for.
     assert spared == pytest.approx(3 * tokens * 40, rel=0.02)
-
-
-def test_folding_is_float32_under_autocast():
-    adapter = moved(rank=2, targets=QKVP).float()
-    plain = adapter.fold(torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = adapter.fold(torch.bfloat16)
-    for group in adapter.groups():
-        for one, two in zip(plain.factors[group], cast.factors[group], strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
