@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
-from esmfold_peft.protein import residues, rigid_groups
+from esmfold_peft.protein import residues, rigid_groups, stereochemistry
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,9 @@ class Tables:
     torsion_exists: Bool[Tensor, "21 7"]
     chi_is_pi_periodic: Bool[Tensor, "21 4"]
     ambiguous_swap: Int[Tensor, "21 14"]
+    atom14_radius: Float32[Tensor, "21 14"]
+    distance_lower: Float32[Tensor, "21 14 14"]
+    distance_upper: Float32[Tensor, "21 14 14"]
 
 
 @cache
@@ -48,6 +51,9 @@ def tables(device: torch.device) -> Tables:
         "torsion_exists": rigid_groups.TORSION_EXISTS,
         "chi_is_pi_periodic": rigid_groups.CHI_IS_PI_PERIODIC,
         "ambiguous_swap": rigid_groups.AMBIGUOUS_SWAP,
+        "atom14_radius": stereochemistry.ATOM14_RADIUS,
+        "distance_lower": stereochemistry.DISTANCE_LOWER,
+        "distance_upper": stereochemistry.DISTANCE_UPPER,
     }
     # A first call from validation must not leave inference tensors here: training could not save
     # them for backward.
