@@ -42,12 +42,16 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
         "export": _Command(config.ExportConfig, "adapter_commands.export", "adapter"),
         "import": _Command(config.ImportConfig, "adapter_commands.import_peft", "adapter"),
     },
+    "weights": {
+        "inspect": _Command(config.InspectConfig, "weights_commands.inspect", "file"),
+    },
 }
 """Commands by the word before them, which is empty for most."""
 
 _DESCRIPTIONS = {
     "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
     "adapters": "Count, merge, export and import adapters of ESM-2.",
+    "weights": "Inspect files of published weights of ESMFold and ESM-2.",
 }
 
 

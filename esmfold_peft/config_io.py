@@ -112,13 +112,17 @@ def config_text(config: object) -> str:
 
 
 def with_absolute_weights(config: Config) -> Config:
-    """The settings of a run with the language model's file named so that any folder finds it."""
+    """The settings of a run with the files of weights named so that any folder finds them."""
     model = config.model  # pyright: ignore[reportAttributeAccessIssue]
-    language_model = model.language_model
-    if language_model.weights in ("pretrained", "random"):
-        return config
-    absolute = replace(language_model, weights=str(Path(language_model.weights).resolve()))
-    return replace(config, model=replace(model, language_model=absolute))  # pyright: ignore
+    absolute = {
+        name: replace(part, weights=_absolute(part.weights))
+        for name, part in (("language_model", model.language_model), ("esmfold", model.esmfold))
+    }
+    return replace(config, model=replace(model, **absolute))  # pyright: ignore
+
+
+def _absolute(weights: str) -> str:
+    return weights if weights in ("pretrained", "random") else str(Path(weights).resolve())
 
 
 def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:

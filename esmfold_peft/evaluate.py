@@ -20,6 +20,7 @@ from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.inference import Folded, fold
+from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.residues import ATOM37_INDEX
@@ -114,8 +115,10 @@ def summarize(scores: list[Score]) -> dict[str, float | int | None]:
 
 def _fold_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[int, Prediction]]:
     assert config.run is not None
-    model, trained = load_model(config.run)
-    model.to(choose_device(config.accelerator))
+    model, trained = load_model(config.run, chunk=config.chunk, kernels=config.kernels)
+    device = choose_device(config.accelerator)
+    check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
+    model.to(device)
     folded = fold(model, chains, recycles=trained.model.max_recycles, max_tokens=config.max_tokens)
     return ((item.index, _prediction(item)) for item in folded)
 

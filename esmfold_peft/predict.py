@@ -18,6 +18,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
+from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.protein.structure import ProteinStructure
@@ -62,9 +63,10 @@ def run(config: PredictConfig) -> int:
     """
     records = read_fasta(config.fasta)
     adapters = [adapter_of(record, config) for record in records]
-    model, trained = load_model(config.run)
+    model, trained = load_model(config.run, chunk=config.chunk, kernels=config.kernels)
     bank = _read_bank(config, model)
     device = choose_device(config.accelerator)
+    check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(device)
     if bank is not None:
         bank.to(device)

@@ -5,6 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ TRAIN = ["train", "--run", "r", "--data.train", "t"]
         ["adapters", "merge", "--help"],
         ["adapters", "export", "--help"],
         ["adapters", "import", "--help"],
+        ["weights", "--help"],
+        ["weights", "inspect", "--help"],
     ],
 )
 def test_help_and_settings_need_no_torch(arguments: list[str]):
@@ -65,10 +68,10 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
         (["--adapter.kind", "lorat"], "lorat"),
         (["--engine.steps", "many"], "many"),
         (["--engine.batch_size", "0"], "engine.batch_size: 0"),
-        (["--model.trunk.blocks", "-1"], "model.trunk.blocks: -1"),
+        (["--model.evoformer.blocks", "-1"], "model.evoformer.blocks: -1"),
         (["--optimizer.lr", "-0.1"], "optimizer.lr: -0.1"),
         (["--loss.clamp_probability", "1.5"], "loss.clamp_probability: 1.5"),
-        (["--model.trunk.dropout_pair", "1.5"], "model.trunk.dropout_pair: 1.5"),
+        (["--model.evoformer.dropout_pair", "1.5"], "model.evoformer.dropout_pair: 1.5"),
         (["--optimizer.betas", "[0.9,1.0]"], "optimizer.betas"),
         (["--seed", "-1"], "seed: -1"),
         (["--config", "absent.yaml"], "absent.yaml"),
@@ -158,8 +161,9 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp
     parser = config_parser(TrainConfig)
     parsed = parser.parse_args(["--config", str(file), "--run", "r", "--data.train", "t"])
     shipped = to_config(parser, parsed, TrainConfig)
-    # Every file sets something.
-    assert shipped != TrainConfig(run=Path("r"), data=DataConfig(train=Path("t")))
+    # Every file sets something, but for the one that writes the defaults out.
+    default = TrainConfig(run=Path("r"), data=DataConfig(train=Path("t")))
+    assert (shipped == default) == (file.name == "initial.yaml")
     written = tmp_path / "config.yaml"
     written.write_text(config_text(shipped))
     assert read_config(written, TrainConfig) == shipped
@@ -185,8 +189,26 @@ def test_the_papers_configs_are_its_table_10(
     assert (adapter.kind, adapter.rank, adapter.alpha, adapter.init) == (kind, rank, alpha, init)
     assert adapter.targets == ("query", "key", "value")
     assert config.model.language_model.name == "esm2_t12_35M_UR50D"
-    assert (config.model.trunk.blocks, config.engine.batch_size) == (12, 32)
+    assert (config.model.evoformer.blocks, config.engine.batch_size) == (12, 32)
     assert config.engine.steps == 850_000
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "crop"),
+    [
+        ("initial", (1.0, 1.0, 0.3, 0.01, 0.0, 0.0, 0.0), 256),
+        ("finetune", (1.0, 1.0, 0.3, 0.01, 0.01, 1.0, 0.1), 384),
+    ],
+)
+def test_the_stages_are_alphafold2s(stage: str, weights: tuple, crop: int):
+    parser = config_parser(TrainConfig)
+    file = ROOT / "configs" / "stages" / f"{stage}.yaml"
+    parsed = parser.parse_args(["--config", str(file), "--run", "r", "--data.train", "t"])
+    config = to_config(parser, parsed, TrainConfig)
+    assert astuple(config.loss.weights) == weights
+    assert config.data.crop == crop
+    if stage == "initial":
+        assert config.loss == TrainConfig(config.run, config.data).loss
 
 
 def readme_commands() -> list[str]:

@@ -19,7 +19,7 @@ RECORD = FastaRecord(id="x", header="x y", sequence="MKX", line=1, replaced=1)
 
 def folded(positions: float, plddt: float) -> Folded:
     """A prediction of three residues with all atoms at one place."""
-    return Folded(0, torch.full((3, 14, 3), positions), torch.full((3,), plddt))
+    return Folded(0, torch.full((3, 14, 3), positions), torch.full((3, 37), plddt))
 
 
 def test_a_sound_prediction_is_written_twice(tmp_path: Path):

@@ -11,11 +11,19 @@ from esmfold_peft.config.commands import (
     EvaluateConfig,
     ExportConfig,
     ImportConfig,
+    InspectConfig,
     MergeConfig,
     PredictConfig,
     PrepareConfig,
 )
-from esmfold_peft.config.model import LanguageModelConfig, ModelConfig, StructureConfig, TrunkConfig
+from esmfold_peft.config.model import (
+    EsmfoldConfig,
+    EvoformerConfig,
+    Kernels,
+    LanguageModelConfig,
+    ModelConfig,
+    StructureConfig,
+)
 from esmfold_peft.config.training import (
     DataConfig,
     EngineConfig,
@@ -31,9 +39,13 @@ __all__ = [
     "CountConfig",
     "DataConfig",
     "EngineConfig",
+    "EsmfoldConfig",
     "EvaluateConfig",
+    "EvoformerConfig",
     "ExportConfig",
     "ImportConfig",
+    "InspectConfig",
+    "Kernels",
     "LanguageModelConfig",
     "LossConfig",
     "LossWeights",
@@ -45,5 +57,4 @@ __all__ = [
     "StructureConfig",
     "Target",
     "TrainConfig",
-    "TrunkConfig",
 ]

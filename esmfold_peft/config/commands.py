@@ -6,7 +6,7 @@ from typing import Literal
 
 from esmfold_peft.config.adapter import AdapterKind, Target
 from esmfold_peft.config.checks import check_lowest
-from esmfold_peft.config.model import LanguageModelConfig
+from esmfold_peft.config.model import Kernels, LanguageModelConfig
 from esmfold_peft.errors import UserError
 
 
@@ -39,6 +39,8 @@ class EvaluateConfig:
         predictions: folder of predicted structures named <chain id>.pdb or .cif, instead of a run.
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         max_tokens: residues folded at a time, padding included; a longer chain is folded alone.
+        chunk: rows of the pair track at a time (`model.chunk`): less memory for long chains.
+        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
     """
 
     references: Path
@@ -47,9 +49,11 @@ class EvaluateConfig:
     predictions: Path | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
+    chunk: int | None = None
+    kernels: Kernels = "none"
 
     def __post_init__(self) -> None:
-        check_lowest(self, "", 1, "max_tokens")
+        check_lowest(self, "", 1, "max_tokens", "chunk")
         if (self.run is None) == (self.predictions is None):
             raise UserError("give either --run or --predictions")
 
@@ -65,6 +69,8 @@ class PredictConfig:
         recycles: passes after the first; null takes the run's setting.
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         max_tokens: residues folded at a time, padding included; a longer sequence is folded alone.
+        chunk: rows of the pair track at a time (`model.chunk`): less memory for long sequences.
+        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
         adapter: adapters that records may use instead of the run's, each as name=folder (of an
             adapter or a run). A record names one in its header by the word adapter=name. All stay
             in memory together, and have the same settings (kind, rank, alpha, targets and so on). A
@@ -77,10 +83,12 @@ class PredictConfig:
     recycles: int | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
+    chunk: int | None = None
+    kernels: Kernels = "none"
     adapter: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_lowest(self, "", 1, "max_tokens")
+        check_lowest(self, "", 1, "max_tokens", "chunk")
         check_lowest(self, "", 0, "recycles")
         for text in self.adapter:
             name, equals, folder = text.partition("=")
@@ -204,3 +212,17 @@ class ImportConfig:
     output: Path
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     kind: Literal["auto", "lora_fa"] = "auto"
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Says what a file of weights is, which settings fit it, and what would not map.
+
+    Attributes:
+        file: official .pt file of ESMFold or ESM-2, a Hugging Face folder of either, or a
+            .safetensors or .bin file in one.
+        format: a table for the eye and settings for a YAML file, or json.
+    """
+
+    file: Path
+    format: Literal["table", "json"] = "table"

@@ -1,8 +1,12 @@
 """Sizes of the folding model."""
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from esmfold_peft.config.checks import check_lowest, check_shares
+from esmfold_peft.errors import UserError
+
+Kernels = Literal["none", "deepspeed", "cuequivariance", "triton"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class LanguageModelConfig:
         name: official name, such as esm2_t12_35M_UR50D, or "custom" for the three sizes below.
         weights: "pretrained" (the official file, downloaded when it is not in torch.hub's folder),
             "random" (from the run's seed, for tests), or a path: an official .pt file or a Hugging
-            Face folder of facebook/esm2_*.
+            Face folder of facebook/esm2_* or facebook/esmfold_v1.
         layers: number of layers, for "custom" only.
         width: hidden width, for "custom" only.
         heads: attention heads, for "custom" only.
@@ -29,7 +33,7 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
-class TrunkConfig:
+class EvoformerConfig:
     """The reduced Evoformer between the language model and the structure module.
 
     Attributes:
@@ -66,8 +70,57 @@ class TrunkConfig:
 
     def __post_init__(self) -> None:
         sizes = (f.name for f in fields(self) if f.type is int)
-        check_lowest(self, "model.trunk.", 1, *sizes)
-        check_shares(self, "model.trunk.", "dropout_msa", "dropout_pair")
+        check_lowest(self, "model.evoformer.", 1, *sizes)
+        check_shares(self, "model.evoformer.", "dropout_msa", "dropout_pair")
+
+
+@dataclass(frozen=True)
+class EsmfoldConfig:
+    """The trunk of the released ESMFold (Lin et al. 2023), and where its weights are.
+
+    The sizes are those of the release; a file of other sizes is refused by the name of the size.
+
+    Attributes:
+        weights: "pretrained" (the official esmfold_3B_v1.pt, downloaded when it is not in
+            torch.hub's folder), "random" (from the run's seed, for tests), or a path: an official
+            .pt file or a Hugging Face folder of facebook/esmfold_v1. They fill the trunk, the
+            structure module and the heads; the language model's weights are named apart, and may be
+            the same Hugging Face folder.
+        blocks: blocks of self-attention, sequence-to-pair and triangle updates.
+        c_s: channels of the sequence track.
+        c_z: channels of the pair track.
+        c_structure: channels of the single track in the structure module.
+        heads: attention heads of the sequence track.
+        heads_pair: attention heads of the pair track.
+        dropout: dropout of the sequence track; the pair track has twice as much, shared along rows
+            or columns.
+        checkpoint: recompute each block's activations in the backward pass to save memory.
+    """
+
+    weights: str = "pretrained"
+    blocks: int = 48
+    c_s: int = 1024
+    c_z: int = 128
+    c_structure: int = 384
+    heads: int = 32
+    heads_pair: int = 4
+    dropout: float = 0.0
+    checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = (f.name for f in fields(self) if f.type is int)
+        check_lowest(self, "model.esmfold.", 1, *sizes)
+        check_shares(self, "model.esmfold.", "dropout")
+        if self.dropout >= 0.5:
+            raise UserError(f"model.esmfold.dropout: {self.dropout} would drop all pairs")
+        for width, heads in (("c_s", "heads"), ("c_z", "heads_pair")):
+            if getattr(self, width) % getattr(self, heads):
+                raise UserError(
+                    f"model.esmfold.{heads}: {getattr(self, heads)} does not divide {width}"
+                    f" {getattr(self, width)}"
+                )
+        if self.c_z % 2:
+            raise UserError(f"model.esmfold.c_z: {self.c_z} is odd")
 
 
 @dataclass(frozen=True)
@@ -106,26 +159,51 @@ class ModelConfig:
 
     Attributes:
         language_model: ESM-2.
-        trunk: the Evoformer.
+        trunk: evoformer (LoRTA's reduced Evoformer, trained from a random start) or esmfold_v1 (the
+            released ESMFold; its language model is esm2_t36_3B_UR50D).
+        evoformer: sizes of the Evoformer; unused with esmfold_v1.
+        esmfold: sizes and weights of ESMFold's trunk; unused with evoformer.
         structure: the structure module.
+        freeze: parts that keep their weights: trunk, and head (structure module and heads). With
+            both, the adapter alone is trained.
         max_recycles: passes through the trunk after the first: drawn from 0 to this in training,
             this many in evaluation and prediction (AF2: 3).
         relative_positions: sequence distances beyond this share one embedding (AF2: 32).
         distogram_bins: distance bins of virtual Cβ (AF2: 64).
-        plddt_bins: bins of predicted lDDT-Cα (AF2: 50).
+        plddt_bins: bins of predicted lDDT (AF2: 50).
+        pae_bins: bins of the predicted aligned error up to 31 Å (AF2: 64).
         c_plddt: width of the pLDDT head's hidden layers (AF2: 128).
+        chunk: rows of the pair track that its attention and transitions handle at a time: less
+            memory for long chains, in more steps. null takes as many as keep each tensor under 2^28
+            numbers.
+        kernels: fused kernels of the Evoformer on a GPU, checked against the plain path before the
+            run: none, deepspeed, cuequivariance or triton.
     """
 
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    trunk: Literal["evoformer", "esmfold_v1"] = "evoformer"
+    evoformer: EvoformerConfig = field(default_factory=EvoformerConfig)
+    esmfold: EsmfoldConfig = field(default_factory=EsmfoldConfig)
     structure: StructureConfig = field(default_factory=StructureConfig)
+    freeze: tuple[Literal["trunk", "head"], ...] = ()
     max_recycles: int = 3
     relative_positions: int = 32
     distogram_bins: int = 64
     plddt_bins: int = 50
+    pae_bins: int = 64
     c_plddt: int = 128
+    chunk: int | None = None
+    kernels: Kernels = "none"
 
     def __post_init__(self) -> None:
         check_lowest(self, "model.", 0, "max_recycles")
-        check_lowest(self, "model.", 1, "relative_positions", "c_plddt")
+        check_lowest(self, "model.", 1, "relative_positions", "c_plddt", "chunk")
         check_lowest(self, "model.", 2, "distogram_bins", "plddt_bins")
+        check_lowest(self, "model.", 3, "pae_bins")
+        if self.kernels != "none" and self.trunk != "evoformer":
+            raise UserError(f"model.kernels: {self.kernels} is for the trunk evoformer only")
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether the blocks of the trunk in use recompute their activations."""
+        return (self.evoformer if self.trunk == "evoformer" else self.esmfold).checkpoint

@@ -12,21 +12,27 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms in initial training (AF2 Suppl. 1.9).
+    """Weights of the loss terms (AF2 Suppl. 1.9); by default those of initial training.
 
-    A term of weight 0 is not computed.
+    A term of weight 0 is not computed, and its head is not trained.
 
     Attributes:
         fape: half backbone, half side chain.
         chi: supervised torsions with the angle norm.
         distogram: cross entropy of virtual Cβ distances.
-        plddt: cross entropy of predicted lDDT-Cα.
+        plddt: cross entropy of predicted lDDT.
+        resolved: cross entropy of which atoms are resolved (fine-tuning: 0.01).
+        violation: bond lengths and angles between residues, and clashes (fine-tuning: 1).
+        pae: cross entropy of aligned errors, from which PAE and pTM come (fine-tuning: 0.1).
     """
 
     fape: float = 1.0
     chi: float = 1.0
     distogram: float = 0.3
     plddt: float = 0.01
+    resolved: float = 0.0
+    violation: float = 0.0
+    pae: float = 0.0
 
     def __post_init__(self) -> None:
         check_lowest(self, "loss.weights.", 0, *(f.name for f in fields(self)))
@@ -39,19 +45,19 @@ class LossConfig:
     Attributes:
         weights: weight of each term.
         clamp_probability: share of chains whose backbone FAPE is clamped at 10 Å (AF2: 0.9).
-        plddt_resolution: chains resolved to within these bounds (Å) train the pLDDT head; null
-            trains it on all, those of unknown resolution too.
+        resolution: chains resolved to within these bounds (Å) train the heads of confidence (plddt,
+            resolved, pae); null trains them on all, those of unknown resolution too.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
     clamp_probability: float = 0.9
-    plddt_resolution: tuple[float, float] | None = (0.1, 3.0)
+    resolution: tuple[float, float] | None = (0.1, 3.0)
 
     def __post_init__(self) -> None:
         check_shares(self, "loss.", "clamp_probability")
-        bounds = self.plddt_resolution
+        bounds = self.resolution
         if bounds is not None and not 0 <= bounds[0] < bounds[1]:
-            raise UserError(f"loss.plddt_resolution: {bounds} is not from low to high")
+            raise UserError(f"loss.resolution: {bounds} is not from low to high")
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ class EngineConfig:
             float32).
         batch_size: chains in one optimizer step, over all devices.
         micro_batch: chains that one device holds at a time; the rest is accumulated.
+        compile: compile the trunk's blocks with torch.compile for training. Crops are then padded
+            to one length (data.crop), so that they are compiled once.
         steps: optimizer steps.
         validate_every: optimizer steps between validations. The model is saved as often, also
             without validation chains, and at the end.
@@ -139,6 +147,7 @@ class EngineConfig:
     precision: Literal["float32", "bf16"] = "bf16"
     batch_size: int = 32
     micro_batch: int = 1
+    compile: bool = False
     steps: int = 850_000
     validate_every: int = 1000
     log_every: int = 10

@@ -8,14 +8,15 @@ from esmfold_peft.datasets.features import Features
 from esmfold_peft.protein.residues import UNKNOWN
 
 
-def collate(chains: list[Features], clamped: list[bool]) -> Batch:
-    """Pads chains to the longest of them.
+def collate(chains: list[Features], clamped: list[bool], length: int | None = None) -> Batch:
+    """Pads chains to one length.
 
     Args:
         chains: at least one.
         clamped: for each chain, whether its backbone FAPE is clamped.
+        length: of the batch, no less than that of the longest chain; None takes the latter.
     """
-    size, longest = len(chains), max(len(chain) for chain in chains)
+    size, longest = len(chains), length or max(len(chain) for chain in chains)
     aatype = np.full((size, longest), UNKNOWN)
     residue_index = np.zeros((size, longest), dtype=np.int64)
     mask = np.zeros((size, longest), dtype=bool)

@@ -1,5 +1,7 @@
 """The loaders that Lightning asks for."""
 
+from functools import partial
+
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -38,7 +40,10 @@ class ChainDataModule(pl.LightningDataModule):
         sampler = MicroBatches(
             len(self.train), config.engine.micro_batch, self._rank, self._world, config.seed
         )
-        return self._loader(samples, batch_sampler=sampler, collate_fn=_collate_samples)
+        # Compiled code is made for one shape.
+        length = config.data.crop if config.engine.compile else None
+        pad = partial(_collate_samples, length=length)
+        return self._loader(samples, batch_sampler=sampler, collate_fn=pad)
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the validation chains, one at a time and whole.
@@ -76,9 +81,9 @@ class ChainDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
 
-def _collate_samples(samples: list[tuple[Features, bool]]) -> Batch:
+def _collate_samples(samples: list[tuple[Features, bool]], length: int | None) -> Batch:
     chains, clamped = zip(*samples, strict=True)
-    return collate(list(chains), list(clamped))
+    return collate(list(chains), list(clamped), length)
 
 
 def _collate_whole(chains: list[Features]) -> Batch:

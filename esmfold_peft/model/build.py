@@ -8,31 +8,52 @@ from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import LanguageModelConfig, TrainConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import find_weights, load_esm2, weights_hash
+from esmfold_peft.model.esmfold_weights import find_esmfold, load_esmfold
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.heads import HEADS
 from esmfold_peft.model.language_model import LanguageModel
 
 
 def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
-    """Builds the model of a run at its start: base weights loaded, the rest random.
+    """Builds the model of a run at its start: published weights loaded, the rest random.
 
     The global random generator is left as it was.
 
     Returns:
-        The model, frozen but for what the adapter's kind trains, and the SHA-256 of the language
-        model's base weights.
+        The model, frozen but for what the run trains, and the SHA-256 of the language model's base
+        weights.
 
     Raises:
-        UserError: the language model is unknown, or its weights cannot be had or do not fit.
+        UserError: the language model is unknown, or weights cannot be had or do not fit.
     """
     language_model = build_language_model(config.model.language_model, config.seed)
     base = weights_hash(language_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        bf16 = config.engine.precision == "bf16"
-        model = FoldingModel(language_model, config.model, bf16=bf16)
+        model = FoldingModel(
+            language_model,
+            config.model,
+            bf16=config.engine.precision == "bf16",
+            compile=config.engine.compile,
+        )
+        if config.model.trunk == "esmfold_v1" and config.model.esmfold.weights != "random":
+            load_esmfold(model, find_esmfold(config.model.esmfold.weights))
+            model.published = True
+        _freeze(model, config)
         # Last, so that runs that differ in the adapter start from the same trunk and head.
         insert_adapter(language_model, config.adapter)
         return model, base
+
+
+def _freeze(model: FoldingModel, config: TrainConfig) -> None:
+    """Freezes the parts that the run is told to keep, and heads whose loss has no weight."""
+    parts = {name: part for name, part in model.named_children() if name != "language_model"}
+    for name, part in parts.items():
+        head = name.removesuffix("_head")
+        idle = head in HEADS and not getattr(config.loss.weights, head)
+        kept = ("trunk" if name == "trunk" else "head") in config.model.freeze
+        if idle or kept:
+            part.requires_grad_(False)
 
 
 def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:

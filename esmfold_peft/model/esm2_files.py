@@ -21,14 +21,12 @@ from torch import Tensor
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.merge import CastPart
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.checkpoint_files import hugging_face_config, is_official, read_pt
 from esmfold_peft.model.esm2_weights import (
-    hugging_face_config,
     hugging_face_name,
-    is_official,
     official_name,
     read_hugging_face,
     read_official,
-    read_pt,
     split_frequencies,
 )
 from esmfold_peft.model.language_model import ALPHABET, PROJECTIONS
@@ -52,7 +50,7 @@ class Esm2File:
             the rotary frequencies and the second name of a tied embedding are left out.
         frequencies: the rotary frequencies.
         settings: fair-esm's; None if the file has Hugging Face's layout.
-        config: Hugging Face's; None if the file is fair-esm's.
+        config: Hugging Face's; None if the file is fair-esm's, or an ESMFold's.
     """
 
     path: Path
@@ -72,7 +70,8 @@ def read_esm2_file(path: Path, shape: AttentionShape) -> Esm2File:
     """Reads what `load_esm2` accepts, with the head for contacts beside it if there is one.
 
     Args:
-        path: official .pt file, Hugging Face folder, or a .safetensors file in one.
+        path: official .pt file, Hugging Face folder (an ESMFold's too), or a .safetensors or .bin
+            file in one.
         shape: sizes of the model, which the file has been checked for.
 
     Raises:
@@ -88,7 +87,10 @@ def read_esm2_file(path: Path, shape: AttentionShape) -> Esm2File:
     tensors = {official_name(name): tensor for name, tensor in read_hugging_face(path).items()}
     if "lm_head.decoder.weight" in tensors:
         tensors[_TIED] = tensors.pop("lm_head.decoder.weight")
-    return _esm2_file(path, shape, tensors, None, config)
+    # The language model alone is no folding model.
+    return _esm2_file(
+        path, shape, tensors, None, None if config.get("is_folding_model") else config
+    )
 
 
 def with_parts(file: Esm2File, parts: Iterable[CastPart], dtype: torch.dtype) -> Esm2File:
@@ -175,6 +177,8 @@ def write_transformers(file: Esm2File, folder: Path) -> Path:
     named = {_prefixed(hugging_face_name(name)): t.contiguous() for name, t in tensors.items()}
     config = dict(file.config or hugging_face_settings(file.shape))
     config.pop("torch_dtype", None)
+    if not file.has_head:
+        config["architectures"] = ["EsmModel"]
     config["tie_word_embeddings"] = _TIED not in file.tensors
     config["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     make_folder(folder)

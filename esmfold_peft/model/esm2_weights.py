@@ -1,36 +1,47 @@
 """ESM-2's weights: where they are, both file formats, and their fingerprint."""
 
 import hashlib
-import pickle
 import re
-import zipfile
 from argparse import Namespace
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.checkpoint_files import (
+    hugging_face_config,
+    is_official,
+    only_tensors,
+    read_pt,
+    read_shards,
+    require_same,
+    why_unused,
+)
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel, exact_frequencies
 from esmfold_peft.protein.files import read_json
 
 URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm publishes its checkpoints."""
 
-UNUSED_OFFICIAL = re.compile(r"(lm_head|contact_head)\.")
-"""Entries of an official checkpoint that the hidden states do not depend on."""
+UNUSED_OFFICIAL = {
+    r"lm_head\.": "head for masked residues",
+    r"contact_head\.": "head for contacts",
+}
+"""Entries of an official checkpoint that the hidden states do not depend on, and what they are."""
 
-UNUSED_HUGGING_FACE = re.compile(
-    r"(lm_head|contact_head|pooler)\.|embeddings\.(position_ids|position_embeddings\.weight)$"
-)
-"""The same of a Hugging Face one; its position embeddings are an unused leftover."""
+UNUSED_HUGGING_FACE = {
+    **UNUSED_OFFICIAL,
+    r"pooler\.": "pooling layer",
+    r"embeddings\.(position_ids|position_embeddings\.weight)$": "leftover, positions are rotary",
+}
+"""The same of a Hugging Face one."""
 
 HUGGING_FACE_NAMES = (
     (r"embeddings\.word_embeddings", "embed_tokens"),
@@ -69,7 +80,7 @@ def find_weights(name: str, weights: str) -> Path:
     size_of(name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
     if not path.exists():
-        _download(URL.format(name=name), path)
+        download(URL.format(name=name), path)
     return path
 
 
@@ -78,24 +89,15 @@ def load_esm2(lm: LanguageModel, path: Path) -> None:
 
     Args:
         lm: the model; on the meta device its parameters are created here.
-        path: `esm2_*.pt`, or a folder with config.json and model.safetensors (or the latter's path,
-            config.json beside it).
+        path: `esm2_*.pt`, or a Hugging Face folder of an ESM-2 or an ESMFold (or its .safetensors
+            or .bin file, config.json beside it).
 
     Raises:
         UserError: the file cannot be read, is of another architecture, or lacks a tensor, has one
             too many or one of another shape.
     """
-    read = _used_official if is_official(path) else _used_hugging_face
-    tensors, frequencies = split_frequencies(read(path, lm.shape), lm.shape, path)
-    expected = {name: tuple(tensor.shape) for name, tensor in lm.official_tensors()}
-    for name in sorted(expected.keys() - tensors.keys()):
-        raise UserError(f'{path}: tensor "{name}" is missing')
-    for name in sorted(tensors.keys() - expected.keys()):
-        raise UserError(f'{path}: tensor "{name}" is unexpected')
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise UserError(f'{path}: tensor "{name}" has shape {found}, expected {shape}')
+    tensors, frequencies = split_frequencies(used_tensors(path, lm.shape), lm.shape, path)
+    require_same(tensors, dict(lm.official_tensors()), path)
     _assign(lm, tensors)
     lm.rotary_frequencies.copy_(frequencies)
 
@@ -128,17 +130,26 @@ def weights_hash(lm: LanguageModel) -> str:
 
     It is the fingerprint by which adapters and runs name the model under them.
     """
+    return hash_of(lm.official_tensors(), lm.rotary_frequencies.cpu().numpy().tobytes())
+
+
+def hash_of(named: Iterable[tuple[str, Tensor]], rest: bytes = b"") -> str:
+    """SHA-256 of tensors in the order of their names, and of what comes after them."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(lm.official_tensors()):
+    for name, tensor in sorted(named):
         value = tensor.cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.view(torch.uint8).numpy().data)
-    digest.update(lm.rotary_frequencies.cpu().numpy().tobytes())
+    digest.update(rest)
     return digest.hexdigest()
 
 
-def _download(url: str, path: Path) -> None:
-    """Fetches a file under a temporary name and renames it (torch.hub does both)."""
+def download(url: str, path: Path) -> None:
+    """Fetches a file under a temporary name and renames it (torch.hub does both).
+
+    Raises:
+        UserError: the download fails; the line says where the file goes.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path))
@@ -149,26 +160,14 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def is_official(path: Path) -> bool:
-    """Whether a path is an official .pt file; otherwise it is Hugging Face's layout."""
-    return path.is_file() and path.suffix == ".pt"
-
-
-def read_pt(path: Path) -> dict[str, Any]:
-    """The content of an official .pt file, of which nothing is run; tensors are mapped, not read.
+def used_tensors(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
+    """The tensors of a file that a language model of these sizes needs, under fair-esm's names.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read or is of another architecture.
     """
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: {reason}") from error
-    return content if isinstance(content, dict) else {}
+    read = _used_official if is_official(path) else _used_hugging_face
+    return read(path, shape)
 
 
 def read_official(path: Path) -> tuple[Namespace, dict[str, Tensor]]:
@@ -180,7 +179,8 @@ def read_official(path: Path) -> tuple[Namespace, dict[str, Tensor]]:
     match read_pt(path):
         case {"cfg": {"model": Namespace() as settings}, "model": dict() as named}:
             prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
-            return settings, {prefix.sub("", str(name)): tensor for name, tensor in named.items()}
+            tensors = only_tensors(named, path)
+            return settings, {prefix.sub("", name): tensor for name, tensor in tensors.items()}
     raise UserError(f'{path}: not an ESM-2 checkpoint (no "cfg" and "model")')
 
 
@@ -194,35 +194,20 @@ def _used_official(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
         "token_dropout": True,
     }
     _require_settings(vars(settings), wanted, path)
-    return {name: t for name, t in tensors.items() if not UNUSED_OFFICIAL.match(name)}
-
-
-def hugging_face_config(path: Path) -> Path:
-    """The config.json of Hugging Face's layout.
-
-    Args:
-        path: the folder, or a .safetensors file in it.
-
-    Raises:
-        UserError: the path is some other file.
-    """
-    if path.is_file() and path.suffix != ".safetensors":
-        raise UserError(f"{path}: neither an official .pt file nor a Hugging Face .safetensors")
-    return (path if path.is_dir() else path.parent) / "config.json"
+    return {name: t for name, t in tensors.items() if not why_unused(name, UNUSED_OFFICIAL)}
 
 
 def read_hugging_face(path: Path) -> dict[str, Tensor]:
-    """All tensors of Hugging Face's layout, without the prefix esm., shards put together.
+    """The tensors of a language model in Hugging Face's layout, without the prefix esm.
+
+    Of an ESMFold's folder they are those of its language model.
 
     Raises:
         UserError: a file cannot be read.
     """
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(path):
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: {error}") from error
+    tensors = read_shards(path)
+    if read_json(hugging_face_config(path)).get("is_folding_model"):
+        tensors = {name: t for name, t in tensors.items() if name.startswith("esm.")}
     return {name.removeprefix("esm."): tensor for name, tensor in tensors.items()}
 
 
@@ -246,21 +231,11 @@ def _used_hugging_face(path: Path, shape: AttentionShape) -> dict[str, Tensor]:
         config,
     )
     tensors = read_hugging_face(path)
-    used = {name: t for name, t in tensors.items() if not UNUSED_HUGGING_FACE.match(name)}
-    return {official_name(name): tensor for name, tensor in used.items()}
-
-
-def _shards(path: Path) -> list[Path]:
-    """The safetensors files of a model: one, or those that its index lists."""
-    if path.is_file():
-        return [path]
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        return [path / "model.safetensors"]
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise UserError(f"{index}: weight_map names no files")
-    return [path / name for name in sorted(set(files.values()))]
+    return {
+        official_name(name): tensor
+        for name, tensor in tensors.items()
+        if not why_unused(name, UNUSED_HUGGING_FACE)
+    }
 
 
 def official_name(name: str) -> str:

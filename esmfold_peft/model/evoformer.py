@@ -3,16 +3,29 @@
 import os
 import warnings
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from esmfold_peft.config import TrunkConfig
+from esmfold_peft.config import EvoformerConfig, Kernels
+from esmfold_peft.model.blocks import rows_at_a_time, run_blocks
+from esmfold_peft.model.tracks import Tracks
 
 _INF = 1e9  # added to masked attention logits; finite in bfloat16
 _EPS = 1e-8
+
+
+KERNEL_FLAGS: dict[Kernels, dict[str, bool]] = {
+    "none": {},
+    "deepspeed": {"use_deepspeed_evo_attention": True},
+    "cuequivariance": {"use_cueq_triangle_kernels": True},
+    "triton": {"use_triton_triangle_kernels": True},
+}
+"""openfold3's names of its kernels."""
 
 
 class Evoformer(nn.Module):
@@ -23,12 +36,28 @@ class Evoformer(nn.Module):
 
     Args:
         config: sizes, dropout and checkpointing.
+        chunk: rows of the pair track at a time; None chooses.
+        kernels: fused kernels, for a GPU.
+        compile: compile the blocks for training.
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(
+        self,
+        config: EvoformerConfig,
+        *,
+        chunk: int | None = None,
+        kernels: Kernels = "none",
+        compile: bool = False,
+    ) -> None:
         super().__init__()
+        self.config = config
+        self.chunk = chunk
+        self.flags = KERNEL_FLAGS[kernels]
+        self.step = torch.compile(_step, dynamic=False) if compile else _step
         with _quiet_import(), _numpy_seeded_by_torch():
-            self.stack = _stack(config)
+            stack = _stack(config)
+        self.blocks: nn.ModuleList = stack.blocks
+        self.linear: nn.Module = stack.linear
         # openfold3 names "cuda" in an autocast that it disables: on a CPU every call warns.
         warnings.filterwarnings("ignore", message="CUDA is not available or torch_xla")
 
@@ -37,28 +66,54 @@ class Evoformer(nn.Module):
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
-    ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"], Float[Tensor, "b n c_s"]]:
+    ) -> Tracks:
         """Runs all blocks.
 
         Args:
-            m: the single row of the MSA track.
-            z: the pair track.
+            m: the single row of the MSA track; without gradients it is overwritten.
+            z: the pair track; without gradients it is overwritten.
             mask: which residues exist; padding does not reach them.
-
-        Returns:
-            The row, the pair track, and the single track projected from the row.
         """
         pair_mask = (mask[:, :, None] & mask[:, None, :]).to(z.dtype)
-        m, z, s = self.stack(
-            m.unsqueeze(1), z, msa_mask=mask.unsqueeze(1).to(m.dtype), pair_mask=pair_mask
+        options: dict[str, object] = {**self.flags, "chunk_size": self._chunk(*mask.shape)}
+        # Compiled code is made for the fixed shapes of training crops only.
+        step = self.step if self.training else _step
+        if not torch.is_grad_enabled():
+            options["inplace_safe"] = True
+        m, z = run_blocks(
+            self.blocks,
+            step,
+            m.unsqueeze(1),
+            z,
+            mask.unsqueeze(1).to(m.dtype),
+            pair_mask,
+            options,
+            recompute=self.config.checkpoint,
         )
-        return m.squeeze(1), z, s
+        m = m.squeeze(1)
+        return Tracks(m, z, self.linear(m), z)
+
+    def _chunk(self, chains: int, length: int) -> int | None:
+        config = self.config
+        numbers = max(config.heads_pair * length, config.c_opm**2, config.transition * config.c_z)
+        return rows_at_a_time(self.chunk, chains * length, length * numbers)
 
 
-def _stack(config: TrunkConfig) -> nn.Module:
+def _step(
+    block: nn.Module,
+    m: Float[Tensor, "b 1 n c_m"],
+    z: Float[Tensor, "b n n c_z"],
+    msa_mask: Float[Tensor, "b 1 n"],
+    pair_mask: Float[Tensor, "b n n"],
+    options: dict[str, object],
+) -> tuple[Float[Tensor, "b 1 n c_m"], Float[Tensor, "b n n c_z"]]:
+    return block(m, z, msa_mask=msa_mask, pair_mask=pair_mask, **options)
+
+
+def _stack(config: EvoformerConfig) -> Any:
     from openfold3.core.model.latent.evoformer import EvoformerStack
 
-    return EvoformerStack(
+    stack: Any = EvoformerStack(
         c_m=config.c_m,
         c_z=config.c_z,
         c_s=config.c_s,
@@ -76,13 +131,36 @@ def _stack(config: TrunkConfig) -> nn.Module:
         no_column_attention=True,
         opm_first=False,
         fuse_projection_weights=False,
-        blocks_per_ckpt=1 if config.checkpoint else None,
-        # The default (reentrant) gives silently wrong gradients where an input needs none.
+        blocks_per_ckpt=None,
         use_reentrant=False,
         inf=_INF,
         eps=_EPS,
         linear_init_params=_alphafold2_init(),
     )
+    for block in stack.blocks:
+        block.pair_stack.tri_att_end.__class__ = _ending_node()
+    return stack
+
+
+@cache
+def _ending_node() -> type[nn.Module]:
+    """Attention around the ending node whose bias is that of AF2 Suppl. Alg. 14: z_ki for i and k.
+
+    DISCREPANCY: openfold3 transposes it (z_ik), as AlphaFold 3's code does.
+    """
+    from openfold3.core.model.layers.triangular_attention import TriangleAttention
+
+    class EndingNode(TriangleAttention):
+        def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self,
+            x: Tensor,
+            mask: Tensor | None = None,
+            transpose_bias: bool = False,
+            **arguments: Any,
+        ) -> Tensor:
+            return super().forward(x, mask, transpose_bias=False, **arguments)
+
+    return EndingNode
 
 
 def _alphafold2_init():

@@ -1,5 +1,7 @@
 """The folding model: language model, trunk with recycling, structure module, heads."""
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -7,15 +9,24 @@ from torch import Tensor, nn
 from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.atoms import virtual_cb
-from esmfold_peft.model.heads import DistogramHead, PLDDTHead
+from esmfold_peft.model.heads import (
+    HEADS,
+    AtomPLDDTHead,
+    DistogramHead,
+    Head,
+    PAEHead,
+    PLDDTHead,
+    ResolvedHead,
+)
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.structure_module import StructureModule
-from esmfold_peft.model.trunk import Trunk, TrunkState
+from esmfold_peft.model.tracks import Tracks
+from esmfold_peft.model.trunk import Trunk
 
 
 class FoldingModel(nn.Module):
-    """ESMFold's second stage with a reduced Evoformer (LoRTA appendix E.4).
+    """ESMFold's second stage: with a reduced Evoformer (LoRTA appendix E.4), or as released.
 
     The language model runs once, inside the autograd graph, so that its adapters learn; only the
     trunk and the structure module are recycled.
@@ -25,23 +36,34 @@ class FoldingModel(nn.Module):
         config: sizes of everything else.
         bf16: run language model and trunk under bfloat16 autocast. Frames and heads stay in
             float32.
+        compile: compile the trunk's blocks for training.
+
+    Attributes:
+        published: trunk, structure module and heads started from a published file, which runs name
+            by its hash instead of copying what they did not train.
     """
 
-    def __init__(self, language_model: LanguageModel, config: ModelConfig, *, bf16: bool) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        config: ModelConfig,
+        *,
+        bf16: bool,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.language_model = language_model
         self.bf16 = bf16
+        self.published = False
         shape = language_model.shape
-        self.trunk = Trunk(
-            config.trunk,
-            relative_positions=config.relative_positions,
-            levels=shape.layers + 1,
-            width=shape.width,
-        )
+        self.trunk = Trunk(config, levels=shape.layers + 1, width=shape.width, compile=compile)
+        released = config.trunk == "esmfold_v1"
+        c_s = config.esmfold.c_structure if released else config.evoformer.c_s
+        c_z = config.esmfold.c_z if released else config.evoformer.c_z
         structure = config.structure
         self.structure_module = StructureModule(
-            c_s=config.trunk.c_s,
-            c_z=config.trunk.c_z,
+            c_s=c_s,
+            c_z=c_z,
             c_ipa=structure.c_ipa,
             heads=structure.heads,
             query_points=structure.query_points,
@@ -51,8 +73,11 @@ class FoldingModel(nn.Module):
             angle_blocks=structure.angle_blocks,
             dropout=structure.dropout,
         )
-        self.distogram_head = DistogramHead(config.trunk.c_z, config.distogram_bins)
-        self.plddt_head = PLDDTHead(config.trunk.c_s, config.c_plddt, config.plddt_bins)
+        self.distogram_head = DistogramHead(c_z, config.distogram_bins, mean=released)
+        plddt_head = AtomPLDDTHead if released else PLDDTHead
+        self.plddt_head = plddt_head(c_s, config.c_plddt, config.plddt_bins)
+        self.resolved_head = ResolvedHead(c_s)
+        self.pae_head = PAEHead(c_z, config.pae_bins)
 
     def forward(
         self,
@@ -61,6 +86,8 @@ class FoldingModel(nn.Module):
         mask: Bool[Tensor, "b n"],
         recycles: int,
         choice: AdapterChoice | None = None,
+        *,
+        heads: Collection[Head] = HEADS,
     ) -> FoldOutput:
         """Folds a batch.
 
@@ -70,27 +97,31 @@ class FoldingModel(nn.Module):
             mask: which residues exist, a prefix of each row.
             recycles: passes after the first; only the last pass is differentiated.
             choice: an adapter of the language model for each chain, instead of its own for all.
+            heads: heads to compute; the others' outputs are None.
         """
         with self._autocast(aatype.device):
             hidden = self.language_model(aatype, mask, choice)
             m, z = self.trunk.embed(hidden, aatype, residue_index, mask)
-        state: TrunkState | None = None
+        del hidden
+        tracks: Tracks | None = None
         cb = torch.zeros(*aatype.shape, 3, device=aatype.device)
         for _ in range(recycles):
             with torch.no_grad():
-                state = self._trunk_pass(m, z, mask, state, cb)
-                structure = self.structure_module(state.s, state.z, aatype, mask)
+                tracks = self._trunk_pass(m, z, mask, tracks, cb)
+                structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask)
                 cb = virtual_cb(structure.positions)
-        state = self._trunk_pass(m, z, mask, state, cb)
-        structure = self.structure_module(state.s, state.z, aatype, mask)
+        tracks = self._trunk_pass(m, z, mask, tracks, cb)
+        structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask)
         return FoldOutput(
             frames=structure.frames,
             torsions=structure.torsions,
             unnormalized_torsions=structure.unnormalized_torsions,
             sidechain_frames=structure.sidechain_frames,
             positions=structure.positions,
-            distogram_logits=self.distogram_head(state.z),
-            plddt_logits=self.plddt_head(structure.s),
+            distogram_logits=self.distogram_head(tracks.z) if "distogram" in heads else None,
+            plddt_logits=self.plddt_head(structure.s) if "plddt" in heads else None,
+            resolved_logits=self.resolved_head(tracks.s) if "resolved" in heads else None,
+            pae_logits=self.pae_head(tracks.z) if "pae" in heads else None,
         )
 
     def _trunk_pass(
@@ -98,12 +129,11 @@ class FoldingModel(nn.Module):
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
-        state: TrunkState | None,
+        tracks: Tracks | None,
         cb: Float[Tensor, "b n 3"],
-    ) -> TrunkState:
+    ) -> Tracks:
         with self._autocast(m.device):
-            new = self.trunk(m, z, mask, state, cb)
-        return TrunkState(new.m.float(), new.z.float(), new.s.float())
+            return self.trunk(m, z, mask, tracks, cb).float()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)

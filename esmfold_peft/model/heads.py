@@ -1,7 +1,16 @@
-"""Heads that read confidence and distances from the folding model's tracks."""
+"""Heads that read distances and confidence from the folding model's tracks."""
+
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from esmfold_peft.protein.residues import ATOM37
+
+Head = Literal["distogram", "plddt", "resolved", "pae"]
+"""The heads by name, which is also that of their loss."""
+
+HEADS: tuple[Head, ...] = get_args(Head)
 
 
 class DistogramHead(nn.Module):
@@ -10,16 +19,18 @@ class DistogramHead(nn.Module):
     Args:
         c_z: channels of the pair track.
         bins: distance bins.
+        mean: take the mean of both directions, as ESMFold does, and not their sum, as AF2's code.
     """
 
-    def __init__(self, c_z: int, bins: int) -> None:
+    def __init__(self, c_z: int, bins: int, *, mean: bool = False) -> None:
         super().__init__()
         self.linear = _zero(nn.Linear(c_z, bins))
+        self.factor = 0.5 if mean else 1.0
 
     def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
         """Reads the pair track."""
         logits = self.linear(z)
-        return logits + logits.transpose(1, 2)
+        return self.factor * (logits + logits.transpose(1, 2))
 
 
 class PLDDTHead(nn.Module):
@@ -45,6 +56,63 @@ class PLDDTHead(nn.Module):
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n bins"]:
         """Reads the structure module's single track."""
         return self.layers(s)
+
+
+class AtomPLDDTHead(nn.Module):
+    """ESMFold's logits over bins of the lDDT of each of the 37 atoms; starts uniform.
+
+    Args:
+        c_s: channels of the single track.
+        hidden: width of the two hidden layers.
+        bins: bins of lDDT from 0 to 1.
+    """
+
+    def __init__(self, c_s: int, hidden: int, bins: int) -> None:
+        super().__init__()
+        # DISCREPANCY with AF2: the released model has nothing between its linear layers.
+        self.layers = nn.Sequential(
+            nn.LayerNorm(c_s),
+            nn.Linear(c_s, hidden),
+            nn.Linear(hidden, hidden),
+            _zero(nn.Linear(hidden, len(ATOM37) * bins)),
+        )
+
+    def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37 bins"]:
+        """Reads the structure module's single track."""
+        return self.layers(s).unflatten(-1, (len(ATOM37), -1))
+
+
+class ResolvedHead(nn.Module):
+    """Logits of each of the 37 atoms being resolved (AF2 Suppl. 1.9.10); starts undecided.
+
+    Args:
+        c_s: channels of the single track.
+    """
+
+    def __init__(self, c_s: int) -> None:
+        super().__init__()
+        self.linear = _zero(nn.Linear(c_s, len(ATOM37)))
+
+    def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37"]:
+        """Reads the trunk's single track."""
+        return self.linear(s)
+
+
+class PAEHead(nn.Module):
+    """Logits over bins of the aligned error (AF2 Suppl. 1.9.7); starts uniform.
+
+    Args:
+        c_z: channels of the pair track.
+        bins: bins of the error, the last one open.
+    """
+
+    def __init__(self, c_z: int, bins: int) -> None:
+        super().__init__()
+        self.linear = _zero(nn.Linear(c_z, bins))
+
+    def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
+        """Reads the pair track; entry (i, j) is the error of j seen from i."""
+        return self.linear(z)
 
 
 def _zero(linear: nn.Linear) -> nn.Linear:

@@ -14,7 +14,7 @@ from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.geometry.atoms import atom14_to_atom37, atom14_to_atom37_mask
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.residues import encode
+from esmfold_peft.protein.residues import ATOM37_INDEX, encode
 from esmfold_peft.protein.structure import ProteinStructure
 
 
@@ -25,12 +25,17 @@ class Folded:
     Attributes:
         index: place of the chain in the list that was given.
         positions: atom14 coordinates in Å.
-        plddt: expected lDDT-Cα of each residue, 0 to 1.
+        atom_plddt: expected lDDT of each atom, 0 to 1.
     """
 
     index: int
     positions: Float32[Tensor, "n 14 3"]
-    plddt: Float32[Tensor, "n"]
+    atom_plddt: Float32[Tensor, "n 37"]
+
+    @property
+    def plddt(self) -> Float32[Tensor, "n"]:
+        """Expected lDDT of each residue's Cα, 0 to 1."""
+        return self.atom_plddt[:, ATOM37_INDEX["CA"]]
 
 
 def fold(
@@ -93,7 +98,7 @@ def to_structure(name: str, sequence: str, folded: Folded) -> ProteinStructure:
         residue_names=("",) * n,
         positions=positions,
         atom_mask=mask,
-        b_factors=(mask * 100 * folded.plddt.numpy()[:, None]).astype(np.float32),
+        b_factors=(mask * 100 * folded.atom_plddt.numpy()).astype(np.float32),
     )
 
 
@@ -105,9 +110,11 @@ def _fold_batch(
     recycles: int,
     choice: AdapterChoice | None,
 ) -> list[Folded]:
-    output = model(batch.aatype, batch.residue_index, batch.mask, recycles, choice)
+    output = model(
+        batch.aatype, batch.residue_index, batch.mask, recycles, choice, heads=("plddt",)
+    )
     lengths = batch.mask.sum(-1).tolist()
-    positions, plddt = output.positions.cpu(), output.plddt.cpu()
+    positions, plddt = output.positions.cpu(), output.atom_plddt.cpu()
     return [
         Folded(index, positions[row, :n], plddt[row, :n])
         for row, (index, n) in enumerate(zip(indices, lengths, strict=True))

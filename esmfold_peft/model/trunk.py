@@ -1,15 +1,16 @@
-"""What surrounds the Evoformer: inputs from the language model, relative positions, recycling."""
+"""Around the trunk's blocks: inputs from the language model, relative positions, recycling."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from esmfold_peft.config import TrunkConfig
+from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.distances import pairwise_distances
+from esmfold_peft.model.esmfold import EsmfoldStack
 from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.tracks import Tracks
 
 _AMINO_ACID_ENTRIES = (
     23  # ESMFold: padding, the twenty and X, and a mask token that it never trained
@@ -17,7 +18,7 @@ _AMINO_ACID_ENTRIES = (
 
 
 class SequenceEmbedding(nn.Module):
-    """Language-model states and amino acids to the first row of the MSA track (ESMFold).
+    """Language-model states and amino acids to the sequence track (ESMFold).
 
     A learned mix of all hidden layers, LayerNorm, Linear, ReLU, Linear, plus an amino-acid
     embedding.
@@ -25,11 +26,13 @@ class SequenceEmbedding(nn.Module):
     Args:
         levels: hidden states of the language model, its input embedding included.
         width: width of the language model.
-        c_m: channels of the MSA track.
+        c_m: channels of the sequence track.
+        shift: first entry of the amino acids; 1 leaves entry 0 to padding.
     """
 
-    def __init__(self, levels: int, width: int, c_m: int) -> None:
+    def __init__(self, levels: int, width: int, c_m: int, *, shift: int = 1) -> None:
         super().__init__()
+        self.shift = shift
         self.mix = nn.Parameter(torch.zeros(levels))
         self.project = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, c_m), nn.ReLU(), nn.Linear(c_m, c_m)
@@ -44,7 +47,7 @@ class SequenceEmbedding(nn.Module):
     ) -> Float[Tensor, "b n c_m"]:
         """Embeds residues; the padding's rows are finite and meaningless."""
         mixed = torch.einsum("l,bnld->bnd", self.mix.softmax(0).to(hidden.dtype), hidden)
-        return self.project(mixed) + self.amino_acid((aatype + 1) * mask)
+        return self.project(mixed) + self.amino_acid((aatype + self.shift) * mask)
 
 
 class RelativePosition(nn.Module):
@@ -90,41 +93,35 @@ class RecyclingDistogram(nn.Module):
         return self.embedding(torch.bucketize(distance, cast(Tensor, self.edges)))
 
 
-@dataclass(frozen=True, eq=False)
-class TrunkState:
-    """What the trunk hands to the structure module and, detached, to its next pass.
-
-    Attributes:
-        m: the MSA track's row.
-        z: the pair track.
-        s: the single track.
-    """
-
-    m: Float[Tensor, "b n c_m"]
-    z: Float[Tensor, "b n n c_z"]
-    s: Float[Tensor, "b n c_s"]
-
-
 class Trunk(nn.Module):
-    """One pass through the Evoformer with recycled inputs (AF2 Suppl. Alg. 2, lines 7 to 16).
+    """One pass through the trunk's blocks with recycled inputs (AF2 Suppl. Alg. 2, lines 7 to 16).
 
     Args:
-        config: sizes of the Evoformer.
-        relative_positions: clip of the relative positions.
+        config: which blocks, and their sizes.
         levels: hidden states of the language model.
         width: width of the language model.
+        compile: compile the blocks for training.
     """
 
-    def __init__(
-        self, config: TrunkConfig, *, relative_positions: int, levels: int, width: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, levels: int, width: int, compile: bool) -> None:
         super().__init__()
-        self.sequence_embedding = SequenceEmbedding(levels, width, config.c_m)
-        self.relative_position = RelativePosition(relative_positions, config.c_z)
-        self.recycle_m = nn.LayerNorm(config.c_m)
-        self.recycle_z = nn.LayerNorm(config.c_z)
-        self.recycle_distogram = RecyclingDistogram(config.c_z)
-        self.evoformer = Evoformer(config)
+        if config.trunk == "evoformer":
+            c_m, c_z = config.evoformer.c_m, config.evoformer.c_z
+        else:
+            c_m, c_z = config.esmfold.c_s, config.esmfold.c_z
+        # DISCREPANCY: ESMFold reserves entry 0 for padding, but its code and weights do not shift
+        # the amino acids, so that alanine has it.
+        shift = 0 if config.trunk == "esmfold_v1" else 1
+        self.sequence_embedding = SequenceEmbedding(levels, width, c_m, shift=shift)
+        self.relative_position = RelativePosition(config.relative_positions, c_z)
+        self.recycle_m = nn.LayerNorm(c_m)
+        self.recycle_z = nn.LayerNorm(c_z)
+        self.recycle_distogram = RecyclingDistogram(c_z)
+        self.stack = (
+            Evoformer(config.evoformer, chunk=config.chunk, kernels=config.kernels, compile=compile)
+            if config.trunk == "evoformer"
+            else EsmfoldStack(config.esmfold, chunk=config.chunk, compile=compile)
+        )
 
     def embed(
         self,
@@ -133,7 +130,7 @@ class Trunk(nn.Module):
         residue_index: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
     ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
-        """The inputs that every pass shares: row and pair embeddings."""
+        """The inputs that every pass shares: sequence and pair embeddings."""
         m = self.sequence_embedding(hidden, aatype, mask)
         return m, self.relative_position(residue_index, mask)
 
@@ -142,13 +139,13 @@ class Trunk(nn.Module):
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
-        previous: TrunkState | None,
+        previous: Tracks | None,
         previous_cb: Float[Tensor, "b n 3"],
-    ) -> TrunkState:
+    ) -> Tracks:
         """Runs one pass.
 
         Args:
-            m: row from `embed`.
+            m: sequence track from `embed`.
             z: pairs from `embed`.
             mask: which residues exist.
             previous: the pass before; None for the first, which recycles zeros so that every
@@ -159,4 +156,4 @@ class Trunk(nn.Module):
         last_z = torch.zeros_like(z) if previous is None else previous.z
         m = m + self.recycle_m(last_m)
         z = z + self.recycle_z(last_z) + self.recycle_distogram(previous_cb)
-        return TrunkState(*self.evoformer(m, z, mask))
+        return self.stack(m, z, mask)

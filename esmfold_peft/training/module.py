@@ -9,9 +9,11 @@ from torch import Tensor
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.losses.total import fold_loss
+from esmfold_peft.errors import UserError
+from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.kernels import check_kernels
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.optim import build_optimizer
 
@@ -37,17 +39,43 @@ class FoldingModule(pl.LightningModule):
         self._micro_batches: list[dict[str, Tensor]] = []
         self._train_scores: list[Tensor] = []
 
+    def on_fit_start(self) -> None:
+        """Checks the kernels on the device of the run.
+
+        Raises:
+            UserError: they cannot run there, or disagree with the plain path.
+        """
+        config = self.config
+        bf16 = config.engine.precision == "bf16"
+        check_kernels(config.model, self.device, length=config.data.crop, bf16=bf16)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The mean loss of a micro-batch; all processes draw the same number of passes."""
+        """The mean loss of a micro-batch; all processes draw the same number of passes.
+
+        Raises:
+            UserError: the loss of a chain is not finite; it names the chain and the terms.
+        """
         recycles = recycles_at(self.global_step, self.config.model.max_recycles, self.config.seed)
-        output = self.model(batch.aatype, batch.residue_index, batch.mask, recycles)
+        weights = self.config.loss.weights
+        output = self.model(
+            batch.aatype,
+            batch.residue_index,
+            batch.mask,
+            recycles,
+            heads=heads_to_compute(weights),
+        )
         terms = fold_loss(
             output,
             batch,
-            self.config.loss.weights,
+            weights,
             clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
-            resolution_range=self.config.loss.plddt_resolution,
+            resolution_range=self.config.loss.resolution,
         )
+        if faults := terms.faults(batch.ids):
+            # A step along a NaN would destroy the model: stop before it.
+            raise UserError(
+                f"step {self.global_step}: the loss is not finite ({'; '.join(faults)})"
+            )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
         values = {"loss": terms.total, **terms.terms}
         self._micro_batches.append({k: v.detach().mean() for k, v in values.items()})
@@ -72,7 +100,7 @@ class FoldingModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Folds whole chains and keeps their lDDT-Cα."""
         output = self.model(
-            batch.aatype, batch.residue_index, batch.mask, self.config.model.max_recycles
+            batch.aatype, batch.residue_index, batch.mask, self.config.model.max_recycles, heads=()
         )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
         self._scores.update(zip(batch.ids, scores.per_chain.tolist(), strict=True))

@@ -3,16 +3,17 @@
 config.yaml         every setting, written out
 provenance.json     versions, commit, seed, hashes of base weights and data
 metrics.csv         losses and validation lDDT-Cα
-model.safetensors   the trained tensors (adapter, trunk, head) and what the adapter drew at random
+model.safetensors   the trained tensors (adapter, trunk, head) and what was drawn at random
 adapter/            the adapter alone, where there is one
 
-The frozen language model is named by its hash.
+The frozen language model is named by its hash, and so are ESMFold's published weights.
 """
 
 import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from esmfold_peft.adapters.io import save_adapter
-from esmfold_peft.config import TrainConfig
+from esmfold_peft.config import Kernels, TrainConfig
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.datasets.manifest import manifest_path
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
+from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.training.optim import parameter_groups
@@ -69,8 +71,8 @@ def refuse_existing_run(config: TrainConfig) -> None:
 def trained_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:
     """The tensors by name that the run's start does not give back, on the CPU.
 
-    They are the trainable ones, and all of the adapter: what it drew and froze is kept as well,
-    because another version of PyTorch may draw other numbers.
+    They are the trainable ones, and all that was drawn at random outside the language model, also
+    where it is frozen, because another version of PyTorch may draw other numbers.
     """
     return {name: tensor.detach().cpu().contiguous() for name, tensor in _kept(model).items()}
 
@@ -82,7 +84,9 @@ def kept_parameters(model: FoldingModel) -> list[torch.nn.Parameter]:
 
 def _kept(model: FoldingModel) -> dict[str, torch.Tensor]:
     kept: dict[str, torch.Tensor] = {
-        name: p for name, p in model.named_parameters() if p.requires_grad
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or not (model.published or name.startswith("language_model."))
     }
     adapter = model.language_model.adapter
     if adapter is None:
@@ -105,11 +109,15 @@ def save_model(run: Path, model: FoldingModel, base_hash: str) -> None:
         save_adapter(model.language_model.adapter, run / ADAPTER, base_hash)
 
 
-def load_model(run: Path) -> tuple[FoldingModel, TrainConfig]:
+def load_model(
+    run: Path, *, chunk: int | None = None, kernels: Kernels = "none"
+) -> tuple[FoldingModel, TrainConfig]:
     """Rebuilds the model of a run, in evaluation mode on the CPU.
 
     Args:
         run: folder of the run.
+        chunk: rows of the pair track at a time, whatever the training had; None chooses.
+        kernels: those of the Evoformer, whatever the training had.
 
     Returns:
         The model with its trained tensors, and the run's settings.
@@ -124,13 +132,16 @@ def load_model(run: Path) -> tuple[FoldingModel, TrainConfig]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint (the run has not saved a model)")
     config = read_config(run / CONFIG, TrainConfig)
+    # How it was trained fast says nothing of this machine; what it computes is the same.
+    config = replace(
+        config,
+        model=replace(config.model, chunk=chunk, kernels=kernels),
+        engine=replace(config.engine, compile=False),
+    )
     model, base_hash = build_model(config)
-    expected = _base_hash(run)
-    if base_hash != expected:
-        raise UserError(
-            f"{run}: the language model's weights are not those of the training"
-            f" (SHA-256 {base_hash[:12]}, trained with {expected[:12]})"
-        )
+    _require_hash(run, "language_model_sha256", base_hash, "the language model's weights")
+    if model.published:
+        _require_hash(run, "esmfold_sha256", folding_hash(model), "ESMFold's weights")
     _fill(model, path)
     return model.eval(), config
 
@@ -154,16 +165,21 @@ def _fill(model: FoldingModel, path: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _base_hash(run: Path) -> str:
+def _require_hash(run: Path, key: str, found: str, what: str) -> None:
+    """Compares the hash of base weights with that of the training."""
     path = run / PROVENANCE
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    found = content.get("language_model_sha256") if isinstance(content, dict) else None
-    if not isinstance(found, str):
-        raise UserError(f"{path}: language_model_sha256 is missing")
-    return found
+    expected = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(expected, str):
+        raise UserError(f"{path}: {key} is missing")
+    if found != expected:
+        raise UserError(
+            f"{run}: {what} are not those of the training"
+            f" (SHA-256 {found[:12]}, trained with {expected[:12]})"
+        )
 
 
 def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dict:
@@ -178,6 +194,7 @@ def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dic
             name: sum(p.numel() for p in group) for name, group in parameter_groups(model).items()
         },
         "language_model_sha256": base_hash,
+        "esmfold_sha256": folding_hash(model) if model.published else None,
         "manifest_sha256": {
             name: hashlib.sha256(manifest_path(path).read_bytes()).hexdigest()
             for name, path in data.items()

@@ -1,7 +1,6 @@
 """Lightning's Trainer for any engine, from one source of settings."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,9 @@ def _strategy(config: TrainConfig) -> Strategy | str:
         return _deepspeed(engine)
     if engine.devices * engine.nodes > 1:
         backend = "nccl" if _on_gpu(engine) else "gloo"
-        # A head whose loss has no weight gets no gradient, which DDP must be told to expect.
-        idle = 0 in asdict(config.loss.weights).values()
+        # Heads whose loss has no weight are frozen. Without these two losses parts of the structure
+        # module get no gradient either, which DDP must be told to expect.
+        idle = 0 in (config.loss.weights.fape, config.loss.weights.chi)
         return DDPStrategy(
             broadcast_buffers=False, process_group_backend=backend, find_unused_parameters=idle
         )

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ADAPTER_FILE = "adapter_model.safetensors"
 SMALL = (
     "--config", str(ROOT / "configs" / "tiny.yaml"),
-    "--model.trunk.blocks", "1", "--model.structure.layers", "2",
+    "--model.evoformer.blocks", "1", "--model.structure.layers", "2",
     "--data.crop", "32", "--engine.log_every", "1",
 )  # fmt: skip
 

@@ -74,6 +74,8 @@ def make_case(
         positions=positions,
         distogram_logits=logits,
         plddt_logits=logits[:, :, 0, :50],
+        resolved_logits=logits[:, :, 0, 20:57],
+        pae_logits=logits.transpose(1, 2).contiguous(),
     )
     return batch, output
 
@@ -114,6 +116,8 @@ def map_output(output: FoldOutput, change: Callable[[Tensor], Tensor]) -> FoldOu
         positions=change(output.positions),
         distogram_logits=change(output.distogram_logits),
         plddt_logits=change(output.plddt_logits),
+        resolved_logits=change(output.resolved_logits),
+        pae_logits=change(output.pae_logits),
     )
 
 
@@ -138,6 +142,8 @@ def one_chain(batch: Batch, output: FoldOutput, index: int) -> tuple[Batch, Fold
         positions=output.positions[rows, :n],
         distogram_logits=output.distogram_logits[rows, :n, :n],
         plddt_logits=output.plddt_logits[rows, :n],
+        resolved_logits=output.resolved_logits[rows, :n],
+        pae_logits=output.pae_logits[rows, :n, :n],
     )
 
 

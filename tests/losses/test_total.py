@@ -7,17 +7,21 @@ from torch import Tensor
 
 from esmfold_peft.config import LossWeights
 from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.losses.total import LossTerms, fold_loss
+from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
+from esmfold_peft.model.heads import HEADS
 
 ALL = "ARNDCQEGHILKMFPSTWYV"
-TERMS = ["backbone_fape", "sidechain_fape", "chi", "angle_norm", "distogram", "plddt"]
+FAPE, TORSION = ["backbone_fape", "sidechain_fape"], ["chi", "angle_norm"]
+TERMS = [*FAPE, *TORSION, "violation", "distogram", "plddt", "resolved", "pae"]
+CONFIDENCE = ["plddt", "resolved", "pae"]
+EVERY = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
 NO_CLAMP = math.inf
 NOTHING = LossWeights(fape=0.0, chi=0.0, distogram=0.0, plddt=0.0)
 
 
-def loss(batch, output, weights: LossWeights | None = None, clamp: float = 10.0, **options):
+def loss(batch, output, weights: LossWeights = EVERY, clamp: float = 10.0, **options):
     clamps = torch.full((len(batch.ids),), clamp)
-    return fold_loss(output, batch, weights or LossWeights(), clamp=clamps, **options)
+    return fold_loss(output, batch, weights, clamp=clamps, **options)
 
 
 def assert_close(one: LossTerms, two: LossTerms, tolerance: float) -> None:
@@ -46,7 +50,9 @@ def gradient(tensor: Tensor) -> Tensor:
 
 def test_total_is_the_weighted_sum_times_the_root_of_the_length(cases):
     batch, output = cases.make(ALL, "GGWDE", seed=1)
-    weights = LossWeights(fape=2.0, chi=3.0, distogram=5.0, plddt=7.0)
+    weights = LossWeights(
+        fape=2.0, chi=3.0, distogram=5.0, plddt=7.0, resolved=11.0, violation=13.0, pae=17.0
+    )
     result = loss(batch, cases.perturb(output, 1.0), weights)
     factor = {
         "backbone_fape": 1.0,
@@ -55,6 +61,9 @@ def test_total_is_the_weighted_sum_times_the_root_of_the_length(cases):
         "angle_norm": 0.03,
         "distogram": 5.0,
         "plddt": 7.0,
+        "resolved": 11.0,
+        "violation": 13.0,
+        "pae": 17.0,
     }
     expected = sum(factor[name] * result.terms[name] for name in TERMS)
     assert all((value > 0.01).all() for value in result.terms.values())
@@ -64,7 +73,13 @@ def test_total_is_the_weighted_sum_times_the_root_of_the_length(cases):
 def test_perfect_prediction_costs_what_is_known_by_hand(cases):
     batch, output = cases.make(ALL)
     bins = output.distogram_logits.new_zeros(1, 20, 20, 64)
-    output = replace(output, distogram_logits=bins, plddt_logits=bins[:, :, 0, :50])
+    output = replace(
+        output,
+        distogram_logits=bins,
+        plddt_logits=bins[:, :, 0, :50],
+        resolved_logits=bins[:, :, 0, :37],
+        pae_logits=bins,
+    )
     terms = loss(batch, output).terms
     assert terms["backbone_fape"].item() == pytest.approx(0.001, rel=1e-3)
     assert terms["sidechain_fape"].item() == pytest.approx(0.001, rel=0.05)
@@ -72,18 +87,31 @@ def test_perfect_prediction_costs_what_is_known_by_hand(cases):
     assert terms["angle_norm"].item() == pytest.approx(0, abs=1e-5)
     assert terms["distogram"].item() == pytest.approx(math.log(64), rel=1e-6)
     assert terms["plddt"].item() == pytest.approx(math.log(50), rel=1e-6)
+    assert terms["resolved"].item() == pytest.approx(math.log(2), rel=1e-6)
+    assert terms["pae"].item() == pytest.approx(math.log(64), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("field", "names"),
-    [("fape", TERMS[:2]), ("chi", TERMS[2:4]), ("distogram", TERMS[4:5]), ("plddt", TERMS[5:])],
+    [("fape", FAPE), ("chi", TORSION), *((name, [name]) for name in TERMS[4:])],
 )
 def test_term_of_weight_zero_is_not_computed(cases, field, names):
     batch, output = cases.make("ACDEF")
-    result = loss(batch, output, replace(LossWeights(), **{field: 0.0}))
+    without = replace(EVERY, **{field: 0.0})
+    if field in HEADS:  # not even the head's output is looked at
+        output = replace(output, **{f"{field}_logits": None})
+    result = loss(batch, output, without)
     assert list(result.terms) == [name for name in TERMS if name not in names]
+    assert heads_to_compute(without) == [head for head in HEADS if head != field]
+    batch, output = cases.make("ACDEF")
     only = loss(batch, output, replace(NOTHING, **{field: 1.0}))
     assert list(only.terms) == names
+
+
+def test_a_head_with_a_weight_must_have_been_computed(cases):
+    batch, output = cases.make("ACDEF")
+    with pytest.raises(ValueError, match="the head pae was not computed"):
+        loss(batch, replace(output, pae_logits=None))
 
 
 def test_without_any_term_the_loss_is_zero(cases):
@@ -97,7 +125,7 @@ def test_clamp_cuts_the_backbone_and_never_frees_the_side_chains(cases):
     batch, output = cases.make(ALL, ALL)
     output = cases.perturb(output, 12.0)
     clamp = torch.tensor([10.0, math.inf])
-    terms = fold_loss(output, batch, LossWeights(), clamp=clamp).terms
+    terms = fold_loss(output, batch, EVERY, clamp=clamp).terms
     assert terms["backbone_fape"][0] < 1 < terms["backbone_fape"][1]
     assert (terms["sidechain_fape"] < 1).all()
 
@@ -130,9 +158,10 @@ def test_padding_changes_nothing(cases):
     batch, output = cases.make(ALL)
     output = cases.perturb(output, 1.0)
     wide, wide_output = cases.make(ALL, length=29)
-    for name in ("positions", "plddt_logits"):
+    for name in ("positions", "plddt_logits", "resolved_logits"):
         getattr(wide_output, name)[:, :20] = getattr(output, name)
-    wide_output.distogram_logits[:, :20, :20] = output.distogram_logits
+    for name in ("distogram_logits", "pae_logits"):
+        getattr(wide_output, name)[:, :20, :20] = getattr(output, name)
     for name in ("torsions", "unnormalized_torsions"):
         getattr(wide_output, name)[:, :, :20] = getattr(output, name)
     for ours, theirs, cut in (
@@ -153,8 +182,9 @@ def test_batch_of_two_lengths_is_two_batches_of_one(cases):
         for name in TERMS:
             torch.testing.assert_close(both.terms[name][i], alone.terms[name][0], msg=name)
         torch.testing.assert_close(both.total[i], alone.total[0], rtol=1e-4, atol=1e-4)
-    assert both.terms["plddt"][0] > 0
-    assert both.terms["plddt"][1] == 0
+    for name in CONFIDENCE:
+        assert both.terms[name][0] > 0
+        assert both.terms[name][1] == 0
 
 
 def test_symmetric_names_in_the_file_change_nothing(cases):
@@ -195,10 +225,11 @@ def test_backbone_only_chain(cases):
     result = loss(cases.backbone_only(batch), output)
     result.total.sum().backward()
     assert result.terms["chi"].tolist() == [0.0]
-    assert all(0.01 < result.terms[name].item() < 10 for name in TERMS if name != "chi")
+    for name in TERMS:
+        assert name == "chi" or 0.01 < result.terms[name].item() < 100, name
     assert all(gradient(tensor).isfinite().all() for tensor in tensors_of(cases, output))
     whole = loss(batch, output).terms
-    for name in ("backbone_fape", "angle_norm", "distogram", "plddt"):
+    for name in ("backbone_fape", "angle_norm", "violation", "distogram", "plddt", "pae"):
         assert torch.equal(whole[name], result.terms[name])
 
 
@@ -207,12 +238,12 @@ def test_ca_only_chain_trains_its_confidence_alone(cases):
     atom_mask = batch.atom_mask & (torch.arange(14) == 1)
     batch = replace(batch, atom_mask=atom_mask, positions=batch.positions * atom_mask[..., None])
     terms = loss(batch, cases.perturb(output, 1.0)).terms
-    for name in ("backbone_fape", "sidechain_fape", "chi", "distogram"):
+    for name in ("backbone_fape", "sidechain_fape", "chi", "distogram", "pae"):
         assert terms[name].tolist() == [0.0]
     assert terms["plddt"].item() > 1
 
 
-def test_unresolved_chain_costs_its_angle_norm_alone(cases):
+def test_unresolved_chain_costs_what_needs_no_truth(cases):
     batch, output = cases.make(ALL, "ACDEF")
     atom_mask = batch.atom_mask.clone()
     atom_mask[1] = False
@@ -221,28 +252,47 @@ def test_unresolved_chain_costs_its_angle_norm_alone(cases):
     result = loss(batch, output)
     result.total.sum().backward()
     for name in TERMS:
-        assert (result.terms[name][1] == 0) == (name != "angle_norm")
-    assert (output.positions.grad[1] == 0).all()
+        without_truth = name in ("angle_norm", "violation", "resolved")
+        assert (result.terms[name][1] == 0) == (not without_truth)
     assert (output.distogram_logits.grad[1] == 0).all()
     assert all(gradient(tensor).isfinite().all() for tensor in tensors_of(cases, output))
 
 
-@pytest.mark.parametrize("field", ["positions", "distogram_logits", "plddt_logits", "torsions"])
-def test_nan_of_one_chain_is_reported_in_its_loss_alone(cases, field):
+@pytest.mark.parametrize(
+    ("field", "at_fault"),
+    [
+        ("positions", ["sidechain_fape", "violation", "plddt"]),
+        ("torsions", ["chi"]),
+        *((f"{head}_logits", [head]) for head in HEADS),
+    ],
+)
+def test_nan_of_one_chain_is_named_and_stays_in_its_loss(cases, field, at_fault):
     batch, output = cases.make(ALL, ALL)
+    assert loss(batch, output).faults(batch.ids) == []
     broken = getattr(output, field).clone()
     chain = broken[0, 1] if field == "torsions" else broken[1]
-    chain.view(-1)[-1] = torch.nan
+    if field == "positions":
+        chain[3, 1] = torch.nan  # Cα
+    else:
+        chain.view(-1)[-1] = torch.nan
     result = loss(batch, replace(output, **{field: broken}))
     assert result.total.isnan().tolist() == [False, True]
+    named = ", ".join(f"{name} is nan" for name in at_fault)
+    assert result.faults(batch.ids) == [f"chain_1: {named}"]
+
+
+def test_an_infinite_total_is_named_too():
+    terms = LossTerms(torch.tensor([1.0, math.inf]), {"chi": torch.tensor([1.0, 2.0])})
+    assert terms.faults(["a", "b"]) == ["b: total is inf"]
 
 
 def test_resolution_filter(cases):
     batch, output = cases.make(ALL, ALL, ALL)
     batch = replace(batch, resolution=torch.tensor([2.5, 3.5, torch.nan]))
-    counted = loss(batch, output).terms["plddt"]
-    assert (counted > 0).tolist() == [True, False, False]
-    assert (loss(batch, output, resolution_range=None).terms["plddt"] > 0).all()
+    counted, all_count = loss(batch, output).terms, loss(batch, output, resolution_range=None).terms
+    for name in CONFIDENCE:
+        assert (counted[name] > 0).tolist() == [True, False, False]
+        assert (all_count[name] > 0).all()
 
 
 def test_autocast_changes_nothing(cases):

@@ -9,12 +9,12 @@ import torch
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
+    EvoformerConfig,
     LanguageModelConfig,
     LossWeights,
     ModelConfig,
     StructureConfig,
     TrainConfig,
-    TrunkConfig,
 )
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
@@ -32,7 +32,7 @@ TINY = TrainConfig(
         language_model=LanguageModelConfig(
             name="custom", weights="random", layers=3, width=32, heads=4
         ),
-        trunk=TrunkConfig(
+        evoformer=EvoformerConfig(
             blocks=2,
             c_m=32,
             c_z=16,
@@ -220,14 +220,14 @@ def test_recycling_passes_no_gradient_but_changes_the_structure(batch: Batch):
 
 
 def test_recomputed_activations_give_the_same_gradients(batch: Batch):
-    trunk = replace(TINY.model.trunk, dropout_msa=0.0, dropout_pair=0.0)
+    trunk = replace(TINY.model.evoformer, dropout_msa=0.0, dropout_pair=0.0)
     language_model = replace(TINY.model.language_model, checkpoint=True)
-    plain = replace(TINY, model=replace(TINY.model, trunk=trunk))
+    plain = replace(TINY, model=replace(TINY.model, evoformer=trunk))
     saved = replace(
         plain,
         model=replace(
             plain.model,
-            trunk=replace(trunk, checkpoint=True),
+            evoformer=replace(trunk, checkpoint=True),
             language_model=language_model,
         ),
     )
@@ -266,12 +266,12 @@ def test_the_seed_decides_the_weights_and_leaves_the_generators_alone():
     assert base == same_base != other_base
     pairs = zip(first.named_parameters(), second.parameters(), strict=True)
     assert all(torch.equal(p, q) for (_, p), q in pairs)
-    name = "trunk.evoformer.stack.blocks.0.msa_att_row.mha.linear_q.weight"
+    name = "trunk.stack.blocks.0.msa_att_row.mha.linear_q.weight"
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
 
 
 def test_the_evoformer_has_alphafold2s_biases_and_zeros():
-    block = build_model(TINY)[0].trunk.evoformer.stack.blocks[0]
+    block = build_model(TINY)[0].trunk.stack.blocks[0]
     gates = [p for n, p in block.named_parameters() if n.endswith("linear_g.bias")]
     outputs = [p for n, p in block.named_parameters() if n.endswith("linear_o.weight")]
     assert len(gates) == 5  # row attention, two triangle multiplications, two triangle attentions

@@ -11,11 +11,11 @@ from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
     EngineConfig,
+    EvoformerConfig,
     LanguageModelConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
-    TrunkConfig,
 )
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
@@ -87,7 +87,7 @@ def _config(adapter: AdapterConfig, folder: Path) -> TrainConfig:
     return TrainConfig(
         run=folder,
         data=DataConfig(train=folder),
-        model=ModelConfig(language_model=language_model, trunk=TrunkConfig(blocks=1)),
+        model=ModelConfig(language_model=language_model, evoformer=EvoformerConfig(blocks=1)),
         adapter=adapter,
     )
 

@@ -1,0 +1,1 @@
+"""The commands of `esmfold-peft weights`: one file each."""

@@ -1,0 +1,112 @@
+"""Running blocks: chunks, and compiled code for training crops."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from esmfold_peft.config import EvoformerConfig
+from esmfold_peft.model.blocks import NUMBERS_AT_ONCE, rows_at_a_time
+from esmfold_peft.model.evoformer import Evoformer
+
+COMPILED = """
+import functools, torch
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+from esmfold_peft.config import EsmfoldConfig, EvoformerConfig
+from esmfold_peft.model.esmfold import EsmfoldStack
+from esmfold_peft.model.evoformer import Evoformer
+from torch._dynamo.utils import counters
+
+def stack(kind, compile):
+    torch.manual_seed(0)
+    if kind == "evoformer":
+        sizes = dict(c_m=32, heads_msa=2, c_head_msa=8, c_head_pair=8, c_opm=4, c_mul=16)
+        config = EvoformerConfig(blocks=3, c_z=16, c_s=24, heads_pair=2, transition=2,
+                                 dropout_msa=0.0, dropout_pair=0.0, **sizes)
+        made = Evoformer(config, compile=compile)
+    else:
+        config = EsmfoldConfig(blocks=3, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2)
+        made = EsmfoldStack(config, compile=compile)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in made.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+def gradients(made, seed, n=12):
+    generator = torch.Generator().manual_seed(seed)
+    m = torch.randn(2, n, 32, generator=generator, requires_grad=True)
+    z = torch.randn(2, n, n, 16, generator=generator, requires_grad=True)
+    mask = torch.arange(n) < torch.tensor([[n], [n - 3 - seed]])
+    made.zero_grad()
+    tracks = made(m, z, mask)
+    (tracks.s.square().sum() + tracks.structure_z.square().sum()).backward()
+    return [m.grad, z.grad, *(p.grad for p in made.parameters())]
+
+for kind in ("evoformer", "esmfold_v1"):
+    torch._dynamo.reset()
+    counters.clear()
+    plain, fast = stack(kind, False), stack(kind, True)
+    for seed in range(2):
+        for a, b in zip(gradients(fast, seed), gradients(plain, seed), strict=True):
+            assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-3, (kind, (a - b).abs().max())
+    assert counters["stats"]["unique_graphs"] == 1, counters  # for three blocks, two batches
+    assert not counters["graph_break"], counters
+    fast.eval()
+    for n in (5, 9):  # other lengths are not compiled
+        gradients(fast, 0, n)
+    assert counters["stats"]["unique_graphs"] == 1, counters
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_one_graph_with_the_plain_gradients():
+    # In a process of its own: the shape checks of the other tests cannot be compiled.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+def test_rows_are_chosen_so_that_no_intermediate_is_too_large():
+    assert rows_at_a_time(7, 10**9, 10**9) == 7
+    assert rows_at_a_time(None, 4, NUMBERS_AT_ONCE // 4) is None
+    assert rows_at_a_time(None, 5, NUMBERS_AT_ONCE // 4) == 4
+    assert rows_at_a_time(None, 5, 10 * NUMBERS_AT_ONCE) == 1
+
+
+TINY = EvoformerConfig(
+    blocks=1,
+    c_m=8,
+    c_z=8,
+    c_s=8,
+    heads_msa=1,
+    heads_pair=1,
+    c_head_msa=4,
+    c_head_pair=4,
+    c_opm=2,
+    c_mul=4,
+    transition=1,
+    dropout_msa=0.0,
+    dropout_pair=0.0,
+)
+
+
+@pytest.mark.parametrize("length", [33, pytest.param(512, marks=pytest.mark.slow)])
+def test_a_chunked_evoformer_equals_the_unchunked_one(length: int):
+    torch.manual_seed(0)
+    model = Evoformer(TINY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    m, z = torch.randn(1, length, TINY.c_m), torch.randn(1, length, length, TINY.c_z)
+    mask = torch.arange(length)[None] < length - 3
+    results = []
+    for chunk in (4 * length, max(1, length // 11)):
+        model.chunk = chunk
+        with torch.no_grad():
+            results.append(model(m.clone(), z.clone(), mask))
+    whole, chunked = results
+    assert whole.z.std() > 0.1
+    n = length - 3
+    torch.testing.assert_close(chunked.z[:, :n, :n], whole.z[:, :n, :n], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(chunked.s[:, :n], whole.s[:, :n], atol=1e-4, rtol=1e-5)

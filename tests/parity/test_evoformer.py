@@ -1,0 +1,180 @@
+"""Evoformer blocks: openfold3's options against each other, its layers against transformers'."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.esm.configuration_esm import TrunkConfig
+from transformers.models.esm.modeling_esmfold import (
+    EsmFoldTriangleAttention,
+    EsmFoldTriangleMultiplicativeUpdate,
+)
+
+from esmfold_peft.config import EvoformerConfig
+from esmfold_peft.model.evoformer import KERNEL_FLAGS, Evoformer
+
+SIZES = EvoformerConfig(
+    blocks=2,
+    c_m=32,
+    c_z=16,
+    c_s=24,
+    heads_msa=4,
+    heads_pair=2,
+    c_head_msa=8,
+    c_head_pair=8,
+    c_opm=4,
+    c_mul=16,
+    transition=2,
+    dropout_msa=0.0,
+    dropout_pair=0.0,
+    checkpoint=False,
+)
+LENGTHS = (19, 26)  # more than 16: shorter ones never reach the kernels
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Layers that start at zero get weight, so that nothing is hidden behind them."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def evoformer() -> Evoformer:
+    torch.manual_seed(0)
+    model = shaken(Evoformer(SIZES))
+    assert isinstance(model, Evoformer)
+    return model
+
+
+def tracks() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    n = max(LENGTHS)
+    mask = torch.arange(n) < torch.tensor(LENGTHS)[:, None]
+    return torch.randn(2, n, SIZES.c_m), torch.randn(2, n, n, SIZES.c_z), mask
+
+
+def real(m: Tensor, z: Tensor, mask: Tensor) -> list[Tensor]:
+    """What belongs to residues, chain by chain."""
+    parts = []
+    for row, n in enumerate(mask.sum(1).tolist()):
+        parts += [m[row, :n], z[row, :n, :n]]
+    return parts
+
+
+def run_block(model: Evoformer, **options: object) -> tuple[list[Tensor], list[Tensor]]:
+    """Output of the first block, and the gradients of its inputs and weights."""
+    m, z, mask = tracks()
+    m, z = m.requires_grad_(), z.requires_grad_()
+    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
+    block = model.blocks[0]
+    block.zero_grad()
+    row, pair = block(m[:, None], z, msa_mask=mask[:, None].float(), pair_mask=pair_mask, **options)
+    outputs = real(row[:, 0], pair, mask)
+    sum((part**2).sum() for part in outputs).backward()
+    return outputs, [m.grad, z.grad, *(p.grad for p in block.parameters())]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_lma": True},
+        {"chunk_size": 1},
+        {"chunk_size": 7},
+        {"chunk_size": 4, "use_lma": True},
+        {"transition_ckpt_chunk_size": 8},
+    ],
+    ids=str,
+)
+def test_each_reference_option_of_a_block_gives_the_plain_outputs_and_gradients(options: dict):
+    model = evoformer()
+    plain, plain_gradients = run_block(model)
+    found, gradients = run_block(model, **options)
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    # Some gradients are zero in theory (of a bias that softmax ignores) and noise in practice.
+    noise = 1e-6 * max(float(gradient.abs().max()) for gradient in plain_gradients)
+    for a, b in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=noise, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", [name for name in KERNEL_FLAGS if name != "none"])
+def test_each_kernel_gives_the_plain_outputs_and_gradients(kernels: str):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU: the fused kernels run on no CPU")
+    model = evoformer().cuda()
+    m, z, mask = (x.cuda() for x in tracks())
+    plain = model(m, z, mask)
+    model.flags = KERNEL_FLAGS[kernels]
+    fused = model(m, z, mask)
+    for a, b in zip(real(fused.m, fused.z, mask), real(plain.m, plain.z, mask), strict=True):
+        assert (a - b).norm() / b.norm() < 0.02
+
+
+def test_our_loop_over_blocks_is_openfold3s_own():
+    from openfold3.core.model.latent.evoformer import EvoformerStack
+
+    model = evoformer()
+    stack = EvoformerStack.__new__(EvoformerStack)
+    nn.Module.__init__(stack)
+    stack.blocks, stack.linear = model.blocks, model.linear
+    stack.blocks_per_ckpt, stack.use_reentrant = None, False
+    stack.clear_cache_between_blocks, stack.chunk_size_tuner = False, None
+    m, z, mask = tracks()
+    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
+    ours = model(m, z, mask)
+    rows, pairs, single = stack(m[:, None], z, msa_mask=mask[:, None].float(), pair_mask=pair_mask)
+    assert torch.equal(ours.m, rows[:, 0])
+    assert torch.equal(ours.z, pairs)
+    assert torch.equal(ours.s, single)
+
+
+def test_without_gradients_the_result_is_the_same():
+    model = evoformer()
+    m, z, mask = tracks()
+    plain = model(m, z, mask)
+    with torch.no_grad():
+        lean = model(m.clone(), z.clone(), mask)
+    for a, b in zip(real(lean.m, lean.z, mask), real(plain.m, plain.z, mask), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def copied(reference: nn.Module, ours: nn.Module, rename: Callable[[str], str]) -> None:
+    state = {rename(name): tensor for name, tensor in ours.state_dict().items()}
+    reference.load_state_dict(state)
+
+
+@pytest.mark.parametrize("starting", [True, False])
+def test_triangle_attention_is_that_of_transformers(starting: bool):
+    pair_stack = evoformer().blocks[0].pair_stack
+    ours = pair_stack.tri_att_start if starting else pair_stack.tri_att_end
+    reference = EsmFoldTriangleAttention(
+        SIZES.c_z, SIZES.c_head_pair, SIZES.heads_pair, starting=starting
+    )
+    copied(reference, ours, lambda name: name.replace("linear_z", "linear"))
+    _, z, mask = tracks()
+    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
+    expected = reference(z, pair_mask)
+    if starting:
+        found = ours(z, mask=pair_mask)
+    else:  # as openfold3's pair block calls it
+        swapped = z.transpose(1, 2)
+        found = ours(swapped, mask=pair_mask.mT, transpose_bias=True).transpose(1, 2)
+    for row, n in enumerate(LENGTHS):
+        torch.testing.assert_close(found[row, :n, :n], expected[row, :n, :n], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+def test_triangle_multiplication_is_that_of_transformers(outgoing: bool):
+    pair_stack = evoformer().blocks[0].pair_stack
+    ours = pair_stack.tri_mul_out if outgoing else pair_stack.tri_mul_in
+    config = TrunkConfig(pairwise_state_dim=SIZES.c_z, pairwise_head_width=SIZES.c_head_pair)
+    reference = EsmFoldTriangleMultiplicativeUpdate(config, _outgoing=outgoing)
+    copied(reference, ours, lambda name: name)
+    _, z, mask = tracks()
+    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
+    torch.testing.assert_close(
+        ours(z, mask=pair_mask), reference(z, pair_mask), atol=1e-5, rtol=1e-5
+    )

@@ -1,0 +1,64 @@
+"""The training step: what a broken chain does."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.inference import sequence_features
+from esmfold_peft.protein.residues import encode
+from esmfold_peft.training.module import FoldingModule
+
+ROOT = Path(__file__).parents[2]
+TRYPTOPHAN = int(encode("W")[0])
+
+
+def module(**trunk: object) -> FoldingModule:
+    """A module of the tiny model, with the losses of fine-tuning."""
+    parser = config_parser(TrainConfig)
+    files = [ROOT / "configs" / "tiny.yaml", ROOT / "configs" / "stages" / "finetune.yaml"]
+    words = [word for file in files for word in ("--config", str(file))]
+    config = to_config(
+        parser, parser.parse_args([*words, "--run", "r", "--data.train", "t"]), TrainConfig
+    )
+    config = replace(config, model=replace(config.model, **trunk))
+    return FoldingModule(config, *build_model(config))
+
+
+def batch(*sequences: str) -> Batch:
+    """Sequences with atoms at random places."""
+    made = collate([sequence_features(f"chain_{s}", s) for s in sequences], [True] * len(sequences))
+    generator = torch.Generator().manual_seed(0)
+    positions = 5 * torch.randn(made.positions.shape, generator=generator)
+    known = torch.arange(14) < 4
+    atom_mask = made.mask[..., None] & known
+    return replace(made, positions=positions * atom_mask[..., None], atom_mask=atom_mask)
+
+
+def test_a_chain_whose_loss_is_not_finite_stops_the_step_and_is_named():
+    trained = module()
+    weight = trained.model.trunk.sequence_embedding.amino_acid.weight
+    with torch.no_grad():
+        weight[TRYPTOPHAN + 1] = torch.nan
+    with pytest.raises(UserError) as raised:
+        trained.training_step(batch("ACDEFG", "ACWD"), 0)
+    message = str(raised.value)
+    assert message.startswith("step 0: the loss is not finite (chain_ACWD: backbone_fape is nan, ")
+    assert "chain_ACDEFG" not in message
+    for term in ("sidechain_fape", "violation", "distogram", "plddt", "pae"):
+        assert f"{term} is nan" in message or term in ("plddt", "pae"), term
+
+
+def test_parts_that_are_frozen_and_heads_without_a_weight_are_not_trained():
+    model = module(freeze=("head",)).model
+    trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"language_model", "trunk"}
+    model = module(freeze=("head", "trunk")).model
+    assert all("adapter" in n for n, p in model.named_parameters() if p.requires_grad)
