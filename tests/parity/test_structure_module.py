@@ -108,6 +108,39 @@ def test_whole_module(sizes, lengths):
     check("group translations", sidechains.translation[exists], groups[exists][:, :3, 3])
 
 
+OPTIONS = {
+    "ipa_dim": (4, 16),
+    "num_heads_ipa": (1, 12),
+    "num_qk_points": (1, 8),
+    "num_v_points": (1, 9),
+    "resnet_dim": (6, 40),
+    "num_blocks": (1, 8),
+    "num_transition_layers": (1, 3),
+    "num_resnet_blocks": (1, 4),
+    "trans_scale_factor": (1, 20),
+    "dropout_rate": (0.0, 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(name, value) for name, values in OPTIONS.items() for value in values]
+)
+def test_every_option_turned_down_and_up(option: str, value: float):
+    ours, reference = pair(**{**SMALL, option: value})
+    reference.load_state_dict(ours.state_dict())  # names and shapes fit in this direction too
+    s, z, aatype, mask = inputs((12, 8), 48, 24)
+    with torch.no_grad():
+        output = ours(s, z, aatype, mask)
+        expected = reference({"single": s, "pair": z}, aatype, mask.float())
+    assert expected["positions"][-1][mask].std() > 0.5
+    for found, target in (
+        (output.positions, expected["positions"][-1]),
+        (output.s, expected["single"]),
+        (output.torsions[-1], expected["angles"][-1]),
+    ):
+        torch.testing.assert_close(found[mask], target[mask], atol=1e-4, rtol=0)
+
+
 def test_attention_alone():
     ours, reference = pair(**SMALL)
     s, z, _, mask = inputs((13, 7), 48, 24)

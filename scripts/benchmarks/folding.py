@@ -1,0 +1,395 @@
+"""What folding costs: inference beside transformers' ESMFold, and a training step by its parts.
+
+    python scripts/benchmarks/folding.py inference --lengths 64 128 256 512 --output folding.json
+    python scripts/benchmarks/folding.py training --crop 256 --rounds 1
+
+Inference: transformers' EsmForProteinFolding with random weights, and this project's model with the
+same weights (written as a checkpoint and read by `esmfold_weights`), fold the same random sequences
+in float32 without gradients, with the same heads. Before anything is timed their coordinates must
+agree to 1e-3 Å after one pass. Ratios are medians over rounds of paired timings (CPU: time of this
+process on one thread; CUDA: synchronised wall time), memory is the peak of tensors above what is
+held before.
+
+Training: a step of the paper's configuration (ESM-2 35M with LoRTA, 12 Evoformer blocks with
+checkpointing, one crop, fine-tuning's losses) and the forward and backward pass of each part alone,
+on real chains put end to end. Memory is that of tensors and, on a CPU, the resident peak of the
+process (set MALLOC_MMAP_THRESHOLD_=1000000, or the allocator of the C library keeps much more than
+it needs). With --rounds 0 one step is measured for its memory alone.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from adapters import chosen_device
+from measuring import Step, circumstances, interleaved, peak_memory, ratio
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import EsmConfig, EsmForProteinFolding
+
+from esmfold_peft.config import (
+    AdapterConfig,
+    DataConfig,
+    EngineConfig,
+    EsmfoldConfig,
+    LanguageModelConfig,
+    LossWeights,
+    ModelConfig,
+    TrainConfig,
+)
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.features import Features, features
+from esmfold_peft.geometry.rigid import Rigid
+from esmfold_peft.losses.total import fold_loss, heads_to_compute
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.heads import HEADS
+from esmfold_peft.model.output import FoldOutput
+from esmfold_peft.protein.read import read_structure
+
+FINETUNING = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
+EXAMPLE = Path(__file__).parents[2] / "data" / "example"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes all numbers."""
+    args = parser().parse_args(words)
+    device = torch.device(chosen_device(args.device))
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    # Not about what is measured: transformers' deprecations, and the profiler's log.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
+    report = {"settings": settings, "circumstances": circumstances(device)}
+    measure = measure_inference if args.what == "inference" else measure_training
+    report[args.what] = measure(args, device, Console(highlight=False))
+    if args.output is not None:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="what", required=True)
+    inference = commands.add_parser("inference", help="beside transformers")
+    add = inference.add_argument
+    add("--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="residues")
+    add("--batch", type=int, default=1, help="sequences (default: 1)")
+    add("--blocks", type=int, default=4, help="blocks of the trunk (default: 4)")
+    add("--width", type=int, default=256, help="its sequence track (default: 256)")
+    add("--recycles", type=int, default=0, help="passes after the first (default: 0)")
+    add(
+        "--reference-chunk", type=int,
+        help="rows that transformers handles at a time; by default all, which is its fastest",
+    )  # fmt: skip
+    training = commands.add_parser("training", help="one step and its parts")
+    add = training.add_argument
+    add("--crop", type=int, default=256, help="residues (default: 256)")
+    add("--batch", type=int, default=1, help="chains (default: 1)")
+    add("--blocks", type=int, default=12, help="Evoformer blocks (default: 12)")
+    add("--recycles", type=int, default=0, help="passes without gradient (default: 0)")
+    add("--precision", choices=("float32", "bf16"), default="float32", help="bf16: autocast")
+    add("--compile", action="store_true", help="compile the trunk's blocks")
+    add("--kernels", default="none", help="fused kernels of the Evoformer (default: none)")
+    for command in (inference, training):
+        command.add_argument("--rounds", type=int, default=5, help="timings (default: 5)")
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        command.add_argument("--output", type=Path, help="JSON file for all numbers")
+    return parser
+
+
+def measure_inference(
+    args: argparse.Namespace, device: torch.device, console: Console
+) -> dict[str, dict]:
+    """Seconds and memory of both models at each length."""
+    reference, ours = same_weights(args.blocks, args.width)
+    reference, ours = reference.to(device), ours.to(device)
+    reference.trunk.set_chunk_size(args.reference_chunk)
+    found = {}
+    table = Table(title="inference", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("residues", "transformers s", "ours s", "faster", "MiB", "ours MiB", "share"):
+        table.add_column(column, justify="right")
+    for length in args.lengths:
+        row = inference_at(reference, ours, args, length, device)
+        found[str(length)] = row
+        table.add_row(
+            str(length),
+            f"{row['transformers']['seconds']:.2f}",
+            f"{row['ours']['seconds']:.2f}",
+            f"{row['faster']:.2f} x",
+            f"{row['transformers']['peak_bytes'] / 2**20:.0f}",
+            f"{row['ours']['peak_bytes'] / 2**20:.0f}",
+            f"{row['memory']:.2f}",
+        )
+    console.print(table)
+    return found
+
+
+def inference_at(
+    reference: EsmForProteinFolding,
+    ours: FoldingModel,
+    args: argparse.Namespace,
+    length: int,
+    device: torch.device,
+) -> dict:
+    """Seconds and memory at one length; both must agree first."""
+    torch.manual_seed(length)
+    aatype = torch.randint(0, 20, (args.batch, length), device=device)
+    index = torch.arange(length, device=device).expand_as(aatype)
+    mask = torch.ones_like(aatype, dtype=torch.bool)
+
+    def fold_reference(recycles: int = args.recycles) -> Tensor:
+        with torch.no_grad():
+            return reference(aatype, mask.long(), num_recycles=recycles).positions[-1]
+
+    def fold_ours(recycles: int = args.recycles) -> Tensor:
+        with torch.no_grad():
+            return ours(aatype, index, mask, recycles, heads=HEADS).positions
+
+    difference = (fold_reference(0) - fold_ours(0)).abs().max()
+    if not difference < 1e-3:
+        raise SystemExit(f"length {length}: coordinates differ by {difference:.2g} Å")
+    steps: dict[str, Step] = {"transformers": fold_reference, "ours": fold_ours}  # pyright: ignore
+    times = interleaved(steps, args.rounds, device)
+    row: dict = {
+        name: {
+            "seconds": statistics.median(times[name]),
+            "peak_bytes": peak_memory(step, device),
+            "seconds_of_rounds": times[name],
+        }
+        for name, step in steps.items()
+    }
+    row["difference"] = float(difference)
+    row["faster"] = ratio(times["transformers"], times["ours"])
+    row["memory"] = row["ours"]["peak_bytes"] / row["transformers"]["peak_bytes"]
+    return row
+
+
+def same_weights(blocks: int, width: int) -> tuple[EsmForProteinFolding, FoldingModel]:
+    """Both models with the same random weights, ESM-2 8M in front, in evaluation mode."""
+    layers, lm_width, heads = 6, 320, 20
+    trunk = {"num_blocks": blocks, "sequence_state_dim": width, "chunk_size": None}
+    torch.manual_seed(0)
+    reference = EsmForProteinFolding(
+        EsmConfig(
+            vocab_size=33,
+            mask_token_id=32,
+            pad_token_id=1,
+            num_hidden_layers=layers,
+            hidden_size=lm_width,
+            num_attention_heads=heads,
+            intermediate_size=4 * lm_width,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=1e-5,
+            position_embedding_type="rotary",
+            emb_layer_norm_before=False,
+            token_dropout=True,
+            is_folding_model=True,
+            esmfold_config={"fp16_esm": False, "trunk": trunk},
+        )
+    ).eval()
+    with torch.no_grad():  # layers that start at zero would hide what is before them
+        for parameter in reference.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        config = ModelConfig(
+            trunk="esmfold_v1",
+            language_model=LanguageModelConfig(
+                name="custom", weights=folder, layers=layers, width=lm_width, heads=heads
+            ),
+            esmfold=EsmfoldConfig(weights=folder, blocks=blocks, c_s=width, heads=width // 32),
+        )
+        ours, _ = build_model(run_of(config))
+    return reference, ours.eval()
+
+
+def run_of(model: ModelConfig, **engine: object) -> TrainConfig:
+    """Settings of a run with LoRTA in float32, of which no file is read."""
+    return TrainConfig(
+        run=Path("unused"),
+        data=DataConfig(train=Path("unused")),
+        model=model,
+        adapter=AdapterConfig(kind="lorta", rank=8),
+        engine=replace(EngineConfig(precision="float32"), **engine),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What the parts of a training step share."""
+
+    model: FoldingModel
+    batch: Batch
+    recycles: int
+    clamp: Tensor
+
+    def fold(self) -> FoldOutput:
+        """The forward pass."""
+        b = self.batch
+        heads = heads_to_compute(FINETUNING)
+        return self.model(b.aatype, b.residue_index, b.mask, self.recycles, heads=heads)
+
+    def loss(self, output: FoldOutput) -> Tensor:
+        """The loss of a prediction."""
+        terms = fold_loss(output, self.batch, FINETUNING, clamp=self.clamp, resolution_range=None)
+        return terms.total.mean()
+
+
+def measure_training(args: argparse.Namespace, device: torch.device, console: Console) -> dict:
+    """Seconds and memory of a step and its parts."""
+    model_config = ModelConfig(
+        language_model=LanguageModelConfig(weights="random"), kernels=args.kernels
+    )
+    evoformer = replace(model_config.evoformer, blocks=args.blocks)
+    config = run_of(
+        replace(model_config, evoformer=evoformer), precision=args.precision, compile=args.compile
+    )
+    config = replace(config, loss=replace(config.loss, weights=FINETUNING))
+    model, _ = build_model(config)
+    chain = end_to_end(args.crop)
+    batch = collate([chain] * args.batch, [True] * args.batch).to(device)
+    clamp = torch.full((args.batch,), 10.0, device=device)
+    training = Training(model.to(device).train(), batch, args.recycles, clamp)
+    whole = whole_step(training)
+    found: dict = {"first step": {"peak_bytes": peak_memory(whole, device)}}
+    if args.rounds:
+        found |= measure_parts(parts(training) | {"whole step": whole}, args, device)
+    console.print(training_table(args, found))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    console.print(f"resident peak of the process: {peak / 2**30:.1f} GiB")
+    return {"parts": found, "resident_peak_bytes": peak}
+
+
+def measure_parts(
+    steps: dict[str, Step], args: argparse.Namespace, device: torch.device
+) -> dict[str, dict]:
+    """Seconds, share and memory of every part."""
+    for step in steps.values() if device.type == "cuda" or args.compile else ():
+        step()  # warms up
+    times = interleaved(steps, args.rounds, device)
+    return {
+        name: {
+            "seconds": statistics.median(own),
+            "share": ratio(own, times["whole step"]),
+            "peak_bytes": peak_memory(steps[name], device),
+            "seconds_of_rounds": own,
+        }
+        for name, own in times.items()
+    }
+
+
+def training_table(args: argparse.Namespace, found: dict[str, dict]) -> Table:
+    """The numbers of a training step for people."""
+    table = Table(title=f"training, {args.batch} x {args.crop}", box=box.SIMPLE_HEAD)
+    for column in ("part", "seconds", "share", "MiB"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for name, row in found.items():
+        time = (f"{row['seconds']:.2f}", f"{row['share']:.1%}") if "seconds" in row else ("", "")
+        table.add_row(name, *time, f"{row['peak_bytes'] / 2**20:.0f}")
+    return table
+
+
+def whole_step(training: Training) -> Step:
+    """Forward and backward pass, and Adam."""
+    trained = [p for p in training.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-6)
+
+    def step() -> None:
+        training.loss(training.fold()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def parts(training: Training) -> dict[str, Step]:
+    """Forward and backward pass of each part alone, on inputs as they have them in a step."""
+    model, batch = training.model, training.batch
+    with torch.no_grad(), torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
+        hidden = model.language_model(batch.aatype, batch.mask)
+        m, z = model.trunk.embed(hidden, batch.aatype, batch.residue_index, batch.mask)
+        cb = torch.zeros(*batch.aatype.shape, 3, device=z.device)
+        tracks = model.trunk(m, z, batch.mask, None, cb).float()
+        output = training.fold()
+
+    def language_model() -> tuple[Tensor, ...]:
+        with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
+            return (model.language_model(batch.aatype, batch.mask),)
+
+    def trunk(m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
+            tracks = model.trunk(m, z, batch.mask, None, cb)
+        return tracks.s, tracks.z
+
+    def structure_module(s: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        made = model.structure_module(s, z, batch.aatype, batch.mask)
+        return made.positions, made.torsions, made.frames.translation, made.s
+
+    def losses() -> None:
+        training.loss(with_leaves(output)).backward()
+
+    return {
+        "language model": partial(forward_backward, model, language_model),
+        "trunk": partial(forward_backward, model, trunk, m, z),
+        "structure module": partial(forward_backward, model, structure_module, tracks.s, tracks.z),
+        "losses": losses,
+    }
+
+
+def with_leaves(output: FoldOutput) -> FoldOutput:
+    """The prediction as if it were parameters."""
+
+    def leaf(value: object) -> object:
+        if isinstance(value, Rigid):
+            return Rigid(*(part.clone().requires_grad_() for part in vars(value).values()))
+        return value.clone().requires_grad_() if isinstance(value, Tensor) else value
+
+    return FoldOutput(**{name: leaf(value) for name, value in vars(output).items()})
+
+
+def forward_backward(
+    model: nn.Module, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> None:
+    """Runs a part on fresh leaves, and back from all that it gives."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    outputs = part(*leaves)
+    torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
+    model.zero_grad()
+
+
+def end_to_end(length: int) -> Features:
+    """Full-atom chains of the example, one after the other, cut to a length."""
+    names = ("3u8v_A", "4zey_A", "1ubq_A", "1hf9_A")
+    files = {path.name.split(".")[0]: path for path in EXAMPLE.glob("*/*.cif.gz")}
+    chains = [features(read_structure(files[name])) for name in names]
+    while sum(map(len, chains)) < length:
+        chains += chains
+    joined = Features(
+        id="+".join(names),
+        aatype=torch.cat([torch.from_numpy(c.aatype) for c in chains]).numpy(),
+        residue_index=torch.arange(sum(map(len, chains))).numpy(),
+        positions=torch.cat([torch.from_numpy(c.positions) for c in chains]).numpy(),
+        atom_mask=torch.cat([torch.from_numpy(c.atom_mask) for c in chains]).numpy(),
+        resolution=2.0,
+    )
+    return joined.crop(0, length)
+
+
+if __name__ == "__main__":
+    main()
