@@ -12,11 +12,9 @@ from esmfold_peft.model.triangle import (
     TriangleMultiplication,
     add_rows,
     attention_bias,
-    gate,
     gather_rows,
     normalized_rows,
     row_slices,
-    without_bias,
 )
 
 
@@ -103,7 +101,7 @@ class _PairToSequence(nn.Module):
     def __init__(self, c_z: int, heads: int) -> None:
         super().__init__()
         self.layernorm = nn.LayerNorm(c_z)
-        self.linear = without_bias(linear(c_z, heads, init="zero"))
+        self.linear = linear(c_z, heads, init="zero", bias=False)
 
     def forward(
         self, z: Float[Tensor, "b n n c_z"], mask: Bool[Tensor, "b n"], chunk: int | None
@@ -119,9 +117,9 @@ class _SequenceAttention(nn.Module):
     def __init__(self, c_s: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.proj = without_bias(linear(c_s, 3 * c_s))
+        self.proj = linear(c_s, 3 * c_s, bias=False)
         self.o_proj = linear(c_s, c_s, init="zero")
-        self.g_proj = gate(c_s, c_s)
+        self.g_proj = linear(c_s, c_s, init="gate")
 
     def forward(
         self, s: Float[Tensor, "b n c_s"], bias: Float[Tensor, "b h n n"]

@@ -9,18 +9,26 @@ TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a unit normal cut off at ±2."""
 
 
-def linear(c_in: int, c_out: int, *, init: Literal["lecun", "relu", "zero"] = "lecun") -> nn.Linear:
+def linear(
+    c_in: int,
+    c_out: int,
+    *,
+    init: Literal["lecun", "relu", "zero", "gate"] = "lecun",
+    bias: bool = True,
+) -> nn.Linear:
     """A linear layer with zero bias and weights from a truncated normal distribution.
 
     Args:
         c_in: channels read.
         c_out: channels written.
-        init: variance 1/c_in ("lecun"), 2/c_in before a ReLU ("relu"), or all zero ("zero", for the
-            last layer of a residual branch).
+        init: variance 1/c_in ("lecun"), 2/c_in before a ReLU ("relu"), all zero ("zero", for the
+            last layer of a residual branch), or zero with bias 1 ("gate", before a sigmoid).
+        bias: whether there is one.
     """
-    layer = nn.Linear(c_in, c_out)
-    nn.init.zeros_(layer.bias)
-    if init == "zero":
+    layer = nn.Linear(c_in, c_out, bias=bias)
+    if bias:
+        nn.init.constant_(layer.bias, 1.0 if init == "gate" else 0.0)
+    if init in ("zero", "gate"):
         nn.init.zeros_(layer.weight)
         return layer
     std = math.sqrt({"lecun": 1.0, "relu": 2.0}[init] / c_in) / TRUNCATED_STD

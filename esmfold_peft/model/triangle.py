@@ -98,19 +98,6 @@ def attention_bias(
     return bias.masked_fill(~mask[:, None, None, :], MASKED_LOGIT)
 
 
-def gate(c_in: int, c_out: int) -> nn.Linear:
-    """The linear layer before a sigmoid: weight 0, bias 1."""
-    layer = linear(c_in, c_out, init="zero")
-    nn.init.ones_(layer.bias)
-    return layer
-
-
-def without_bias(layer: nn.Linear) -> nn.Linear:
-    """The same layer, its bias removed."""
-    layer.register_parameter("bias", None)
-    return layer
-
-
 class TriangleMultiplication(nn.Module):
     """Updates each pair from the two other sides of all triangles (AF2 Suppl. Alg. 11 and 12).
 
@@ -125,10 +112,10 @@ class TriangleMultiplication(nn.Module):
         self.layer_norm_in = nn.LayerNorm(c_z)
         self.layer_norm_out = nn.LayerNorm(c_z)
         self.linear_a_p = linear(c_z, c_z)
-        self.linear_a_g = gate(c_z, c_z)
+        self.linear_a_g = linear(c_z, c_z, init="gate")
         self.linear_b_p = linear(c_z, c_z)
-        self.linear_b_g = gate(c_z, c_z)
-        self.linear_g = gate(c_z, c_z)
+        self.linear_b_g = linear(c_z, c_z, init="gate")
+        self.linear_g = linear(c_z, c_z, init="gate")
         self.linear_z = linear(c_z, c_z, init="zero")
 
     def forward(
@@ -196,7 +183,7 @@ class TriangleAttention(nn.Module):
     def __init__(self, c_z: int, heads: int) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(c_z)
-        self.linear = without_bias(linear(c_z, heads))
+        self.linear = linear(c_z, heads, bias=False)
         self.mha = _Projections(c_z)
 
     def forward(
@@ -233,10 +220,10 @@ class TriangleAttention(nn.Module):
 class _Projections(nn.Module):
     def __init__(self, c_z: int) -> None:
         super().__init__()
-        self.linear_q = without_bias(linear(c_z, c_z))
-        self.linear_k = without_bias(linear(c_z, c_z))
-        self.linear_v = without_bias(linear(c_z, c_z))
-        self.linear_g = gate(c_z, c_z)
+        self.linear_q = linear(c_z, c_z, bias=False)
+        self.linear_k = linear(c_z, c_z, bias=False)
+        self.linear_v = linear(c_z, c_z, bias=False)
+        self.linear_g = linear(c_z, c_z, init="gate")
         self.linear_o = linear(c_z, c_z, init="zero")
 
 
@@ -270,7 +257,7 @@ class _RecomputedAttention(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (grad,), (qkv, bias, mixed) = grad_outputs, ctx.saved_tensors
         grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
-        rows = max(1, CACHED_ELEMENTS // bias.numel())
+        rows = max(1, CACHED_ELEMENTS // (4 * bias.numel()))  # four such tensors at a time
         for start in range(0, len(qkv), rows):
             piece = (x[start : start + rows] for x in (grad_qkv, qkv, mixed, grad))
             grad_bias += _attention_backward(bias, *piece)
