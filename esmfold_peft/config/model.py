@@ -174,8 +174,8 @@ class ModelConfig:
         pae_bins: bins of the predicted aligned error up to 31 Å (AF2: 64).
         c_plddt: width of the pLDDT head's hidden layers (AF2: 128).
         chunk: rows of the pair track that its attention and transitions handle at a time: less
-            memory for long chains, in more steps. null takes as many as keep each tensor under 2^28
-            numbers.
+            memory for long chains, in more steps. null takes as many as keep what grows with them
+            under 2^28 numbers.
         kernels: fused kernels of the Evoformer on a GPU, checked against the plain path before the
             run: none, deepspeed, cuequivariance or triton.
     """

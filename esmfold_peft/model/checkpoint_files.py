@@ -179,7 +179,7 @@ def only_tensors(content: dict[Any, Any], path: Path) -> dict[str, Tensor]:
     if not content:
         raise UserError(f"{path}: there are no tensors in it")
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_nested:
             raise UserError(f'{path}: "{name}" is no tensor ({type(tensor).__name__})')
     return content
 
@@ -240,6 +240,8 @@ def compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Comp
 def _problem(found: Tensor, expected: Tensor) -> str:
     if found.shape != expected.shape:
         return f"has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    if found.is_meta:
+        return "has no numbers"
     if not found.is_floating_point() or found.layout is not torch.strided:
         return f"is of type {found.dtype} ({found.layout}), not plain numbers"
     return ""

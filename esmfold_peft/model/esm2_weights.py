@@ -25,7 +25,7 @@ from esmfold_peft.model.checkpoint_files import (
     why_unused,
 )
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel, exact_frequencies
-from esmfold_peft.protein.files import read_json
+from esmfold_peft.protein.files import read_json, require_file
 
 URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
 """Where fair-esm publishes its checkpoints."""
@@ -74,8 +74,7 @@ def find_weights(name: str, weights: str) -> Path:
     """
     if weights != "pretrained":
         path = Path(weights)
-        if not path.exists():
-            raise UserError(f"language model weights: {path} does not exist")
+        require_file(path, "language model weights")
         return path
     size_of(name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"

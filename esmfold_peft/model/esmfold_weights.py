@@ -15,6 +15,7 @@ from esmfold_peft.model.checkpoint_files import require_same
 from esmfold_peft.model.esm2_weights import URL, download, hash_of
 from esmfold_peft.model.esmfold_files import EsmfoldFile, Sizes, read_esmfold, sizes_of
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.protein.files import require_file
 
 NAME = "esmfold_3B_v1"
 """fair-esm's name of the official file."""
@@ -49,8 +50,7 @@ def find_esmfold(weights: str) -> Path:
     """
     if weights != "pretrained":
         path = Path(weights)
-        if not path.exists():
-            raise UserError(f"ESMFold weights: {path} does not exist")
+        require_file(path, "ESMFold weights")
         return path
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{NAME}.pt"
     if not path.exists():

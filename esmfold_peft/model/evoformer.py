@@ -94,6 +94,8 @@ class Evoformer(nn.Module):
         return Tracks(m, z, self.linear(m), z)
 
     def _chunk(self, chains: int, length: int) -> int | None:
+        if self.flags and chains > 1:
+            return None  # openfold3's chunks give the kernels a bias of a shape that they refuse
         config = self.config
         numbers = max(config.heads_pair * length, config.c_opm**2, config.transition * config.c_z)
         return rows_at_a_time(self.chunk, chains * length, length * numbers)

@@ -256,12 +256,14 @@ class _RecomputedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         (grad,), (qkv, bias, mixed) = grad_outputs, ctx.saved_tensors
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        # Summed over rows in at least float32: in bfloat16 the late rows would vanish.
+        exact = torch.promote_types(bias.dtype, torch.float32)
+        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=exact)
         rows = max(1, CACHED_ELEMENTS // (4 * bias.numel()))  # four such tensors at a time
         for start in range(0, len(qkv), rows):
             piece = (x[start : start + rows] for x in (grad_qkv, qkv, mixed, grad))
             grad_bias += _attention_backward(bias, *piece)
-        return grad_qkv, grad_bias
+        return grad_qkv, grad_bias.to(bias.dtype)
 
 
 def _attention_backward(
@@ -281,4 +283,4 @@ def _attention_backward(
     grad_q.copy_(logits @ (k * scale))
     grad_k.copy_(logits.mT @ (q * scale))
     grad_v.copy_(weights.mT @ grad_out)
-    return logits.sum(0)
+    return logits.sum(0, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -37,7 +37,9 @@ class SequenceEmbedding(nn.Module):
         self.project = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, c_m), nn.ReLU(), nn.Linear(c_m, c_m)
         )
-        self.amino_acid = nn.Embedding(_AMINO_ACID_ENTRIES, c_m, padding_idx=0)
+        # What is embedded for padding is never used; alanine, where it has entry 0, must learn.
+        padding = 0 if shift else None
+        self.amino_acid = nn.Embedding(_AMINO_ACID_ENTRIES, c_m, padding_idx=padding)
 
     def forward(
         self,

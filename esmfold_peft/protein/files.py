@@ -35,6 +35,25 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def require_file(path: Path, what: str = "") -> None:
+    """Refuses a path where nothing is, or that cannot even be looked at.
+
+    Args:
+        path: file or folder.
+        what: it should be, for the message.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    place = f"{what}: {path}" if what else f"{path}:"
+    try:
+        found = path.exists()
+    except OSError as error:  # a name that is too long, for example
+        raise UserError(f"{place} cannot be read ({error.strerror})") from error
+    if not found:
+        raise UserError(f"{place} does not exist")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

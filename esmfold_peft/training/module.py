@@ -13,7 +13,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.model.kernels import check_kernels
+from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.optim import build_optimizer
 
@@ -47,7 +47,8 @@ class FoldingModule(pl.LightningModule):
         """
         config = self.config
         bf16 = config.engine.precision == "bf16"
-        check_kernels(config.model, self.device, length=config.data.crop, bf16=bf16)
+        length = max(config.data.crop, CHECKED_LENGTH)  # short chains never reach some kernels
+        check_kernels(config.model, self.device, length=length, bf16=bf16)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of a micro-batch; all processes draw the same number of passes.

@@ -84,6 +84,8 @@ def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
     ):
         if key in settings:
             raise UserError(f"{path}: {key} is set by the run's config; take it out of this file")
+    if engine.compile and settings["zero_optimization"]["stage"] == 3:
+        raise UserError(f"engine.compile: it cannot read the weights that {path} spreads (stage 3)")
     settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
     if _on_gpu(engine):
         return DeepSpeedStrategy(config=settings)

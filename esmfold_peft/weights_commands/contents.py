@@ -40,7 +40,7 @@ from esmfold_peft.model.esmfold_files import (
 from esmfold_peft.model.esmfold_weights import published_name, released_tensors
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.language_model import LanguageModel
-from esmfold_peft.protein.files import read_json
+from esmfold_peft.protein.files import read_json, require_file
 
 Kind = Literal["official ESMFold", "Hugging Face ESMFold", "official ESM-2", "Hugging Face ESM-2"]
 
@@ -124,8 +124,7 @@ def contents_of(path: Path) -> Contents:
     Raises:
         UserError: it cannot be read, or is neither an ESMFold nor an ESM-2.
     """
-    if not path.exists():
-        raise UserError(f"{path}: does not exist")
+    require_file(path)
     if not is_official(path):
         return _hugging_face(path)
     named = read_pt(path, inert=True).get("model")
@@ -287,8 +286,11 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 
 def _empty_language_model(shape: AttentionShape) -> LanguageModel:
-    with torch.device("meta"):
-        return LanguageModel(shape)
+    try:
+        with torch.device("meta"):
+            return LanguageModel(shape)
+    except RuntimeError as error:  # sizes beyond any tensor
+        raise UserError(f"{shape}: no language model has these sizes ({error})") from error
 
 
 def _language_model_differences(path: Path, lm: LanguageModel) -> Comparison:

@@ -54,8 +54,10 @@ from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.model.build import build_model
+from esmfold_peft.model.evoformer import KERNEL_FLAGS
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
+from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.protein.read import read_structure
 
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     add("--recycles", type=int, default=0, help="passes without gradient (default: 0)")
     add("--precision", choices=("float32", "bf16"), default="float32", help="bf16: autocast")
     add("--compile", action="store_true", help="compile the trunk's blocks")
-    add("--kernels", default="none", help="fused kernels of the Evoformer (default: none)")
+    add("--kernels", choices=KERNEL_FLAGS, default="none", help="of the Evoformer, fused")
     for command in (inference, training):
         command.add_argument("--rounds", type=int, default=5, help="timings (default: 5)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -261,6 +263,8 @@ def measure_training(args: argparse.Namespace, device: torch.device, console: Co
         replace(model_config, evoformer=evoformer), precision=args.precision, compile=args.compile
     )
     config = replace(config, loss=replace(config.loss, weights=FINETUNING))
+    bf16 = args.precision == "bf16"
+    check_kernels(config.model, device, length=max(args.crop, CHECKED_LENGTH), bf16=bf16)
     model, _ = build_model(config)
     chain = end_to_end(args.crop)
     batch = collate([chain] * args.batch, [True] * args.batch).to(device)

@@ -1,6 +1,7 @@
 """The check of fused kernels, on a CPU: with openfold3's other plain path in a kernel's place."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -63,6 +64,32 @@ def test_a_kernel_with_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(KERNEL_FLAGS, "triton", {"use_lma": True})
     with pytest.raises(UserError, match="the gradient of"):
         check_kernels(CONFIG, CPU, length=20, bf16=False)
+
+
+def test_a_kernel_that_gives_no_gradient_at_all_is_found(monkeypatch: pytest.MonkeyPatch):
+    from openfold3.core.model.layers import triangular_multiplicative_update as triangles
+
+    multiply = triangles.TriangleMultiplicativeUpdate.forward
+
+    def without_gradient(self, *arguments, use_triton_triangle_kernels=False, **others):
+        result = multiply(self, *arguments, **others)
+        return result.detach() if use_triton_triangle_kernels else result
+
+    monkeypatch.setattr(triangles.TriangleMultiplicativeUpdate, "forward", without_gradient)
+    attention = "openfold3.core.model.primitives.attention.Attention.forward"
+    attend = _resolved(attention)
+
+    def plain(self, *arguments, use_triton_triangle_kernels=False, **others):
+        return attend(self, *arguments, **others)
+
+    monkeypatch.setattr(attention, plain)
+    with pytest.raises(UserError, match=r"triton does not give the gradient of .*tri_mul"):
+        check_kernels(CONFIG, CPU, length=20, bf16=False)
+
+
+def _resolved(path: str):
+    module, owner, name = path.rsplit(".", 2)
+    return getattr(getattr(import_module(module), owner), name)
 
 
 def test_the_check_leaves_the_generator_alone(monkeypatch: pytest.MonkeyPatch):
