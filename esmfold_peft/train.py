@@ -9,8 +9,10 @@ from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.training.progress import progress
@@ -23,8 +25,8 @@ def run(config: TrainConfig) -> int:
     """Trains a model and leaves it in the run's folder.
 
     Raises:
-        UserError: a setting, a manifest or the base weights are wrong; nothing has been written
-            then.
+        UserError: a setting, a manifest, the base weights or the kernels are wrong; nothing has
+            been written then. Later: the loss of a chain is not finite.
     """
     _quiet()
     trainer = build_trainer(config, [Saver(), progress()])
@@ -32,6 +34,14 @@ def run(config: TrainConfig) -> int:
         refuse_existing_run(config)
     data = ChainDataModule(config)
     model, base_hash = build_model(config)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model.freeze: with adapter.kind none nothing is left to train")
+    check_kernels(
+        config.model,
+        trainer.strategy.root_device,
+        length=max(config.data.crop, CHECKED_LENGTH),  # short chains never reach some kernels
+        bf16=model.bf16,
+    )
     if trainer.is_global_zero:
         create_run(config, model, base_hash)
         _describe(model, config)

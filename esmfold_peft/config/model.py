@@ -164,8 +164,8 @@ class ModelConfig:
         evoformer: sizes of the Evoformer; unused with esmfold_v1.
         esmfold: sizes and weights of ESMFold's trunk; unused with evoformer.
         structure: the structure module.
-        freeze: parts that keep their weights: trunk, and head (structure module and heads). With
-            both, the adapter alone is trained.
+        freeze: parts of the released ESMFold that keep their weights: trunk, and head (structure
+            module and heads). With both, the adapter alone is trained.
         max_recycles: passes through the trunk after the first: drawn from 0 to this in training,
             this many in evaluation and prediction (AF2: 3).
         relative_positions: sequence distances beyond this share one embedding (AF2: 32).
@@ -200,10 +200,10 @@ class ModelConfig:
         check_lowest(self, "model.", 1, "relative_positions", "c_plddt", "chunk")
         check_lowest(self, "model.", 2, "distogram_bins", "plddt_bins")
         check_lowest(self, "model.", 3, "pae_bins")
+        if self.freeze and self.trunk == "evoformer":
+            raise UserError(
+                f"model.freeze: {' and '.join(self.freeze)} would stay random with the trunk"
+                " evoformer; only published weights (esmfold_v1) can be kept"
+            )
         if self.kernels != "none" and self.trunk != "evoformer":
             raise UserError(f"model.kernels: {self.kernels} is for the trunk evoformer only")
-
-    @property
-    def checkpoint(self) -> bool:
-        """Whether the blocks of the trunk in use recompute their activations."""
-        return (self.evoformer if self.trunk == "evoformer" else self.esmfold).checkpoint

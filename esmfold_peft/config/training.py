@@ -55,6 +55,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_shares(self, "loss.", "clamp_probability")
+        if not any(getattr(self.weights, f.name) for f in fields(self.weights)):
+            raise UserError("loss.weights: all are 0, there is nothing to learn from")
         bounds = self.resolution
         if bounds is not None and not 0 <= bounds[0] < bounds[1]:
             raise UserError(f"loss.resolution: {bounds} is not from low to high")
@@ -184,3 +186,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 0, "seed")
+        if "head" in self.model.freeze and self.loss.weights.resolved:
+            raise UserError(
+                "loss.weights.resolved: the released ESMFold has no such head, and model.freeze"
+                " keeps it from learning"
+            )

@@ -22,6 +22,7 @@ from esmfold_peft.losses.truth import GroundTruth, ground_truth, rename_ambiguou
 from esmfold_peft.losses.violations import violation_loss
 from esmfold_peft.model.heads import HEADS, Head
 from esmfold_peft.model.output import FoldOutput, asked
+from esmfold_peft.protein.residues import UNKNOWN
 
 CHI_WEIGHT = 0.5
 ANGLE_NORM_WEIGHT = 0.01
@@ -176,7 +177,9 @@ def _plddt_term(
 def _resolved_term(
     output: FoldOutput, truth: GroundTruth, batch: Batch, bounds: tuple[float, float] | None
 ) -> Tensor:
-    exists = tables(batch.aatype.device).atom37_mask[batch.aatype] & batch.mask[..., None]
+    # What a residue without a letter is made of is not known, so neither is what it lacks.
+    known = batch.mask & (batch.aatype != UNKNOWN)
+    exists = tables(batch.aatype.device).atom37_mask[batch.aatype] & known[..., None]
     return resolved_loss(
         asked(output.resolved_logits, "resolved"),
         exists=exists,

@@ -48,7 +48,7 @@ def check_kernels(config: ModelConfig, device: torch.device, *, length: int, bf1
     one_block = replace(
         config.evoformer, blocks=1, dropout_msa=0.0, dropout_pair=0.0, checkpoint=False
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         plain = _shaken(Evoformer(one_block)).to(device)
         fused = Evoformer(one_block, kernels=name).to(device)

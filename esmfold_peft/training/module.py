@@ -13,11 +13,14 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.metrics.lddt import lddt_ca
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.optim import build_optimizer
 
 _CLAMP = 10.0  # Å (AF2 Suppl. Alg. 28)
+
+
+class NonFiniteLossError(UserError):
+    """The loss of a chain is NaN or infinite; names the chain and the terms."""
 
 
 class FoldingModule(pl.LightningModule):
@@ -39,22 +42,11 @@ class FoldingModule(pl.LightningModule):
         self._micro_batches: list[dict[str, Tensor]] = []
         self._train_scores: list[Tensor] = []
 
-    def on_fit_start(self) -> None:
-        """Checks the kernels on the device of the run.
-
-        Raises:
-            UserError: they cannot run there, or disagree with the plain path.
-        """
-        config = self.config
-        bf16 = config.engine.precision == "bf16"
-        length = max(config.data.crop, CHECKED_LENGTH)  # short chains never reach some kernels
-        check_kernels(config.model, self.device, length=length, bf16=bf16)
-
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of a micro-batch; all processes draw the same number of passes.
 
         Raises:
-            UserError: the loss of a chain is not finite; it names the chain and the terms.
+            NonFiniteLossError: that of a chain is not finite, in any process.
         """
         recycles = recycles_at(self.global_step, self.config.model.max_recycles, self.config.seed)
         weights = self.config.loss.weights
@@ -72,9 +64,9 @@ class FoldingModule(pl.LightningModule):
             clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
             resolution_range=self.config.loss.resolution,
         )
-        if faults := terms.faults(batch.ids):
+        if faults := _everyones(terms.faults(batch.ids), self.device):
             # A step along a NaN would destroy the model: stop before it.
-            raise UserError(
+            raise NonFiniteLossError(
                 f"step {self.global_step}: the loss is not finite ({'; '.join(faults)})"
             )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
@@ -125,6 +117,19 @@ class FoldingModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),
         }
+
+
+def _everyones(faults: list[str], device: torch.device) -> list[str]:
+    """The faults of all processes, so that all of them stop and none waits for another."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return faults
+    found = torch.tensor(len(faults), device=device)
+    dist.all_reduce(found)
+    if not found:
+        return []
+    shares: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, faults)
+    return [fault for share in shares for fault in share]
 
 
 def recycles_at(step: int, most: int, seed: int) -> int:

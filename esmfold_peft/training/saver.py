@@ -7,7 +7,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from esmfold_peft.console import report
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.module import FoldingModule, NonFiniteLossError
 from esmfold_peft.training.run_directory import kept_parameters, save_model
 
 
@@ -40,8 +40,11 @@ class Saver(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Saves what has been learnt until Ctrl-C; after an error the model may be damaged."""
-        if isinstance(exception, KeyboardInterrupt):
+        """Saves what has been learnt until Ctrl-C or a loss that is not finite.
+
+        After any other error the model may be damaged.
+        """
+        if isinstance(exception, (KeyboardInterrupt, NonFiniteLossError)):
             self._save(trainer, pl_module)
             if trainer.is_global_zero:
                 report(f"interrupted at step {trainer.global_step}; the model is saved")

@@ -38,7 +38,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         strategy=_strategy(config),
         # bf16 is an autocast inside the model: the engine must not cast coordinates.
         precision=None if engine.deepspeed else "32-true",
-        plugins=[_UntouchedBatch("32-true")] if engine.deepspeed else None,
+        plugins=[_Untouched("32-true")] if engine.deepspeed else None,
         max_steps=engine.steps,
         accumulate_grad_batches=micro_steps,
         gradient_clip_val=config.optimizer.clip_norm or None,
@@ -108,11 +108,21 @@ def _on_gpu(engine: EngineConfig) -> bool:
     return engine.accelerator != "cpu" and torch.cuda.is_available()
 
 
-class _UntouchedBatch(DeepSpeedPrecision):
-    """Lightning's casting of a batch cannot take a frozen dataclass, and ours needs no cast."""
+class _Untouched(DeepSpeedPrecision):
+    """Leaves batches and losses as they are.
+
+    Lightning's casting of a batch cannot take a frozen dataclass, and ours needs no cast.
+    """
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+    def backward(
+        self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # Lightning has divided the loss by the accumulation; DeepSpeed would do it once more.
+        kwargs["scale_wrt_gas"] = False
+        super().backward(tensor, model, optimizer, *args, **kwargs)
 
 
 class _CPUDeepSpeedStrategy(DeepSpeedStrategy):

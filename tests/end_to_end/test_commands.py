@@ -172,6 +172,23 @@ def test_every_engine_computes_the_same(name: str, flags: list[str], work: Path,
 
 
 @pytest.mark.slow
+def test_deepspeed_accumulates_the_same_gradient(work: Path):
+    # With these a parameter moves by its gradient, of which Adam otherwise keeps the sign alone.
+    flags = ["--engine.steps", 1, "--engine.micro_batch", 1, "--optimizer.clip_norm", 0]
+    flags += ["--optimizer.lr", 1e3, "--optimizer.eps", 1e3]
+    zero2 = ["--engine.deepspeed", ROOT / "configs" / "deepspeed" / "zero2.json"]
+    moves = []
+    for name, more in (("gradient", []), ("gradient_zero2", zero2)):
+        esmfold_peft(*_four_steps(work, work / name), *flags, *more)
+        moves.append(load_file(work / name / "model.safetensors"))
+    esmfold_peft(*_four_steps(work, work / "gradient_start"), *flags, "--engine.steps", 0)
+    start = load_file(work / "gradient_start" / "model.safetensors")
+    for key in start:
+        plain, zero = (moved[key] - start[key] for moved in moves)
+        assert (zero - plain).norm() <= 0.01 * plain.norm() + 1e-6, key
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora_fa", "dora"])
 def test_zero_3_trains_adapters_that_it_would_partition(kind: str, work: Path):
     # 3 layers x 64 x 1024 = 196,608 numbers a factor: above DeepSpeed's threshold. LoRA-FA has

@@ -16,6 +16,7 @@ from transformers import EsmConfig, EsmForProteinFolding
 from esmfold_peft.protein.residues import ATOM37_INDEX
 
 ROOT = Path(__file__).parents[2]
+FROZEN = ("--model.freeze", "[trunk,head]", "--loss.weights.resolved", 0)
 SEQUENCE = "MKTAYIAKQRGWDEFHNPSLVC"
 
 
@@ -117,7 +118,7 @@ def atoms(path: Path) -> dict[tuple[int, str], gemmi.Atom]:
 def test_the_published_model_predicts_what_transformers_does(
     reference: EsmForProteinFolding, work: Path
 ):
-    train(work, work / "untrained", "--model.freeze", "[trunk,head]", "--engine.steps", 0)
+    train(work, work / "untrained", *FROZEN, "--engine.steps", 0)
     esmfold_peft("predict", work / "x.fasta", "--run", work / "untrained", "--output", work / "out")
     theirs = reference.infer(SEQUENCE)  # four passes, as ours by default
     ours = atoms(work / "out" / "x.cif")
@@ -136,7 +137,7 @@ def test_the_published_model_predicts_what_transformers_does(
 @pytest.mark.slow
 def test_an_adapter_alone_is_trained_and_kept(work: Path):
     run = work / "adapter"
-    train(work, run, "--model.freeze", "[trunk,head]", "--engine.steps", 3)
+    train(work, run, *FROZEN, "--engine.steps", 3)
     with (run / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 3

@@ -243,6 +243,14 @@ def test_ca_only_chain_trains_its_confidence_alone(cases):
     assert terms["plddt"].item() > 1
 
 
+def test_a_residue_without_a_letter_does_not_teach_that_its_atoms_are_missing(cases):
+    batch, output = cases.make("AXA")
+    output = replace(output, resolved_logits=torch.zeros(1, 3, 37, requires_grad=True))
+    loss(batch, output, replace(NOTHING, resolved=1.0)).total.sum().backward()
+    pushed = output.resolved_logits.grad.abs().sum(-1)[0]
+    assert (pushed > 0).tolist() == [True, False, True]
+
+
 def test_unresolved_chain_costs_what_needs_no_truth(cases):
     batch, output = cases.make(ALL, "ACDEF")
     atom_mask = batch.atom_mask.clone()

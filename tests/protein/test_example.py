@@ -11,7 +11,7 @@ from esmfold_peft.protein.fasta import read_fasta
 from esmfold_peft.protein.read import read_chains
 from esmfold_peft.protein.structure import ProteinStructure
 
-FULL_ATOM = {"1ubq_A", "3u8v_A", "4i6p_A", "4zey_A", "1hf9_A"}
+FULL_ATOM = {"1ubq_A", "3u8v_A", "4i6p_A", "4zey_A", "1hf9_A", "1psm_A", "1lcd_A", "1kd8_A"}
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +26,27 @@ def chains(example: Path) -> dict[str, ProteinStructure]:
 
 def test_the_readme_names_every_chain_with_its_folder(example: Path) -> None:
     text = (example.parent / "README.md").read_text()
-    for folder in ("train", "held_out"):
-        (backbone,) = re.findall(rf"^\| `{folder}` \| (.+) \|$", text, re.MULTILINE)
-        names = re.findall(r"(\w{4}_\w) \(", backbone)
+    for folder in ("train", "held_out", "full_atom"):
+        backbone = re.findall(rf"^\| `{folder}` \| (.+) \|$", text, re.MULTILINE)
+        assert len(backbone) == (folder != "full_atom")
+        names = re.findall(r"(\w{4}_\w) \(", "".join(backbone))
         names += re.findall(rf"^\| (\w{{4}}_\w) \| `{folder}` \|", text, re.MULTILINE)
         files = [path.name.split(".")[0] for path in (example / folder).glob("*.cif.gz")]
         assert sorted(names) == sorted(files)
 
 
-def test_there_are_thirty_one_chains_of_40_to_96_residues(
+def test_there_are_thirty_four_chains_of_36_to_96_residues(
     chains: dict[str, ProteinStructure], example: Path
 ) -> None:
     lengths = np.array([len(chain) for chain in chains.values()])
-    assert len(lengths) == 31
-    assert lengths.min() >= 40
+    assert len(lengths) == 34
+    assert lengths.min() == 36
     assert lengths.max() <= 96
-    assert (lengths <= 60).sum() == 13
+    assert (lengths <= 60).sum() == 16
     assert sum(path.stat().st_size for path in example.rglob("*") if path.is_file()) < 1_000_000
 
 
-def test_five_chains_have_side_chains_and_the_others_a_whole_backbone(
+def test_eight_chains_have_side_chains_and_the_others_a_whole_backbone(
     chains: dict[str, ProteinStructure],
 ) -> None:
     for name, chain in chains.items():
