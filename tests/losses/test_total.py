@@ -7,7 +7,10 @@ from torch import Tensor
 
 from esmfold_peft.config import LossWeights
 from esmfold_peft.geometry.rigid import Rigid
+from esmfold_peft.losses.pae import pae_loss
+from esmfold_peft.losses.plddt import atom_plddt_loss
 from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
+from esmfold_peft.losses.truth import ground_truth
 from esmfold_peft.model.heads import HEADS
 
 ALL = "ARNDCQEGHILKMFPSTWYV"
@@ -112,6 +115,42 @@ def test_a_head_with_a_weight_must_have_been_computed(cases):
     batch, output = cases.make("ACDEF")
     with pytest.raises(ValueError, match="the head pae was not computed"):
         loss(batch, replace(output, pae_logits=None))
+
+
+def test_the_aligned_error_is_that_of_the_last_layer(cases):
+    batch, output = cases.make(ALL)
+    output = cases.perturb(output, 2.0)
+    truth = ground_truth(batch)
+    expected = [
+        pae_loss(
+            output.pae_logits,
+            predicted_frames=output.frames[layer],
+            true_frames=truth.backbone_frames,
+            mask=truth.backbone_mask,
+            resolution=batch.resolution,
+            resolution_range=None,
+        )
+        for layer in (0, -1)
+    ]
+    found = loss(batch, output).terms["pae"]
+    assert torch.equal(found, expected[1])
+    assert not torch.equal(found, expected[0])
+
+
+def test_a_head_of_37_atoms_learns_their_all_atom_lddt(cases):
+    batch, output = cases.make(ALL)
+    logits = torch.randn(1, 20, 37, 50, generator=torch.Generator().manual_seed(4))
+    output = replace(cases.perturb(output, 1.0), plddt_logits=logits)
+    expected = atom_plddt_loss(
+        logits,
+        predicted=output.positions,
+        true=batch.positions,
+        atom_mask=batch.atom_mask,
+        aatype=batch.aatype,
+        resolution=batch.resolution,
+        resolution_range=None,
+    )
+    assert torch.equal(loss(batch, output).terms["plddt"], expected)
 
 
 def test_without_any_term_the_loss_is_zero(cases):

@@ -208,6 +208,21 @@ def test_with_full_the_language_model_learns(batch: Batch):
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_heads_read_the_tracks_that_alphafold2_gives_them(batch: Batch):
+    model = shaken()
+    tracks, structures = [], []
+    model.trunk.register_forward_hook(lambda _module, _inputs, result: tracks.append(result))
+    model.structure_module.register_forward_hook(lambda _m, _i, result: structures.append(result))
+    with torch.no_grad():
+        output = model(batch.aatype, batch.residue_index, batch.mask, 1)
+        assert torch.equal(output.resolved_logits, model.resolved_head(tracks[-1].s))
+        assert torch.equal(output.pae_logits, model.pae_head(tracks[-1].z))
+        assert torch.equal(output.plddt_logits, model.plddt_head(structures[-1].s))
+        alone = model(batch.aatype, batch.residue_index, batch.mask, 1, heads=("plddt",))
+    assert torch.equal(alone.plddt_logits, output.plddt_logits)
+    assert alone.pae_logits is alone.resolved_logits is alone.distogram_logits is None
+
+
 def test_recycling_passes_no_gradient_but_changes_the_structure(batch: Batch):
     model = shaken()
     with torch.no_grad():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from esmfold_peft.config import AdapterConfig, PrepareConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
@@ -52,6 +53,34 @@ def folded(model: FoldingModel) -> FoldOutput:
     batch = collate([sequence_features("x", "MKTAYIAKQRQISFVK")], [False])
     with torch.no_grad():
         return model(batch.aatype, batch.residue_index, batch.mask, 1)
+
+
+def test_how_a_run_was_made_fast_does_not_bind_who_loads_it(config: TrainConfig):
+    fast = replace(
+        config,
+        model=replace(config.model, kernels="deepspeed", chunk=3),
+        engine=replace(config.engine, compile=True),
+    )
+    model, base = build_model(fast)
+    create_run(fast, model, base)
+    loaded, settings = load_model(config.run)
+    assert (settings.model.kernels, settings.model.chunk, settings.engine.compile) == (
+        "none",
+        None,
+        False,
+    )
+    assert folded(loaded).positions.isfinite().all()  # no kernel runs on a CPU
+    _, settings = load_model(config.run, chunk=5, kernels="triton")
+    assert (settings.model.kernels, settings.model.chunk) == ("triton", 5)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_only_compiled_runs_pad_every_crop_to_one_length(compile: bool, config: TrainConfig):
+    config = replace(config, engine=replace(config.engine, compile=compile))
+    batch = next(iter(ChainDataModule(config).train_dataloader()))
+    longest = int(batch.mask.sum(1).max())
+    assert longest < config.data.crop == 64
+    assert batch.mask.shape[1] == (config.data.crop if compile else longest)
 
 
 @pytest.mark.parametrize("kind", ["none", "full", "lora", "lorta"])
