@@ -23,7 +23,7 @@ SHORT_ATOM = "ATOM      1  N   GLY A   1      11.104\n"
     [
         ("empty.cif", b"", "the file is empty"),
         ("blank.pdb", b" \n\n", "the file is empty"),
-        ("empty.cif.gz", gzip.compress(b""), "the file is empty"),
+        ("empty.cif.gz", gzip.compress(b"", mtime=0), "the file is empty"),
         ("page.cif", PAGE.encode(), "neither mmCIF nor PDB"),
         ("proteins.fasta", b">a\nMKV\n", "neither mmCIF nor PDB"),
         ("binary.cif", bytes(range(256)), "neither mmCIF nor PDB"),
