@@ -16,6 +16,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest test first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_overfit.py")
+
+
 @pytest.fixture(scope="session")
 def example() -> Path:
     """The chains and the FASTA that come with the project."""
