@@ -177,7 +177,8 @@ class ModelConfig:
             memory for long chains, in more steps. null takes as many as keep what grows with them
             under 2^28 numbers.
         kernels: fused kernels of the Evoformer on a GPU, checked against the plain path before the
-            run: none, deepspeed, cuequivariance or triton.
+            run: none, deepspeed, cuequivariance or triton. With them, several chains at a time are
+            not chunked.
     """
 
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)

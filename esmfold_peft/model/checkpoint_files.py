@@ -82,7 +82,7 @@ def read_pt(path: Path, *, inert: bool = False) -> dict[Any, Any]:
         with torch.serialization.safe_globals([Namespace, *stand_ins]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except _DAMAGES as error:
-        raise UserError(f"{path}: {_reason(error)}") from error
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
     return content if isinstance(content, dict) else {}
 
 
