@@ -1,0 +1,287 @@
+"""HTTP for the scripts beside it: patient, resuming, and never half a file under a final name.
+
+Used by fetch_pdb.py and fetch_validation.py; nothing here is run by itself.
+"""
+
+import email.utils
+import gzip
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import IO, TypeVar
+
+from esmfold_peft import __version__
+from esmfold_peft.errors import UserError
+
+LONGEST_PAUSE = 120.0
+"""Seconds; neither a growing pause nor a server's Retry-After exceeds it."""
+_BLOCK = 1 << 16
+_RETRIED = {408, 425, 429}
+_HEADERS = {"User-Agent": f"esmfold-peft/{__version__}"}
+_MMCIF_START = re.compile(rb"(?:\s|#[^\n]*\n)*data_\S", re.IGNORECASE)
+
+Result = TypeVar("Result")
+
+
+class UnavailableError(Exception):
+    """Something cannot be had; the message says why in one line."""
+
+
+class UnreachableError(UnavailableError):
+    """No server answered at all."""
+
+
+class StoppedError(Exception):
+    """The user wants to stop."""
+
+
+class TransientError(Exception):
+    """A fault that may pass.
+
+    Attributes:
+        wait: seconds that the server asked for.
+        reached: a server answered.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, reached: bool = True):
+        super().__init__(reason)
+        self.wait = wait
+        self.reached = reached
+
+
+class RangeRefusedError(Exception):
+    """The server does not send the rest of a file from where ours ends."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try.
+
+    Attributes:
+        retries: attempts after the first.
+        pause: seconds before the first retry; doubles with each.
+        timeout: seconds without a byte after which a connection counts as broken.
+    """
+
+    retries: int
+    pause: float
+    timeout: float
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Tells a full or broken disk, which no retry mends, from a broken connection.
+
+    Raises:
+        UserError: the block met an operating system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+
+
+def persistently(attempt: Callable[[], Result], patience: Patience, stop: Event) -> Result:
+    """Repeats an attempt that raises `TransientError`, after growing pauses.
+
+    Raises:
+        UnavailableError: the last attempt failed too.
+        StoppedError: `stop` was set during a pause.
+    """
+    for tried in range(patience.retries):
+        try:
+            return attempt()
+        except TransientError as fault:
+            pause = max(patience.pause * 2.0 ** min(tried, 60), fault.wait)
+        if stop.wait(min(pause, LONGEST_PAUSE)):
+            raise StoppedError
+    try:
+        return attempt()
+    except TransientError as fault:
+        kind = UnavailableError if fault.reached else UnreachableError
+        raise kind(f"{fault} (attempts: {patience.retries + 1})") from fault
+
+
+@contextmanager
+def answered(
+    url: str, timeout: float, headers: dict[str, str] | None = None, body: bytes | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """Opens an address; faults of opening and of reading become exceptions of this module.
+
+    Raises:
+        TransientError: a fault that may pass.
+        RangeRefusedError: HTTP 416.
+        UnavailableError: any other answer than success.
+    """
+    request = urllib.request.Request(url, body, _HEADERS | (headers or {}))
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            yield response
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = f"HTTP {error.code} {error.reason}".strip()
+        if error.code == 416:
+            raise RangeRefusedError from error
+        if error.code in _RETRIED or error.code >= 500:
+            raise TransientError(reason, _retry_after(error.headers.get("Retry-After"))) from error
+        raise UnavailableError(reason) from error
+    except urllib.error.URLError as error:  # of connecting; the others come later
+        raise TransientError(f"{error.reason}", reached=False) from error
+    except TimeoutError as error:
+        raise TransientError(f"no byte for {timeout:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise TransientError(f"{error}" or type(error).__name__) from error
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After header, which holds them or a date; 0 if it holds neither."""
+    if value is None:
+        return 0.0
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def fetch_bytes(
+    url: str, patience: Patience, body: bytes | None = None, kind: str = "application/json"
+) -> bytes:
+    """A whole small answer, to a POST if there is a body.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+
+    def attempt() -> bytes:
+        headers = {"Accept": kind} | ({"Content-Type": kind} if body is not None else {})
+        with answered(url, patience.timeout, headers, body) as response:
+            return response.read()
+
+    try:
+        return persistently(attempt, patience, Event())
+    except (UnavailableError, RangeRefusedError) as error:
+        raise UserError(f"{url}: {error}") from error
+
+
+def fetch_mmcif(url: str, target: Path, patience: Patience, stop: Event) -> None:
+    """Fetches a gzip-compressed mmCIF file; `target` appears when it is complete and whole.
+
+    Until then what has arrived is in `.<name>.part` beside it, from where this or a later call goes
+    on.
+
+    Raises:
+        UnavailableError: it cannot be had.
+        UserError: it cannot be written.
+        StoppedError: `stop` was set.
+    """
+    part = target.with_name(f".{target.name}.part")
+
+    def attempt() -> None:
+        try:
+            _receive(url, part, patience.timeout, stop)
+        except RangeRefusedError:
+            _remove(part)
+            _receive(url, part, patience.timeout, stop)
+        fault = fault_of_mmcif(part)
+        if fault:
+            _remove(part)
+            raise TransientError(fault)
+
+    persistently(attempt, patience, stop)
+    with on_disk(target):
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+
+
+def _remove(part: Path) -> None:
+    with on_disk(part):
+        part.unlink(missing_ok=True)
+
+
+def _receive(url: str, part: Path, timeout: float, stop: Event) -> None:
+    """Receives a file, or the rest of it behind what `part` holds."""
+    with on_disk(part):
+        held = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={held}-"} if held else {}
+    try:
+        with answered(url, timeout, headers) as response:
+            begin, total = _extent(response)
+            if begin not in (0, held):
+                raise RangeRefusedError
+            with on_disk(part):
+                file = part.open("ab" if begin else "wb")
+            try:
+                _copy(response, file, part, begin, total, stop)
+            finally:
+                with on_disk(part):
+                    file.close()
+    except RangeRefusedError:
+        if not held:
+            raise UnavailableError("the server answers a whole request with a range") from None
+        raise
+
+
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """Where an answer begins in its file, and the file's size if known."""
+    begin = 0
+    if response.status == 206:
+        found = re.match(r"bytes (\d+)-\d+/", response.headers.get("Content-Range", ""))
+        begin = int(found[1]) if found else -1
+    length = response.headers.get("Content-Length", "")
+    return begin, begin + int(length) if length.isdecimal() else None
+
+
+def _copy(
+    response: http.client.HTTPResponse,
+    file: IO[bytes],
+    part: Path,
+    received: int,
+    total: int | None,
+    stop: Event,
+) -> None:
+    while total is None or received < total:
+        if stop.is_set():
+            raise StoppedError
+        # `read` would wait for a full block and lose what it has of it when the connection breaks.
+        block = response.read1(_BLOCK if total is None else min(_BLOCK, total - received))
+        if not block:
+            break
+        with on_disk(part):
+            file.write(block)
+            file.flush()  # so that a killed process loses nothing
+        received += len(block)
+    if total is not None and received < total:
+        raise TransientError(f"the connection ended after {received} of {total} bytes")
+
+
+def fault_of_mmcif(path: Path) -> str | None:
+    """What is wrong with a gzip-compressed mmCIF file; its checksum is computed.
+
+    Raises:
+        UserError: the file cannot be read from the disk.
+    """
+    try:
+        with on_disk(path), gzip.open(path) as file:
+            start = file.read(_BLOCK)
+            while file.read(_BLOCK):
+                pass
+    except UserError as error:
+        # gzip.BadGzipFile is an OSError, but says nothing about the disk.
+        if isinstance(error.__cause__, gzip.BadGzipFile):
+            return f"not a whole gzip file ({error.__cause__})"
+        raise
+    except (EOFError, zlib.error) as error:
+        return f"not a whole gzip file ({error})"
+    return None if _MMCIF_START.match(start) else "not an mmCIF file (no data_ at its start)"

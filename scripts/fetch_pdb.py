@@ -1,0 +1,286 @@
+"""Fetches structures of the Protein Data Bank as gzip-compressed mmCIF files.
+
+    python scripts/fetch_pdb.py ids.txt --output mmcif
+    python scripts/fetch_pdb.py --mirror --output mmcif
+
+With a list, each entry becomes <id>.cif.gz (lower case). The list holds ids of entries or chains
+(1ubq, 1UBQ_A, pdb_00001ubq), one a line or separated by commas; # begins a comment. A file gets
+its name when it has arrived whole (length, gzip checksum, mmCIF by its start) and is then trusted
+and not fetched again: the same command goes on after an interruption. A broken transfer is resumed
+where the server can. Entries that cannot be had are listed with the reason in failed.csv.
+
+With --mirror, rsync brings the whole archive (about 90 GB) in its own layout, ub/1ubq.cif.gz;
+`esmfold-peft prepare` reads both. Running it again fetches what is new. Entries that have left the
+archive stay unless --delete is given.
+
+Exit codes: 0 all there, 1 some failed, 2 wrong usage or disk, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import fcntl
+import os
+import queue
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from threading import Event, Thread
+
+from downloading import (
+    Patience,
+    StoppedError,
+    TransientError,
+    UnavailableError,
+    UnreachableError,
+    fetch_mmcif,
+    on_disk,
+    persistently,
+)
+from fetch_options import OneLineParser, add_patience, between, ended, http_url, patience_of
+
+from esmfold_peft.console import report, watched
+from esmfold_peft.csv_text import csv_text
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import make_folder, read_bytes, write_atomically
+
+SERVER = "https://files.rcsb.org/download"
+ARCHIVE = "rsync://rsync.rcsb.org:33444/ftp_data/structures/divided/mmCIF"
+"""As in wwPDB's script https://files.wwpdb.org/pub/pdb/software/rsyncPDB.sh."""
+_ID = re.compile(
+    r"(?:pdb_0000(?=[1-9]))?(?P<entry>[1-9][a-z0-9]{3}|pdb_(?!0000)[a-z0-9]{8})(?:_[a-z0-9]{1,4})?",
+    re.IGNORECASE,
+)
+_RSYNC_NETWORK = {5, 10, 12, 30, 35}
+_RSYNC_FILE = 11
+_RSYNC_TIMEOUT = 600
+"""Seconds; longer than for a file, for the server first goes through the archive."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An entry that could not be had."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one entry; no error means that it is there."""
+
+    id: str
+    error: Exception | None = None
+
+
+def main(words: list[str] | None = None) -> int:
+    """Fetches what the command line asks for and returns the exit code."""
+    args = parse(words)
+    return ended("fetch_pdb", lambda: mirror(args) if args.mirror else fetch_list(args))
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("ids", nargs="?", type=Path, help="text file of entry or chain ids")
+    add("--output", type=Path, required=True, help="folder for the files; made if missing")
+    add("--server", metavar="URL",
+        help=f"what stands before /<id>.cif.gz (default: {SERVER}); with --mirror rsync's source,"
+        f" an address or a folder (default: {ARCHIVE})")  # fmt: skip
+    add("--connections", type=between(int, 1, 64), default=8, metavar="N",
+        help="files that are fetched at a time; rsync always has one (default: 8)")  # fmt: skip
+    add_patience(parser)
+    add("--mirror", action="store_true", help="the whole archive, by rsync")
+    add("--delete", action="store_true",
+        help="with --mirror: delete *.cif.gz of the output that the archive lacks")  # fmt: skip
+    args = parser.parse_args(words)
+    if args.mirror == (args.ids is not None):
+        parser.error("give a list of ids or --mirror, and not both")
+    if args.delete and not args.mirror:
+        parser.error("--delete goes with --mirror")
+    if not args.mirror:
+        try:
+            args.server = http_url(args.server or SERVER)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--server: {error}")
+    return args
+
+
+def read_ids(path: Path) -> list[str]:
+    """The entries that a list names, each once, in the list's order.
+
+    Raises:
+        UserError: the list is missing, empty or has a word that is no id.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason})") from error
+    entries: dict[str, None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.split("#")[0].replace(",", " ").split():
+            found = _ID.fullmatch(word)
+            if found is None:
+                raise UserError(f"{path}:{number}: {word!r} is no id of a PDB entry or chain")
+            entries[found["entry"].lower()] = None
+    if not entries:
+        raise UserError(f"{path}: no ids in it")
+    return list(entries)
+
+
+def fetch_list(args: argparse.Namespace) -> int:
+    """Fetches the entries of a list that are not there yet."""
+    ids = read_ids(args.ids)
+    make_folder(args.output)
+    with alone_in(args.output):
+        missing = [id for id in ids if not file_of(id, args.output).exists()]
+        failed: list[Failed] = []
+        outcomes = fetch(missing, args.output, args.server, args.connections, patience_of(args))
+        for done, outcome in enumerate(watched(outcomes, "fetching", len(missing)), 1):
+            if outcome.error is not None:
+                failed.append(Failed(outcome.id, str(outcome.error)))
+            if (
+                isinstance(outcome.error, UnreachableError)
+                and done == len(failed) >= args.connections
+            ):
+                raise UserError(f"{args.server}: {outcome.error}; nothing was fetched")
+        write_failed(args.output / "failed.csv", failed)
+    there = len(ids) - len(missing)
+    line = f"{len(missing) - len(failed)} fetched, {there} already there, {len(failed)} failed"
+    print(line + (f" ({args.output / 'failed.csv'})" if failed else ""))
+    return 1 if failed else 0
+
+
+def file_of(id: str, output: Path) -> Path:
+    """Where an entry's file is."""
+    return output / f"{id}.cif.gz"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a second command away, whose parts of files would mix with ours.
+
+    Raises:
+        UserError: another one is at work.
+    """
+    with on_disk(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"{folder}: another fetch_pdb is writing to it") from error
+    except OSError:
+        pass  # a file system without locks; the gzip checksums guard there
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_failed(path: Path, failed: list[Failed]) -> None:
+    """Lists what failed; without any, the list of an earlier run goes."""
+    if failed:
+        write_atomically(path, csv_text(Failed, sorted(failed, key=attrgetter("id"))))
+        return
+    with on_disk(path):
+        path.unlink(missing_ok=True)
+
+
+def fetch(
+    ids: list[str], output: Path, server: str, connections: int, patience: Patience
+) -> Iterator[Outcome]:
+    """Fetches entries over several connections and yields what became of each, in no order.
+
+    Raises:
+        UserError: a file cannot be written; the other connections stop too.
+    """
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    stop = Event()
+    for id in ids:
+        jobs.put(id)
+
+    def work() -> None:
+        with suppress(queue.Empty, StoppedError):
+            while not stop.is_set():
+                id = jobs.get_nowait()
+                outcomes.put(attempted(id, output, server, patience, stop))
+
+    try:
+        for _ in range(min(connections, len(ids))):
+            # An executor's threads would keep Ctrl-C waiting until their connections time out.
+            Thread(target=work, daemon=True).start()
+        for _ in ids:
+            outcome = outcomes.get()
+            if outcome.error is not None and not isinstance(outcome.error, UnavailableError):
+                raise outcome.error
+            yield outcome
+    finally:
+        stop.set()
+
+
+def attempted(id: str, output: Path, server: str, patience: Patience, stop: Event) -> Outcome:
+    """Fetches one entry; errors become part of the outcome, for they belong to another thread."""
+    try:
+        fetch_mmcif(f"{server}/{id}.cif.gz", file_of(id, output), patience, stop)
+    except StoppedError:
+        raise
+    except Exception as error:
+        return Outcome(id, error)
+    return Outcome(id)
+
+
+def mirror(args: argparse.Namespace) -> int:
+    """Brings the whole archive up to date by rsync, and again if the network fails.
+
+    Raises:
+        UserError: rsync is not installed or cannot write.
+    """
+    if shutil.which("rsync") is None:
+        raise UserError("rsync is not installed (apt install rsync, or conda-forge's rsync)")
+    make_folder(args.output)
+    command = rsync(args.server or ARCHIVE, args.output, args.delete)
+    report(shlex.join(command))
+
+    def attempt() -> int:
+        # Its progress goes where ours does: stdout is for results.
+        code = subprocess.run(command, stdout=2, check=False).returncode
+        if code in _RSYNC_NETWORK:
+            raise TransientError(f"rsync ended with code {code}")
+        return code
+
+    try:
+        code = persistently(attempt, patience_of(args), Event())
+    except UnavailableError as error:
+        print(f"fetch_pdb: error: {error}", file=sys.stderr)
+        return 1
+    if code == _RSYNC_FILE:
+        raise UserError(f"{args.output}: rsync could not read or write files (its code {code})")
+    print(f"{args.output} is up to date" if code == 0 else f"rsync ended with code {code}")
+    return 0 if code == 0 else 1
+
+
+def rsync(source: str, output: Path, delete: bool) -> list[str]:
+    """The command that copies an archive's mmCIF files.
+
+    Not `--partial`, which leaves half a file under its final name, but a folder for such halves;
+    not `--compress`, for the files are compressed.
+    """
+    command = ["rsync", "--recursive", "--links", "--times", "--partial-dir=.rsync-partial"]
+    command += [f"--timeout={_RSYNC_TIMEOUT}", "--prune-empty-dirs", "--exclude=.rsync-partial/"]
+    command += ["--include=*/", "--include=*.cif.gz", "--exclude=*"]
+    command += ["--delete-delay"] if delete else []
+    command += ["--info=progress2"] if sys.stderr.isatty() else []
+    return [*command, "--", source.rstrip("/") + "/", f"{output}/"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
