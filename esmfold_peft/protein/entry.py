@@ -5,19 +5,20 @@ gemmi is a C++ parser, many times faster than one written in Python.
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import gemmi
 
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_bytes
 
-_CIF = re.compile(rb"^data_", re.MULTILINE | re.IGNORECASE)
-_PDB = re.compile(rb"^(HEADER|ATOM  |HETATM|CRYST1|MODEL )", re.MULTILINE)
-_PDB_FIRST_RELEASE = re.compile(rb"^REVDAT   1   (\d\d-[A-Z]{3}-\d\d)", re.MULTILINE)
+_PDB_RECORDS = (b"HEADER", b"ATOM  ", b"HETATM", b"CRYST1", b"MODEL ")
+_PDB_FIRST_RELEASE = re.compile(rb"\nREVDAT   1   (\d\d-[A-Z]{3}-\d\d)")
 _RESOLUTION_TAGS = ("_refine.ls_d_res_high", "_em_3d_reconstruction.resolution")
+_INFO_TAGS = ("_entry.id", "_exptl.method")
 # The second is the name that entries had before version 5 of the archive's dictionary.
 _RELEASE_TAGS = ("_pdbx_audit_revision_history.revision_date", "_database_PDB_rev.date")
 _SUFFIXES = (".gz", ".cif", ".mmcif", ".pdb", ".ent")
@@ -28,7 +29,7 @@ class Entry:
     """A file with coordinates.
 
     Attributes:
-        path: where it was read from.
+        place: where it comes from, for messages.
         name: the entry's id as the file states it, otherwise the file name without its endings.
         structure: every model and entity, with label numbers, assigned by alignment to SEQRES where
             the file has none.
@@ -37,7 +38,7 @@ class Entry:
         release_date: oldest revision; None if unknown.
     """
 
-    path: Path
+    place: str
     name: str
     structure: gemmi.Structure
     resolution: float | None
@@ -52,31 +53,75 @@ def open_entry(path: Path) -> Entry:
         UserError: the file cannot be read, is neither mmCIF nor PDB, is damaged, or holds no
             coordinates.
     """
-    data = read_bytes(path)
-    try:
-        if _CIF.search(data):
-            entry = _open_mmcif(path, data)
-        elif _PDB.search(data):
-            entry = _open_pdb(path, data)
+    return parse_entry(read_bytes(path), str(path))
+
+
+def parse_entry(data: bytes, place: str) -> Entry:
+    """Parses the content of an mmCIF or PDB file, no longer compressed.
+
+    Args:
+        data: the content.
+        place: where it comes from: a path, or what stands for one.
+
+    Raises:
+        UserError: it is neither mmCIF nor PDB, is damaged, or holds no coordinates.
+    """
+    with refusing_damage(place, (RuntimeError, ValueError, IndexError)):
+        if _is_mmcif(data):
+            entry = _open_mmcif(place, data)
+        elif _is_pdb(data):
+            entry = _open_pdb(place, data)
         else:
-            raise UserError(f"{path}: neither mmCIF nor PDB")
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a valid coordinate file ({reason})") from error
-    if len(entry.structure) == 0 or entry.structure[0].count_atom_sites() == 0:
-        raise UserError(f"{path}: no coordinates")
-    _complete(entry.structure)
+            raise UserError(f"{place}: neither mmCIF nor PDB")
+        if not entry.name.isprintable():
+            raise UserError(f"{place}: the entry's id {entry.name[:80]!r} is not printable")
+        if len(entry.structure) == 0 or entry.structure[0].count_atom_sites() == 0:
+            raise UserError(f"{place}: no coordinates")
+        _complete(entry.structure)
     return entry
 
 
-def _open_mmcif(path: Path, data: bytes) -> Entry:
+@contextmanager
+def refusing_damage(
+    place: str, raised: tuple[type[Exception], ...] = (RuntimeError, UnicodeDecodeError)
+) -> Iterator[None]:
+    """Turns what gemmi raises over a damaged file into one line.
+
+    Args:
+        place: where the file is.
+        raised: what gemmi raises; more when it parses than when it is asked for names later, which
+            it only then decodes.
+
+    Raises:
+        UserError: gemmi raised something.
+    """
+    try:
+        yield
+    except raised as error:
+        # It may quote the file at any length.
+        reason = next(iter(str(error)[:200].splitlines()), type(error).__name__)
+        raise UserError(f"{place}: not a valid coordinate file ({reason})") from error
+
+
+# Both search for whole strings, which takes half the time of a regular expression with "^" (0.16 s
+# on 50 MB of noise).
+def _is_mmcif(data: bytes) -> bool:
+    """Whether a line begins with data_, in any case."""
+    return data[:5].lower() == b"data_" or b"\ndata_" in data.lower()
+
+
+def _is_pdb(data: bytes) -> bool:
+    return data.startswith(_PDB_RECORDS) or any(b"\n" + record in data for record in _PDB_RECORDS)
+
+
+def _open_mmcif(place: str, data: bytes) -> Entry:
     blocks = gemmi.cif.read_string(data)
     with_atoms = [block for block in blocks if block.find_loop("_atom_site.id")]
     block = with_atoms[0] if with_atoms else blocks[0]
     method = "; ".join(_values(block, "_exptl.method")) or None
     return Entry(
-        path=path,
-        name=next(_values(block, "_entry.id"), _stem(path)),
+        place=place,
+        name=next(_values(block, "_entry.id"), _stem(place)),
         structure=gemmi.make_structure_from_block(block),
         resolution=_resolution(
             method, (v for tag in _RESOLUTION_TAGS for v in _values(block, tag))
@@ -86,14 +131,15 @@ def _open_mmcif(path: Path, data: bytes) -> Entry:
     )
 
 
-def _open_pdb(path: Path, data: bytes) -> Entry:
+def _open_pdb(place: str, data: bytes) -> Entry:
     structure = gemmi.read_pdb_string(data)
-    info = dict(structure.info)
+    # Only what is asked for is decoded: a title may be in an encoding other than UTF-8.
+    info = {tag: structure.info[tag] for tag in _INFO_TAGS if tag in structure.info}
     method = info.get("_exptl.method")
-    first_release = _PDB_FIRST_RELEASE.search(data)
+    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
     return Entry(
-        path=path,
-        name=info.get("_entry.id", _stem(path)),
+        place=place,
+        name=info.get("_entry.id", _stem(place)),
         structure=structure,
         resolution=_resolution(method, iter([str(structure.resolution)])),
         method=method,
@@ -130,8 +176,8 @@ def _pdb_date(text: str) -> date:
     return datetime.strptime(text, "%d-%b-%y").date()
 
 
-def _stem(path: Path) -> str:
-    name = path.name
+def _stem(place: str) -> str:
+    name = PurePath(place).name
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
     return name

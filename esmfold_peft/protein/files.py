@@ -1,6 +1,7 @@
 """Whole files: reading, plain or gzip-compressed, and writing that leaves no half of one."""
 
 import gzip
+import io
 import json
 import os
 import zlib
@@ -10,6 +11,9 @@ from typing import Any
 from esmfold_peft.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_RATIO = 1032
+"""Deflate makes nothing smaller than this many times."""
+_MOST_BYTES = 4 << 30
 
 
 def read_bytes(path: Path) -> bytes:
@@ -19,20 +23,45 @@ def read_bytes(path: Path) -> bytes:
         path: of a file that must not be empty.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, or a damaged gzip file.
+        UserError: the file is missing, unreadable, empty, or a gzip file that is damaged or would
+            expand to more than 4 GiB.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    return decompressed(data, path)
+
+
+def decompressed(data: bytes, place: Path | str) -> bytes:
+    """The content of a file, decompressed if it says gzip.
+
+    Args:
+        data: what must not be empty.
+        place: where it comes from, for the message.
+
+    Raises:
+        UserError: there is nothing, or a gzip file that is damaged or would expand to more than
+            4 GiB.
+    """
     if data.startswith(_GZIP_MAGIC):
         try:
+            if _expands_too_far(data):
+                raise UserError(f"{place}: expands to more than {_MOST_BYTES >> 30} GiB")
             data = gzip.decompress(data)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: damaged gzip file ({error})") from error
-    if not data.strip():
-        raise UserError(f"{path}: the file is empty")
+            raise UserError(f"{place}: damaged gzip file ({error})") from error
+    if not data or data.isspace():
+        raise UserError(f"{place}: the file is empty")
     return data
+
+
+def _expands_too_far(data: bytes) -> bool:
+    """Whether a gzip file holds more than fits; what is decompressed is counted, not kept."""
+    if len(data) * _GZIP_RATIO <= _MOST_BYTES:
+        return False
+    with gzip.open(io.BytesIO(data)) as stream:
+        return stream.seek(_MOST_BYTES + 1) > _MOST_BYTES
 
 
 def require_file(path: Path, what: str = "") -> None:

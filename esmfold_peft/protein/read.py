@@ -3,43 +3,60 @@
 What is kept of a file: the first model; in each residue the atoms without an alternative location
 and those of the alternative with the highest summed occupancy (the first of equals); where a
 position of the sequence holds several residues (microheterogeneity), the one that the sequence
-lists first. Atoms of occupancy 0 or without finite coordinates are not resolved and are dropped, as
-are hydrogens and atoms foreign to their residue. MSE is read as MET, its selenium as SD; every
-other residue outside the standard twenty is X and has no atoms. NH1 and NH2 of arginine are
-exchanged where NH2 is the one closer to CD.
+lists first. Atoms of occupancy 0 or without coordinates (or with one beyond a million Å) are not
+resolved and are dropped, as are hydrogens and atoms foreign to their residue. MSE is read as MET,
+its selenium as SD; every other residue outside the standard twenty is X and has no atoms. NH1 and
+NH2 of arginine are exchanged where NH2 is the one closer to CD.
 """
 
-import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import gemmi
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.entry import Entry, open_entry
+from esmfold_peft.protein.entry import Entry, open_entry, parse_entry, refusing_damage
+from esmfold_peft.protein.files import decompressed
 from esmfold_peft.protein.residues import (
     AATYPE,
     ATOM14,
     ATOM37,
     ATOM37_INDEX,
     RESIDUES,
+    RESIDUES_X,
     THREE_TO_ONE,
+    encode,
 )
 from esmfold_peft.protein.structure import ProteinStructure
 
 _PDB_CODE = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
 _LETTERS = {three: one for three, one in THREE_TO_ONE.items() if one in AATYPE} | {"MSE": "M"}
-_COLUMNS = {
-    letter: {name: ATOM37_INDEX[name] for name in (*ATOM14[letter], "OXT")} for letter in RESIDUES
-} | {"X": {}}
-_COLUMNS["M"]["SE"] = ATOM37_INDEX["SD"]
+# Atom names as gemmi gives them in arrays: eight bytes each, here taken as one number.
+_NAMES = np.array([*ATOM37, "SE"], dtype="S8")
+_NAMES = _NAMES[np.argsort(_NAMES.view(np.uint64))]
+_KEYS = _NAMES.view(np.uint64)
+
+
+def _column_table() -> Int64[np.ndarray, "21 names"]:
+    """Column of atom37 for each residue and name; -1 where the residue has no such atom."""
+    table = np.full((len(RESIDUES_X), len(_NAMES)), -1, dtype=np.int64)
+    for letter in RESIDUES:
+        for column, name in enumerate(_NAMES.astype(str)):
+            if name in (*ATOM14[letter], "OXT"):
+                table[AATYPE[letter], column] = ATOM37_INDEX[name]
+    table[AATYPE["M"], _NAMES == b"SE"] = ATOM37_INDEX["SD"]
+    return table
+
+
+_COLUMNS = _column_table()
+_FARTHEST = 1e6
+"""Å; float32 has steps of 0.06 Å there."""
 _NH_EXCHANGED = np.arange(len(ATOM37))
 _NH_EXCHANGED[[ATOM37_INDEX["NH1"], ATOM37_INDEX["NH2"]]] = ATOM37_INDEX["NH2"], ATOM37_INDEX["NH1"]
 
@@ -69,14 +86,15 @@ def read_structure(
             asked for.
     """
     entry = open_entry(path)
-    spans = _protein_spans(entry)
-    if chain is None:
-        return _chain(entry, *spans[0], alone=len(spans) == 1)
-    names = [author if by == "author" else span.subchain_id() for author, span in spans]
-    if chain not in names:
-        present = ", ".join(names)
-        raise UserError(f'{path}: no protein chain "{chain}" (the file has {present})')
-    return _chain(entry, *spans[names.index(chain)], alone=len(spans) == 1)
+    with refusing_damage(entry.place):
+        spans = _protein_spans(entry)
+        if chain is None:
+            return _chain(entry, *spans[0], alone=len(spans) == 1)
+        names = [author if by == "author" else span.subchain_id() for author, span in spans]
+        if chain not in names:
+            present = ", ".join(names)
+            raise UserError(f'{path}: no protein chain "{chain}" (the file has {present})')
+        return _chain(entry, *spans[names.index(chain)], alone=len(spans) == 1)
 
 
 def read_chains(path: Path) -> list[ProteinStructure]:
@@ -87,9 +105,29 @@ def read_chains(path: Path) -> list[ProteinStructure]:
     Raises:
         UserError: the file cannot be read, or has no coordinates or no protein chain.
     """
-    entry = open_entry(path)
-    spans = _protein_spans(entry)
-    return [_chain(entry, author, span, alone=len(spans) == 1) for author, span in spans]
+    return _chains(open_entry(path))
+
+
+def parse_chains(data: bytes, place: str) -> list[ProteinStructure]:
+    """Reads every protein chain from the content of an mmCIF or PDB file, as `read_chains` does.
+
+    Args:
+        data: the content, plain or gzip-compressed.
+        place: what messages name: a path, or a member of an archive
+            ("folder/shard.tar/1abc_A.cif.gz"). Its last component without endings is the entry's
+            name where the file states none.
+
+    Raises:
+        UserError: the content is empty, damaged, neither mmCIF nor PDB, or has no coordinates or
+            no protein chain.
+    """
+    return _chains(parse_entry(decompressed(data, place), place))
+
+
+def _chains(entry: Entry) -> list[ProteinStructure]:
+    with refusing_damage(entry.place):
+        spans = _protein_spans(entry)
+        return [_chain(entry, author, span, alone=len(spans) == 1) for author, span in spans]
 
 
 def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
@@ -99,9 +137,11 @@ def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
         for span in chain.subchains():
             entity = entry.structure.get_entity_of(span)
             if entity is not None and entity.polymer_type == gemmi.PolymerType.PeptideL:
+                if not (chain.name + span.subchain_id()).isprintable():
+                    raise UserError(f"{entry.place}: chain name {chain.name!r} is not printable")
                 spans.append((chain.name, span))
     if not spans:
-        raise UserError(f"{entry.path}: no protein chain")
+        raise UserError(f"{entry.place}: no protein chain")
     return spans
 
 
@@ -127,6 +167,8 @@ def _chain(entry: Entry, author: str, span: gemmi.ResidueSpan, *, alone: bool) -
         resolution=entry.resolution,
         method=entry.method,
         release_date=entry.release_date,
+        # Not the name of gemmi's entity: it merges equal ones, and invents those of a PDB file.
+        entity=span[0].entity_id or None,
     )
 
 
@@ -150,8 +192,8 @@ def _aligned(deposited: list[str], span: gemmi.ResidueSpan) -> _Found:
     sequence = _letters(map(gemmi.Entity.first_mon, deposited))
     residues: dict[int, gemmi.Residue] = {}
     for residue in span:
-        place = residue.label_seq - 1 if residue.label_seq is not None else len(sequence)
-        if place < len(sequence) and _LETTERS.get(residue.name, "X") == sequence[place]:
+        place = (residue.label_seq or 0) - 1
+        if 0 <= place < len(sequence) and _LETTERS.get(residue.name, "X") == sequence[place]:
             residues.setdefault(place, residue)
     return _Found(sequence, np.arange(len(sequence), dtype=np.int32), residues)
 
@@ -163,8 +205,9 @@ def _modelled(span: gemmi.ResidueSpan) -> _Found:
     labels = [residue.label_seq or 0 for residue in residues]
     authors = [residue.seqid.num or 0 for residue in residues]
     for numbers, first in ((labels, 1), (authors, authors[0])):
-        if numbers[0] >= first and all(a < b for a, b in pairwise(numbers)):
-            index = np.array(numbers, dtype=np.int32) - np.int32(first)
+        fits = numbers[0] >= first and numbers[-1] - first <= np.iinfo(np.int32).max
+        if fits and all(a < b for a, b in pairwise(numbers)):
+            index = np.array([number - first for number in numbers], dtype=np.int32)
             break
     return _Found(_letters(r.name for r in residues), index, dict(enumerate(residues)))
 
@@ -178,39 +221,99 @@ def _atoms(
 ) -> tuple[Float32[np.ndarray, "n 37 3"], Bool[np.ndarray, "n 37"], Float32[np.ndarray, "n 37"]]:
     """Positions, mask and B-factors."""
     n = len(found.sequence)
-    # The one loop over atoms in Python; everything numerical is done at once afterwards.
-    slots, values = [], []
-    for place, residue in found.residues.items():
-        columns = _COLUMNS[found.sequence[place]]
-        for atom in _conformer(residue):
-            column = columns.get(atom.name)
-            if column is not None:
-                slots.append(place * len(ATOM37) + column)
-                values.append((*atom.pos.tolist(), atom.b_iso))
-    table = np.zeros((n * len(ATOM37), 4), dtype=np.float32)
-    mask = np.zeros(n * len(ATOM37), dtype=bool)
+    atoms = _listed(found)
+    atoms = atoms[(atoms.occupancy > 0) & (np.abs(atoms.position) < _FARTHEST).all(-1)]
+    atoms = atoms[_one_conformer(atoms)]
+    atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.
-    table[slots[::-1]] = np.array(values, dtype=np.float32).reshape(-1, 4)[::-1]
+    slots = (atoms.place * len(ATOM37) + atoms.column)[::-1]
+    positions = np.zeros((n * len(ATOM37), 3), dtype=np.float32)
+    mask = np.zeros(n * len(ATOM37), dtype=bool)
+    b_factors = np.zeros(n * len(ATOM37), dtype=np.float32)
+    positions[slots] = atoms.position[::-1]
     mask[slots] = True
-    table = table.reshape(n, len(ATOM37), 4)
-    return table[..., :3].copy(), mask.reshape(n, len(ATOM37)), table[..., 3].copy()
+    b_factors[slots] = atoms.b_factor[::-1]
+    shape = (n, len(ATOM37))
+    return positions.reshape(*shape, 3), mask.reshape(shape), b_factors.reshape(shape)
 
 
-def _conformer(residue: gemmi.Residue) -> list[gemmi.Atom]:
-    """The resolved atoms of one conformer.
+@dataclass(frozen=True)
+class _Atoms:
+    """The atoms of a chain's known residues in the order of the file.
+
+    Attributes:
+        place: of the residue in the sequence.
+        column: in atom37; -1 for an atom foreign to its residue.
+        altloc: character code of the alternative location; 0 without one.
+    """
+
+    place: Int64[np.ndarray, "m"]
+    column: Int64[np.ndarray, "m"]
+    altloc: UInt8[np.ndarray, "m"]
+    occupancy: Float32[np.ndarray, "m"]
+    position: Float32[np.ndarray, "m 3"]
+    b_factor: Float32[np.ndarray, "m"]
+
+    def __getitem__(self, which: Bool[np.ndarray, "m"]) -> "_Atoms":
+        if which.all():
+            return self
+        return _Atoms(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+
+def _listed(found: _Found) -> _Atoms:
+    """The atoms as gemmi has them.
+
+    A loop over atoms in Python is most of the time of reading a file; gemmi makes arrays of them,
+    but of whole structures only, hence one with nothing but the residues wanted.
+    """
+    chain = gemmi.Chain("A")
+    places = [place for place in found.residues if found.sequence[place] != "X"]
+    for place in places:
+        residue = chain.add_residue(found.residues[place])
+        residue.subchain = residue.entity_id = ""  # they may be longer than FlatStructure takes
+    structure = gemmi.Structure()
+    structure.add_model(gemmi.Model(1)).add_chain(chain)
+    flat = gemmi.FlatStructure(structure)
+    place = np.repeat(np.array(places, dtype=np.int64), [len(residue) for residue in chain])
+    with np.errstate(over="ignore"):  # what is too far for float32 is dropped later
+        position = flat.pos.astype(np.float32)
+    return _Atoms(
+        place=place,
+        column=_columns(encode(found.sequence)[place], np.asarray(flat.atom_names)),
+        altloc=flat.altlocs.astype(np.uint8),
+        occupancy=flat.occ.copy(),
+        position=position,
+        b_factor=np.nan_to_num(flat.b_iso, posinf=0.0, neginf=0.0),
+    )
+
+
+def _columns(
+    aatype: Int64[np.ndarray, "m"], names: Int8[np.ndarray, "m 8"]
+) -> Int64[np.ndarray, "m"]:
+    """Columns of atoms in atom37, -1 for one foreign to its residue."""
+    keys = np.ascontiguousarray(names).view(_KEYS.dtype)[:, 0]
+    nearest = np.minimum(np.searchsorted(_KEYS, keys), len(_KEYS) - 1)
+    return np.where(_KEYS[nearest] == keys, _COLUMNS[aatype, nearest], -1)
+
+
+def _one_conformer(atoms: _Atoms) -> Bool[np.ndarray, "m"]:
+    """Which atoms are of the conformer that is read of each residue.
 
     The alternative is chosen once for the residue, not for each atom, so that conformers are never
     mixed.
     """
-    atoms = [atom for atom in residue if atom.occ > 0 and math.isfinite(atom.pos.x)]
-    occupancy: dict[str, float] = defaultdict(float)
-    for atom in atoms:
-        if atom.has_altloc():
-            occupancy[atom.altloc] += atom.occ
-    if not occupancy:
-        return atoms
-    best = max(occupancy, key=occupancy.__getitem__)
-    return [atom for atom in atoms if not atom.has_altloc() or atom.altloc == best]
+    chosen = atoms.altloc == 0
+    some = np.flatnonzero(atoms.altloc)
+    conformers, first, conformer = np.unique(
+        atoms.place[some] * 256 + atoms.altloc[some], return_index=True, return_inverse=True
+    )
+    residues = conformers // 256
+    occupancy = np.bincount(conformer, weights=atoms.occupancy[some], minlength=len(conformers))
+    # In each residue the highest occupancy comes first, and of equals the first in the file.
+    order = np.lexsort((first, -occupancy, residues))
+    best = order[np.diff(residues[order], prepend=-1) > 0]
+    chosen[some] = np.isin(conformer, best)
+    return chosen
 
 
 def _misnamed_arginine(

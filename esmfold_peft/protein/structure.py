@@ -27,6 +27,8 @@ class ProteinStructure:
         resolution: in Å; None if unknown or without meaning (NMR).
         method: experimental method as the file states it; None if unknown.
         release_date: first revision of the entry; None if unknown.
+        entity: label_entity_id of the mmCIF file, the same for chains of one molecule; None where
+            the file states none (every PDB file).
     """
 
     id: str
@@ -40,6 +42,7 @@ class ProteinStructure:
     resolution: float | None = None
     method: str | None = None
     release_date: date | None = None
+    entity: str | None = None
 
     def __len__(self) -> int:
         """Number of residues, resolved or not."""
