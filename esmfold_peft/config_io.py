@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from esmfold_peft.errors import UserError
 
@@ -28,7 +28,7 @@ class OneLineParser(ArgumentParser):
 def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
     """A parser for one command: a flag for each field of its settings, and --config for YAML files.
 
-    A flag of several values takes them separated by spaces.
+    A flag of several values takes them separated by spaces, one of yes or no takes none.
 
     Args:
         kind: dataclass of the command's settings.
@@ -38,13 +38,18 @@ def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
     parser.add_argument(
         "--config", action="config", help="YAML file; later files and flags override earlier ones"
     )
-    lists = [f.name for f in fields(kind) if get_origin(f.type) is tuple and f.name != positional]
-    skip: set[str | int] = {*lists} if positional is None else {*lists, positional}
+    own = [f for f in fields(kind) if f.name != positional]
+    lists = [f.name for f in own if get_origin(f.type) is tuple]
+    switches = [f.name for f in own if f.type is bool]
+    skip: set[str | int] = {*lists, *switches}
     if positional is not None:
+        skip.add(positional)
         _add_positional(parser, kind, positional)
     parser.add_class_arguments(kind, as_group=False, skip=skip)
     for name in lists:
         _add_list(parser, kind, name)
+    for name in switches:
+        _add_switch(parser, kind, name)
     return parser
 
 
@@ -147,6 +152,14 @@ def _add_list(parser: ArgumentParser, kind: type, name: str) -> None:
         metavar=name.upper(),
         help=_help(kind, name),
     )
+
+
+def _add_switch(parser: ArgumentParser, kind: type, name: str) -> None:
+    """A flag without a value."""
+    default = next(field.default for field in fields(kind) if field.name == name)
+    # Both spellings: the one of YAML, and the one that people type.
+    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    parser.add_argument(*names, action=ActionYesNo, default=default, help=_help(kind, name))
 
 
 def _help(kind: type, name: str) -> str:

@@ -1,5 +1,6 @@
 """What commands say on stderr to the person who runs them; results go to stdout."""
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 _STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
+_SECONDS_BETWEEN_LINES = 60.0
 
 Item = TypeVar("Item")
 
@@ -17,12 +19,23 @@ def report(text: str) -> None:
 
 
 def watched(items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
-    """Passes items through and shows a progress bar where there is a terminal.
+    """Passes items through and shows a progress bar, or in a log file a line now and then.
 
     Args:
         items: what is worked on.
         doing: shown before the bar.
         total: how many items there will be.
     """
-    hidden = not _STDERR.is_terminal
-    yield from track(items, doing, total, console=_STDERR, transient=True, disable=hidden)
+    if _STDERR.is_terminal:
+        yield from track(items, doing, total, console=_STDERR, transient=True)
+    else:
+        yield from _logged(items, doing, total)
+
+
+def _logged(items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            report(f"{doing}: {done} of {total}")
+        yield item

@@ -14,8 +14,8 @@ from rich.table import Table
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.console import watched
 from esmfold_peft.csv_text import csv_text
-from esmfold_peft.datasets.chains import ChainDataset
 from esmfold_peft.datasets.features import Features, features
+from esmfold_peft.datasets.store import Store
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.metrics.lddt import lddt_ca
@@ -69,8 +69,7 @@ def run(config: EvaluateConfig) -> int:
     Raises:
         UserError: a file is missing or does not fit.
     """
-    references = ChainDataset(config.references)
-    chains = [references[i] for i in range(len(references))]
+    chains = list(Store(config.references))
     predictions = _fold_all(config, chains) if config.run else _read_all(config, chains)
     make_folder(config.output)
     progress = watched(predictions, "scoring", len(chains))

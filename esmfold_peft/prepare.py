@@ -1,100 +1,89 @@
-"""`esmfold-peft prepare`: structure files to a manifest of their protein chains."""
+"""`esmfold-peft prepare`: structure files to a store of their protein chains."""
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
+from functools import partial
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.console import report, watched
 from esmfold_peft.csv_text import csv_text
-from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry, manifest_text
+from esmfold_peft.datasets.manifest import FILE_NAME, manifest_text
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, write_atomically
-from esmfold_peft.protein.read import read_chains
-from esmfold_peft.protein.residues import ATOM37_INDEX
-from esmfold_peft.protein.structure import ProteinStructure
+from esmfold_peft.preparation.filters import Rejected
+from esmfold_peft.preparation.finishing import Finished, finish
+from esmfold_peft.preparation.pool import OrderedPool
+from esmfold_peft.preparation.reading import Rules, failed, read_items
+from esmfold_peft.preparation.report import Report, make_report, report_lines
+from esmfold_peft.preparation.selection import Selection
+from esmfold_peft.preparation.sources import Item, list_items, load, split_lists
+from esmfold_peft.preparation.writer import StoreWriter
+from esmfold_peft.protein.files import write_atomically
 
-_SUFFIXES = (".cif", ".cif.gz", ".mmcif", ".mmcif.gz", ".pdb", ".pdb.gz", ".ent", ".ent.gz")
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What is left out of a manifest: a file, or one of its chains, and why."""
-
-    file: str
-    id: str
-    reason: str
+_FILES_IN_A_UNIT = 32  # what a kill loses of each process, at most
 
 
 def run(config: PrepareConfig) -> int:
-    """Lists usable chains in manifest.csv, and the others with the reason in rejected.csv.
+    """Fills the store's file, then writes rejected.csv, report.json and manifest.csv.
 
     Raises:
-        UserError: a source does not exist, or no chain is left.
+        UserError: a source or a list is missing or wrong, the store was begun otherwise, the disk
+            is full, or no chain is left.
     """
-    files = _structure_files(config.sources)
-    entries: dict[str, ManifestEntry] = {}
-    rejected: list[Rejected] = []
-    for file in watched(files, "reading structures", len(files)):
-        try:
-            chains = read_chains(file)
-        except UserError as error:
-            rejected.append(Rejected(str(file), "", str(error)))
-            continue
-        for chain in chains:
-            reason = _reason_against(chain, config, entries)
-            if reason:
-                rejected.append(Rejected(str(file), chain.id, reason))
-            else:
-                entries[chain.id] = _entry(chain, file, config.output)
-    if not entries:
-        reasons = f"; {rejected[0].reason}" if rejected else ""
-        raise UserError(f"{config.sources[0]}: no usable chain in {len(files)} files{reasons}")
-    make_folder(config.output)
-    write_atomically(config.output / "rejected.csv", csv_text(Rejected, rejected))
-    write_atomically(config.output / FILE_NAME, manifest_text(list(entries.values())))
-    report(
-        f"{len(entries)} chains of {len(files)} files in {config.output / FILE_NAME},"
-        f" {len(rejected)} left out (rejected.csv)",
-    )
+    structures, lists = split_lists(config.sources)
+    selection = Selection(lists) if lists else None
+    items = list_items(structures, selection)
+    rules = Rules(config.filters, config.plddt if config.predicted else None, selection)
+    workers = config.workers or _cores()
+    with StoreWriter(config.output, _settings(rules)) as writer:
+        _read(items, rules, writer, workers)
+        finished = finish(config, selection, writer, threads=workers)
+        found = _write(config, finished, writer)
+    if not finished.entries:
+        reason = f"; {finished.rejected[0].reason}" if finished.rejected else ""
+        raise UserError(f"{config.sources[0]}: no usable chain in {len(items)} files{reason}")
+    for line in report_lines(found, config.output):
+        report(line)
     return 0
 
 
-def _structure_files(sources: tuple[Path, ...]) -> list[Path]:
-    files: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            inside = [p for p in source.rglob("*") if p.name.lower().endswith(_SUFFIXES)]
-            files += sorted(p for p in inside if p.is_file())
-        elif source.is_file():
-            files.append(source)
-        else:
-            raise UserError(f"{source}: no such file or folder")
-    return files
+def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) -> None:
+    """Reads what is not in the store yet."""
+    units = [items[k : k + _FILES_IN_A_UNIT] for k in range(0, len(items), _FILES_IN_A_UNIT)]
+    done = writer.units_done(units)
+    if done:
+        report(f"{min(done * _FILES_IN_A_UNIT, len(items))} of {len(items)} files were read before")
+    rest = units[done:]
+    pool = OrderedPool(partial(read_items, rules=rules), failed, min(workers, len(rest) or 1))
+    loaded = load(item for unit in rest for item in unit)
+    tasks = ([next(loaded) for _ in unit] for unit in rest)
+    found = zip(range(done, len(units)), rest, pool.results(tasks), strict=True)
+    for number, unit, result in watched(found, "reading structures", len(rest)):
+        writer.add(number, unit, result)
 
 
-def _reason_against(
-    chain: ProteinStructure, config: PrepareConfig, entries: dict[str, ManifestEntry]
-) -> str | None:
-    resolved = _resolved(chain)
-    if resolved < config.min_resolved:
-        return f"{resolved} resolved residues, fewer than {config.min_resolved}"
-    if chain.id in entries:
-        return f"the id is taken by {entries[chain.id].file}"
-    return None
+def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Report:
+    """Writes the tables; the manifest, which makes the store a whole one, is the last."""
+    output = config.output
+    found = make_report(finished, writer)
+    write_atomically(output / "rejected.csv", csv_text(Rejected, finished.rejected))
+    write_atomically(output / "report.json", json.dumps(asdict(found), indent=2) + "\n")
+    if finished.entries:
+        write_atomically(output / FILE_NAME, manifest_text(finished.entries))
+    return found
 
 
-def _resolved(chain: ProteinStructure) -> int:
-    return int(chain.atom_mask[:, ATOM37_INDEX["CA"]].sum())
+def _settings(rules: Rules) -> str:
+    """All that decides what is read into the store, beside the files."""
+    listed = sorted(rules.selection.listed) if rules.selection else None
+    settings = {
+        "filters": asdict(rules.filters),
+        "predicted": asdict(rules.predicted) if rules.predicted else None,
+        "list of ids": hashlib.sha256(json.dumps(listed).encode()).hexdigest() if listed else None,
+    }
+    return json.dumps(settings)
 
 
-def _entry(chain: ProteinStructure, file: Path, output: Path) -> ManifestEntry:
-    return ManifestEntry(
-        id=chain.id,
-        file=os.path.relpath(file, output),
-        chain=chain.chain,
-        length=len(chain),
-        resolved=_resolved(chain),
-        resolution=chain.resolution,
-        release_date=chain.release_date.isoformat() if chain.release_date else None,
-    )
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

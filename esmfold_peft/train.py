@@ -9,10 +9,12 @@ from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.datasets.leaks import Leak
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
+from esmfold_peft.training.leak_guard import guard
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.training.progress import progress
@@ -25,14 +27,18 @@ def run(config: TrainConfig) -> int:
     """Trains a model and leaves it in the run's folder.
 
     Raises:
-        UserError: a setting, a manifest, the base weights or the kernels are wrong; nothing has
-            been written then. Later: the loss of a chain is not finite.
+        UserError: a setting, a store, the base weights or the kernels are wrong, or training chains
+            leak validation chains; nothing has been written then. Later: the loss of a chain is not
+            finite.
     """
     _quiet()
     trainer = build_trainer(config, [Saver(), progress()])
     if trainer.is_global_zero:
         refuse_existing_run(config)
     data = ChainDataModule(config)
+    leaks: list[Leak] = []
+    if trainer.is_global_zero and data.validation is not None:
+        leaks = guard(data.train, data.validation, allow=config.allow_leaks)
     model, base_hash = build_model(config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model.freeze: with adapter.kind none nothing is left to train")
@@ -43,7 +49,7 @@ def run(config: TrainConfig) -> int:
         bf16=model.bf16,
     )
     if trainer.is_global_zero:
-        create_run(config, model, base_hash)
+        create_run(config, model, base_hash, leaks)
         _describe(model, config)
     # Processes draw their own dropout; weights, crops and recycling have seeds of their own.
     pl.seed_everything(config.seed + trainer.global_rank, workers=True, verbose=False)

@@ -128,7 +128,9 @@ def test_preparing_what_is_not_mmcif_gives_the_reason(tmp_path: Path, capsys):
     file.write_text("<html>404 not found</html>")
     line = fails_with_one_line(["prepare", str(file), "--output", str(tmp_path / "out")], capsys)
     assert "page.cif" in line
-    assert not (tmp_path / "out").exists()
+    assert "neither mmCIF nor PDB" in line
+    assert "neither mmCIF nor PDB" in (tmp_path / "out" / "rejected.csv").read_text()
+    assert not (tmp_path / "out" / "manifest.csv").exists()
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path, capsys):

@@ -10,6 +10,7 @@ ORDER = [
     "protein",
     "geometry",
     "datasets",
+    "preparation",
     "adapters",
     "model",
     "metrics",

@@ -14,7 +14,6 @@ from esmfold_peft.config.commands import (
     InspectConfig,
     MergeConfig,
     PredictConfig,
-    PrepareConfig,
 )
 from esmfold_peft.config.model import (
     EsmfoldConfig,
@@ -24,7 +23,9 @@ from esmfold_peft.config.model import (
     ModelConfig,
     StructureConfig,
 )
+from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
 from esmfold_peft.config.training import (
+    ClusterWeight,
     DataConfig,
     EngineConfig,
     LossConfig,
@@ -36,6 +37,7 @@ from esmfold_peft.config.training import (
 __all__ = [
     "AdapterConfig",
     "AdapterKind",
+    "ClusterWeight",
     "CountConfig",
     "DataConfig",
     "EngineConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "EvaluateConfig",
     "EvoformerConfig",
     "ExportConfig",
+    "FilterConfig",
     "ImportConfig",
     "InspectConfig",
     "Kernels",
@@ -52,6 +55,7 @@ __all__ = [
     "MergeConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PlddtConfig",
     "PredictConfig",
     "PrepareConfig",
     "StructureConfig",

@@ -1,4 +1,4 @@
-"""Settings of the commands beside `train`."""
+"""Settings of the commands beside `prepare` and `train`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,29 +11,11 @@ from esmfold_peft.errors import UserError
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    """Lists the protein chains of structure files in a manifest.
-
-    Attributes:
-        sources: mmCIF or PDB files, plain or gzip, and folders of them.
-        output: folder that receives manifest.csv and rejected.csv.
-        min_resolved: chains with fewer resolved residues (Cα) are rejected.
-    """
-
-    sources: tuple[Path, ...]
-    output: Path
-    min_resolved: int = 10
-
-    def __post_init__(self) -> None:
-        check_lowest(self, "", 1, "min_resolved")
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """Scores predicted structures by lDDT-Cα: those of a run's model, or files.
 
     Attributes:
-        references: manifest of the true structures, or its folder.
+        references: store of the true structures.
         output: folder that receives scores.csv and summary.json.
         run: folder of a training run, whose model folds the references' sequences.
         predictions: folder of predicted structures named <chain id>.pdb or .cif, instead of a run.

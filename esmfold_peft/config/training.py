@@ -9,6 +9,8 @@ from esmfold_peft.config.checks import check_lowest, check_shares
 from esmfold_peft.config.model import ModelConfig
 from esmfold_peft.errors import UserError
 
+ClusterWeight = Literal["inverse", "inverse_sqrt", "none"]
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -67,20 +69,39 @@ class DataConfig:
     """Training and validation chains.
 
     Attributes:
-        train: manifest of the training chains, or the folder that `prepare` wrote it to.
-        validation: manifest of the validation chains; null trains without validation.
+        train: store of the training chains, the folder that `prepare` makes.
+        validation: store of the validation chains; null trains without validation.
+        mix: further stores of training chains by path, each with the probability that a sample is
+            one of its chains; `train` has the rest (ESMFold: 0.75 of predicted structures).
+        cluster_weight: acceptance of a chain by the size of its cluster: inverse (1/size,
+            OpenFold), inverse_sqrt (1/sqrt(size)) or none (1).
+        length_weight: acceptance of a chain by clip(length, 256, 512)/512 too (OpenFold).
         crop: longest stretch of residues that a training step sees (AF2: 256, 384 in fine-tuning).
         workers: processes that read chains.
     """
 
     train: Path
     validation: Path | None = None
+    mix: dict[str, float] = field(default_factory=dict)
+    cluster_weight: ClusterWeight = "inverse"
+    length_weight: bool = True
     crop: int = 256
     workers: int = 2
 
     def __post_init__(self) -> None:
+        total = sum(self.mix.values())
+        if not (all(share > 0 for share in self.mix.values()) and total < 1):
+            raise UserError(
+                f"data.mix: {self.mix}: probabilities must be above 0 and leave some to data.train"
+            )
         check_lowest(self, "data.", 1, "crop")
         check_lowest(self, "data.", 0, "workers")
+
+    @property
+    def shares(self) -> list[tuple[Path, float]]:
+        """The training stores, each with the probability that a sample is one of its chains."""
+        mixed = [(Path(path), share) for path, share in self.mix.items()]
+        return [(self.train, 1.0 - sum(self.mix.values())), *mixed]
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,8 @@ class EngineConfig:
         steps: optimizer steps.
         validate_every: optimizer steps between validations. The model is saved as often, also
             without validation chains, and at the end.
+        validation_tokens: residues that a validation batch may have, padding included. Chains of
+            similar length share a batch; a longer chain is alone.
         log_every: optimizer steps between lines of metrics.csv.
     """
 
@@ -152,12 +175,13 @@ class EngineConfig:
     compile: bool = False
     steps: int = 850_000
     validate_every: int = 1000
+    validation_tokens: int = 1024
     log_every: int = 10
 
     def __post_init__(self) -> None:
         check_lowest(self, "engine.", 0, "steps")
         counts = ("devices", "nodes", "batch_size", "micro_batch", "validate_every", "log_every")
-        check_lowest(self, "engine.", 1, *counts)
+        check_lowest(self, "engine.", 1, *counts, "validation_tokens")
 
 
 @dataclass(frozen=True)
@@ -173,6 +197,8 @@ class TrainConfig:
         optimizer: Adam, schedule, clipping.
         engine: devices, precision, batch, steps.
         seed: of initial weights, dropout, order, crops and recycling.
+        allow_leaks: train although training chains give validation chains away (released on the day
+            of the first validation chain or later, or similar to one); the run lists them.
     """
 
     run: Path
@@ -183,6 +209,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     seed: int = 0
+    allow_leaks: bool = False
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 0, "seed")

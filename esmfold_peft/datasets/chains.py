@@ -1,56 +1,35 @@
-"""Chains of a manifest as a PyTorch data set."""
+"""Training samples: crops of the chains of stores."""
 
-from functools import lru_cache
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from esmfold_peft.datasets.crop import crop_start
-from esmfold_peft.datasets.features import Features, features
-from esmfold_peft.datasets.manifest import manifest_path, read_manifest
-from esmfold_peft.errors import UserError
-from esmfold_peft.protein.read import read_structure
-from esmfold_peft.protein.structure import ProteinStructure
-
-_CACHED_CHAINS = 1024  # 0.2 MB each at 256 residues: small sets are parsed once
+from esmfold_peft.datasets.features import Features
 
 
-class ChainDataset(Dataset):
-    """Whole chains, in the manifest's order.
+class JoinedChains(Sequence[Features]):
+    """Several sequences of chains as one, the first one's chains first.
 
     Args:
-        path: a manifest or its folder.
-
-    Raises:
-        UserError: there is no manifest, it is broken, or a file that it lists is missing.
+        parts: none of them empty.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.manifest = manifest_path(path)
-        self.entries = read_manifest(self.manifest)
-        for entry in self.entries:
-            if not (self.manifest.parent / entry.file).is_file():
-                raise UserError(
-                    f"{self.manifest}: the file of {entry.id}, {entry.file}, is missing"
-                )
-        self._features = lru_cache(maxsize=_CACHED_CHAINS)(self._load)
+    def __init__(self, parts: Sequence[Sequence[Features]]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
         """Number of chains."""
-        return len(self.entries)
+        return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Features:
-        """The features of one chain."""
-        return self._features(index)
-
-    def structure(self, index: int) -> ProteinStructure:
-        """Reads one chain from its file."""
-        entry = self.entries[index]
-        return read_structure(self.manifest.parent / entry.file, chain=entry.chain)
-
-    def _load(self, index: int) -> Features:
-        return features(self.structure(index))
+    def __getitem__(self, index: int) -> Features:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One chain."""
+        part = bisect_right(self._ends, index)
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
 class CroppedChains(Dataset):
@@ -66,7 +45,9 @@ class CroppedChains(Dataset):
         seed: of all draws.
     """
 
-    def __init__(self, chains: ChainDataset, crop: int, clamp_probability: float, seed: int):
+    def __init__(
+        self, chains: Sequence[Features], crop: int, clamp_probability: float, seed: int
+    ) -> None:
         self.chains = chains
         self.crop = crop
         self.clamp_probability = clamp_probability

@@ -1,6 +1,7 @@
 """The loaders that Lightning asks for."""
 
 from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -8,37 +9,60 @@ from torch.utils.data import DataLoader
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.chains import ChainDataset, CroppedChains
+from esmfold_peft.datasets.buckets import length_buckets, share_of
+from esmfold_peft.datasets.chains import CroppedChains, JoinedChains
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
+from esmfold_peft.datasets.mixture import Mixture
+from esmfold_peft.datasets.order import StoreOrder, chain_weights
+from esmfold_peft.datasets.position import order_of, require_order
 from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.datasets.store import Store
 
 
 class ChainDataModule(pl.LightningDataModule):
     """Training crops and whole validation chains, shared out to the processes.
 
+    Checkpoints hold how many samples the optimizer steps so far have used, whatever workers have
+    read ahead: a resumed run goes on with the next one.
+
     Args:
         config: the run's settings.
 
     Raises:
-        UserError: a manifest is missing or broken.
+        UserError: a store is missing or broken.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.train = ChainDataset(config.data.train)
+        self.train = [Store(path) for path, _ in config.data.shares]
         validation = config.data.validation
-        self.validation = None if validation is None else ChainDataset(validation)
+        self.validation = None if validation is None else Store(validation)
+        self._order = order_of(config.data, config.seed)
+        self._resumed_step, self._resumed_samples = 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the sequence of samples, and what makes that sequence."""
+        return {"step": self._step, "samples": self._samples, "order": self._order}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from the position of a checkpoint; batches and devices may have changed since.
+
+        Raises:
+            UserError: the checkpoint belongs to another sequence of samples.
+        """
+        require_order(state_dict["order"], self._order)
+        self._resumed_step, self._resumed_samples = state_dict["step"], state_dict["samples"]
 
     def train_dataloader(self) -> DataLoader:
         """Endless micro-batches of crops."""
         config = self.config
         samples = CroppedChains(
-            self.train, config.data.crop, config.loss.clamp_probability, config.seed
+            JoinedChains(self.train), config.data.crop, config.loss.clamp_probability, config.seed
         )
         sampler = MicroBatches(
-            len(self.train), config.engine.micro_batch, self._rank, self._world, config.seed
+            self._mixture(), config.engine.micro_batch, self._rank, self._world, self._samples
         )
         # Compiled code is made for one shape.
         length = config.data.crop if config.engine.compile else None
@@ -46,22 +70,36 @@ class ChainDataModule(pl.LightningDataModule):
         return self._loader(samples, batch_sampler=sampler, collate_fn=pad)
 
     def val_dataloader(self) -> DataLoader:
-        """This process's share of the validation chains, one at a time and whole.
+        """This process's share of the validation chains, whole and by length.
 
-        The list is filled up with repetitions until all processes have equally many, because an
-        engine that shards parameters must enter every forward pass with all of them; who gathers
-        drops the repetitions.
+        All processes have equally many batches, because an engine that shards parameters must enter
+        every forward pass with all of them: some are repeated, and who gathers drops repetitions.
         """
         assert self.validation is not None, "without validation chains the trainer asks for none"
-        chains, world = len(self.validation), self._world
-        share = [k % chains for k in range(self._rank, -(-chains // world) * world, world)]
-        return self._loader(self.validation, sampler=share, collate_fn=_collate_whole)
+        lengths = self.validation.manifest.length.tolist()
+        batches = length_buckets(lengths, self.config.engine.validation_tokens)
+        share = share_of(batches, self._rank, self._world)
+        return self._loader(self.validation, batch_sampler=share, collate_fn=_collate_whole)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         """Moves a batch without changing dtypes."""
         return batch.to(device, non_blocking=True)
+
+    def _mixture(self) -> Mixture:
+        data, seed = self.config.data, self.config.seed
+        weights = [
+            chain_weights(
+                store.manifest.length,
+                store.manifest.cluster_size,
+                data.cluster_weight,
+                data.length_weight,
+            )
+            for store in self.train
+        ]
+        orders = [StoreOrder(each, seed, number) for number, each in enumerate(weights)]
+        return Mixture(orders, [share for _, share in data.shares], seed)
 
     def _loader(self, dataset, **arguments) -> DataLoader:
         return DataLoader(
@@ -71,6 +109,16 @@ class ChainDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available() and self.config.engine.accelerator != "cpu",
             **arguments,
         )
+
+    @property
+    def _samples(self) -> int:
+        """Samples that the optimizer steps done have used."""
+        steps = self._step - self._resumed_step
+        return self._resumed_samples + steps * self.config.engine.batch_size
+
+    @property
+    def _step(self) -> int:
+        return self.trainer.global_step if self.trainer else self._resumed_step
 
     @property
     def _rank(self) -> int:

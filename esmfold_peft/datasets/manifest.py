@@ -1,56 +1,105 @@
-"""The list of chains that a data set consists of: one CSV line each."""
+"""The list of chains in a store: one CSV line each, read into columns."""
 
 import csv
-import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int32, Shaped
 
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.errors import UserError
 
 FILE_NAME = "manifest.csv"
 
+_ROWS_AT_A_TIME = 20_000  # bounds what 600,000 lines take while they are turned into columns
+
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One chain of a data set.
+    """One chain of a store.
 
     Attributes:
-        id: name of the chain, unique in the manifest.
-        file: the structure file, relative to the manifest's folder.
-        chain: author's name of the chain in that file.
+        id: name of the chain, unique in the store.
+        source: the structure file that it was read from; of a tar, "<tar>/<member>".
+        entity: label_entity_id in that file; None if it has none (PDB format).
         length: residues, resolved or not.
         resolved: residues with a Cα.
         resolution: Å; None if unknown.
-        release_date: ISO date; None if unknown.
+        method: as the file states it; None if unknown.
+        release_date: ISO date of the oldest revision; None if unknown.
+        cluster: name of its cluster; its own id if it is in none.
+        cluster_size: chains of the store in that cluster, or more if a cache of OpenFold says so.
+        sequence_hash: first 16 hex digits of the SHA-256 of the sequence.
+        hash: first 32 hex digits of the SHA-256 of the chain's record.
     """
 
     id: str
-    file: str
-    chain: str
+    source: str
+    entity: str | None
     length: int
     resolved: int
     resolution: float | None
+    method: str | None
     release_date: str | None
+    cluster: str
+    cluster_size: int
+    sequence_hash: str
+    hash: str
 
 
 _COLUMNS = [field.name for field in fields(ManifestEntry)]
 
 
-def manifest_path(path: Path) -> Path:
-    """The manifest itself, given it or the folder that `prepare` wrote it to.
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """What training and evaluation need of a manifest, as columns of `chains` rows.
+
+    Attributes:
+        path: the CSV file.
+        ids: names of the chains.
+        length: residues, resolved or not.
+        resolved: residues with a Cα.
+        resolution: Å; NaN if unknown.
+        release_date: days; NaT if unknown.
+        cluster: name of the cluster.
+        cluster_size: chains in that cluster, at least 1.
+        sequence_hash: equal for equal sequences.
+    """
+
+    path: Path
+    ids: list[str]
+    length: Int32[np.ndarray, "chains"]
+    resolved: Int32[np.ndarray, "chains"]
+    resolution: Float64[np.ndarray, "chains"]
+    release_date: Shaped[np.ndarray, "chains"]
+    cluster: list[str]
+    cluster_size: Int32[np.ndarray, "chains"]
+    sequence_hash: list[str]
+
+    def __len__(self) -> int:
+        """Number of chains."""
+        return len(self.ids)
+
+
+def manifest_path(store: Path) -> Path:
+    """The manifest in the folder of a store.
 
     Raises:
         UserError: there is none.
     """
-    found = path / FILE_NAME if path.is_dir() else path
-    if not found.is_file():
-        raise UserError(f"{found}: no such manifest (make one with: esmfold-peft prepare)")
-    return found
+    if not (store / FILE_NAME).is_file():
+        raise UserError(
+            f"{store}: no such store, or not a whole one: it has no {FILE_NAME}"
+            " (make or finish it with: esmfold-peft prepare)"
+        )
+    return store / FILE_NAME
 
 
-def read_manifest(path: Path) -> list[ManifestEntry]:
-    """Reads a manifest.
+def read_manifest(path: Path) -> Manifest:
+    """Reads a manifest; 600,000 chains take seconds.
 
     Args:
         path: the CSV file.
@@ -59,39 +108,98 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
         UserError: the file is not a manifest, is empty, or names a chain twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            manifest = _read(path, csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error})") from error
-    reader = csv.DictReader(io.StringIO(text))
-    if reader.fieldnames != _COLUMNS:
-        raise UserError(f"{path}:1: not a manifest: its columns must be {','.join(_COLUMNS)}")
-    entries: dict[str, ManifestEntry] = {}
-    for row in reader:
-        place = f"{path}:{reader.line_num}"
-        entry = _entry(row, place)
-        if entry.id in entries:
-            raise UserError(f"{place}: {entry.id} is listed twice")
-        entries[entry.id] = entry
-    if not entries:
+    if not len(manifest):
         raise UserError(f"{path}: the manifest lists no chain")
-    return list(entries.values())
+    if len(set(manifest.ids)) < len(manifest):
+        _refuse_repetition(manifest)
+    return manifest
 
 
-def manifest_text(entries: list[ManifestEntry]) -> str:
+def manifest_text(entries: Iterable[ManifestEntry]) -> str:
     """The manifest as CSV."""
     return csv_text(ManifestEntry, entries)
 
 
-def _entry(row: dict[str, str], place: str) -> ManifestEntry:
+def _read(path: Path, rows: Iterator[list[str]]) -> Manifest:
+    if next(rows, None) != _COLUMNS:
+        raise UserError(f"{path}:1: not a manifest: its columns must be {','.join(_COLUMNS)}")
+    parts = []
+    while block := list(islice(rows, _ROWS_AT_A_TIME)):
+        parts.append(_columns(block, path, 2 + len(parts) * _ROWS_AT_A_TIME))
+    return _joined(parts or [_columns([], path, 2)])
+
+
+def _columns(rows: list[list[str]], path: Path, first_line: int) -> Manifest:
+    """Some lines of a manifest."""
+    for number, row in enumerate(rows, first_line):
+        if problem := _problem(row):
+            raise UserError(f"{path}:{number}: not a line of a manifest ({problem})")
+    table = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
+    texts = {name: table.get(name, ()) for name in _COLUMNS}
+    return Manifest(
+        path=path,
+        ids=list(texts["id"]),
+        length=np.array(texts["length"], dtype=np.int32),
+        resolved=np.array(texts["resolved"], dtype=np.int32),
+        resolution=np.array([t or "nan" for t in texts["resolution"]], dtype=np.float64),
+        release_date=np.array([t or "NaT" for t in texts["release_date"]], "datetime64[D]"),
+        cluster=list(texts["cluster"]),
+        cluster_size=np.array(texts["cluster_size"], dtype=np.int32),
+        sequence_hash=list(texts["sequence_hash"]),
+    )
+
+
+def _joined(parts: list[Manifest]) -> Manifest:
+    def texts(name: str) -> list[str]:
+        return [value for part in parts for value in getattr(part, name)]
+
+    def numbers(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Manifest(
+        path=parts[0].path,
+        ids=texts("ids"),
+        length=numbers("length"),
+        resolved=numbers("resolved"),
+        resolution=numbers("resolution"),
+        release_date=numbers("release_date"),
+        cluster=texts("cluster"),
+        cluster_size=numbers("cluster_size"),
+        sequence_hash=texts("sequence_hash"),
+    )
+
+
+_LENGTH, _RESOLVED, _SIZE = (_COLUMNS.index(n) for n in ("length", "resolved", "cluster_size"))
+_RESOLUTION, _DATE = _COLUMNS.index("resolution"), _COLUMNS.index("release_date")
+
+
+def _problem(row: list[str]) -> str:
+    """What is wrong with a line; empty if nothing is."""
+    if len(row) != len(_COLUMNS):
+        return f"{len(row)} values instead of {len(_COLUMNS)}"
+    if not row[0]:
+        return "the id is empty"
+    for column, least in ((_LENGTH, 1), (_RESOLVED, 0), (_SIZE, 1)):
+        text = row[column]
+        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+            return f"{_COLUMNS[column]} {text!r}"
     try:
-        return ManifestEntry(
-            id=row["id"],
-            file=row["file"],
-            chain=row["chain"],
-            length=int(row["length"]),
-            resolved=int(row["resolved"]),
-            resolution=float(row["resolution"]) if row["resolution"] else None,
-            release_date=row["release_date"] or None,
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{place}: not a line of a manifest ({error})") from error
+        if row[_RESOLUTION]:
+            float(row[_RESOLUTION])
+        if row[_DATE]:
+            np.datetime64(row[_DATE], "D")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_repetition(manifest: Manifest) -> None:
+    lines: dict[str, int] = {}
+    for line, name in enumerate(manifest.ids, 2):
+        first = lines.setdefault(name, line)
+        if first != line:
+            raise UserError(f"{manifest.path}:{line}: {name} is listed twice (line {first})")

@@ -1,43 +1,38 @@
-"""Which chain comes when: endless shuffles, shared out to processes."""
+"""Which samples a process sees: shards of one sequence."""
 
 from collections.abc import Iterator
+from itertools import count
 
-import numpy as np
+from esmfold_peft.datasets.mixture import Mixture
 
 
 class MicroBatches:
     """Endless micro-batches of draws for one process.
 
-    Samples are numbered over the whole run; number k is chain `permutation(k // chains)[k %
-    chains]`. Micro-batch t of process p holds numbers (t·world + p)·micro to (t·world + p +
-    1)·micro, so that an optimizer step of the whole world sees consecutive numbers, whatever the
-    number of processes.
+    Samples are numbered over the whole run. Micro-batch t of process p holds numbers start +
+    (t·world + p)·micro and the next micro - 1, so that an optimizer step of the whole world sees
+    consecutive numbers, whatever the number of processes, and no process sees another's.
 
     Args:
-        chains: how many chains there are.
+        mixture: which chain each number shows.
         micro: samples in a micro-batch.
         rank: this process.
         world: processes in all.
-        seed: of the shuffles.
+        start: number of the first sample: what a resumed run has seen.
     """
 
-    def __init__(self, chains: int, micro: int, rank: int, world: int, seed: int) -> None:
-        self.chains = chains
+    def __init__(self, mixture: Mixture, micro: int, rank: int, world: int, start: int = 0) -> None:
+        self.mixture = mixture
         self.micro = micro
         self.rank = rank
         self.world = world
-        self.seed = seed
+        self.start = start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields lists of (index of the chain, number of the sample)."""
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        first = self.rank * self.micro
-        while True:
-            batch = []
-            for number in range(first, first + self.micro):
-                if number // self.chains != epoch:
-                    epoch = number // self.chains
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.chains)
-                batch.append((int(order[number % self.chains]), number))
-            yield batch
-            first += self.world * self.micro
+        draws = self.mixture.draws(self.start)
+        together = self.world * self.micro
+        mine = slice(self.rank * self.micro, (self.rank + 1) * self.micro)
+        for first in count(self.start, together):
+            numbers = range(first, first + together)[mine]
+            yield list(zip(draws.take(together)[mine].tolist(), numbers, strict=True))

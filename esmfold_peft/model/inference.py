@@ -1,6 +1,6 @@
 """Folding many chains without gradients, and turning the result into structures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.buckets import length_buckets
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.geometry.atoms import atom14_to_atom37, atom14_to_atom37_mask
@@ -59,7 +60,7 @@ def fold(
         Every chain once, in the order of their lengths.
     """
     device = next(model.parameters()).device
-    for indices in _by_length([len(chain) for chain in chains], max_tokens):
+    for indices in length_buckets([len(chain) for chain in chains], max_tokens):
         batch = collate([chains[i] for i in indices], [False] * len(indices)).to(device)
         own = (
             None if choice is None else AdapterChoice(choice.bank, choice.which[indices].to(device))
@@ -119,15 +120,3 @@ def _fold_batch(
         Folded(index, positions[row, :n], plddt[row, :n])
         for row, (index, n) in enumerate(zip(indices, lengths, strict=True))
     ]
-
-
-def _by_length(lengths: list[int], max_tokens: int) -> Iterable[list[int]]:
-    """Groups places of similar lengths so that longest x count stays within the limit."""
-    batch: list[int] = []
-    for index in np.argsort(lengths, kind="stable").tolist():
-        if batch and lengths[index] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -3,16 +3,17 @@
 config.yaml         every setting, written out
 provenance.json     versions, commit, seed, hashes of base weights and data
 metrics.csv         losses and validation lDDT-Cα
+leaks.csv           training chains that leak validation chains, where such were allowed
 model.safetensors   the trained tensors (adapter, trunk, head) and what was drawn at random
 adapter/            the adapter alone, where there is one
 
 The frozen language model is named by its hash, and so are ESMFold's published weights.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,9 @@ from safetensors.torch import load_file, save
 from esmfold_peft.adapters.io import save_adapter
 from esmfold_peft.config import Kernels, TrainConfig
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
-from esmfold_peft.datasets.manifest import manifest_path
+from esmfold_peft.csv_text import csv_text
+from esmfold_peft.datasets.leaks import Leak
+from esmfold_peft.datasets.position import manifest_hash
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
@@ -36,17 +39,29 @@ CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter"
+LEAKS = "leaks.csv"
 
-_PACKAGES = ("esmfold-peft", "torch", "fair-esm", "openfold3", "pytorch-lightning", "deepspeed")
+_PACKAGES = (
+    "esmfold-peft",
+    "torch",
+    "numpy",  # its generators decide the order of the chains
+    "fair-esm",
+    "openfold3",
+    "pytorch-lightning",
+    "deepspeed",
+)
 
 
-def create_run(config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
+def create_run(
+    config: TrainConfig, model: FoldingModel, base_hash: str, leaks: Sequence[Leak] = ()
+) -> None:
     """Makes the folder of a new run, with the untrained model in it.
 
     Args:
         config: the run's settings.
         model: the model at its start.
         base_hash: SHA-256 of the language model's base weights.
+        leaks: training chains that leak validation chains and were allowed to.
 
     Raises:
         UserError: the folder cannot be made.
@@ -55,6 +70,8 @@ def create_run(config: TrainConfig, model: FoldingModel, base_hash: str) -> None
     write_atomically(config.run / CONFIG, config_text(with_absolute_weights(config)))
     provenance = _provenance(config, model, base_hash)
     write_atomically(config.run / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+    if leaks:
+        write_atomically(config.run / LEAKS, csv_text(Leak, leaks))
     save_model(config.run, model, base_hash)
 
 
@@ -184,6 +201,7 @@ def _require_hash(run: Path, key: str, found: str, what: str) -> None:
 
 def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dict:
     data = {"train": config.data.train, "validation": config.data.validation}
+    data |= {f"mix.{path}": Path(path) for path in config.data.mix}
     return {
         "command": sys.argv,
         "python": sys.version.split()[0],
@@ -196,9 +214,7 @@ def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dic
         "language_model_sha256": base_hash,
         "esmfold_sha256": folding_hash(model) if model.published else None,
         "manifest_sha256": {
-            name: hashlib.sha256(manifest_path(path).read_bytes()).hexdigest()
-            for name, path in data.items()
-            if path is not None
+            name: manifest_hash(path) for name, path in data.items() if path is not None
         },
     }
 

@@ -15,6 +15,7 @@ from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.training.accumulation import accumulation
+from esmfold_peft.training.recount import Recount
 
 
 def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
@@ -52,7 +53,7 @@ def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
         enable_model_summary=False,
         enable_progress_bar=False,
         logger=CSVLogger(config.run, name="", version="", flush_logs_every_n_steps=1),
-        callbacks=callbacks,
+        callbacks=[*callbacks, Recount()],
     )
 
 

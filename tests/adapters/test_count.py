@@ -258,7 +258,7 @@ def test_the_command_counts_all_methods_and_models(capsys):
 
 def test_what_a_method_cannot_adapt_is_listed_with_the_reason(capsys):
     flags = ["--kinds", "lorta", "bitfit", "lora", "--ranks", "1", "8", "--targets", "query", "fc2"]
-    found = json.loads(output_of(capsys, *flags, "--norms", "true", "--format", "json"))
+    found = json.loads(output_of(capsys, *flags, "--norms", "--format", "json"))
     lorta, bitfit, *lora = found
     assert (lorta["rank"], lorta["trainable"]) == (None, None)
     assert lorta["note"] == "lorta cannot adapt fc2, only query, key, value, output"

@@ -1,116 +1,98 @@
-"""The manifest, and what `prepare` puts into it."""
+"""The list of a store's chains."""
 
-import csv
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from esmfold_peft.config import PrepareConfig
-from esmfold_peft.datasets.chains import ChainDataset, CroppedChains
-from esmfold_peft.datasets.manifest import manifest_path, manifest_text, read_manifest
+from esmfold_peft.datasets.manifest import (
+    ManifestEntry,
+    manifest_path,
+    manifest_text,
+    read_manifest,
+)
 from esmfold_peft.errors import UserError
-from esmfold_peft.prepare import run
+
+ENTRY = ManifestEntry(
+    id="1ubq_A",
+    source='with, comma and "quotes".cif',
+    entity="1",
+    length=76,
+    resolved=76,
+    resolution=1.8,
+    method="X-RAY DIFFRACTION",
+    release_date="1987-04-16",
+    cluster="1ubq_A",
+    cluster_size=2,
+    sequence_hash="0" * 16,
+    hash="f" * 32,
+)
+NMR = replace(ENTRY, id="1hf9_A", resolution=None, release_date=None, entity=None, length=41)
+HEADER = manifest_text([]).strip()
 
 
-def test_the_manifest_lists_every_example_chain(example: Path, tmp_path: Path):
-    run(PrepareConfig(sources=(example / "train", example / "held_out"), output=tmp_path))
-    entries = read_manifest(tmp_path / "manifest.csv")
-    files = [*(example / "train").iterdir(), *(example / "held_out").iterdir()]
-    assert sorted(e.id for e in entries) == sorted(f.name.split(".")[0] for f in files)
-    ubiquitin = next(e for e in entries if e.id == "1ubq_A")
-    assert (ubiquitin.length, ubiquitin.resolved, ubiquitin.resolution) == (76, 76, 1.8)
-    assert ubiquitin.release_date == "1987-04-16"
+def write(folder: Path, text: str) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text(text)
+    return path
 
 
-def test_reading_gives_back_what_was_written(example: Path, tmp_path: Path):
-    run(PrepareConfig(sources=(example / "held_out",), output=tmp_path))
-    entries = read_manifest(manifest_path(tmp_path))
-    assert manifest_text(entries) == (tmp_path / "manifest.csv").read_text()
+def test_columns_are_what_was_written(tmp_path: Path):
+    found = read_manifest(write(tmp_path, manifest_text([ENTRY, NMR])))
+    assert found.ids == ["1ubq_A", "1hf9_A"]
+    assert found.length.tolist() == [76, 41]
+    assert found.resolution[0] == 1.8
+    assert np.isnan(found.resolution[1])
+    assert str(found.release_date[0]) == "1987-04-16"
+    assert np.isnat(found.release_date[1])
+    assert found.cluster == ["1ubq_A", "1ubq_A"]
+    assert found.cluster_size.tolist() == [2, 2]
+    assert found.sequence_hash == ["0" * 16, "0" * 16]
+    assert len(found) == 2
 
 
-def test_the_chains_of_a_manifest_are_found_from_any_folder(
-    example: Path, tmp_path: Path, monkeypatch
-):
-    run(PrepareConfig(sources=(example / "held_out",), output=tmp_path / "deep" / "er"))
-    monkeypatch.chdir(tmp_path)
-    chains = ChainDataset(Path("deep") / "er")
-    assert len(chains[0]) == chains.entries[0].length
+def test_many_lines_are_read_in_their_order(tmp_path: Path):
+    entries = [replace(ENTRY, id=f"chain{k}", length=k + 1) for k in range(50_001)]
+    found = read_manifest(write(tmp_path, manifest_text(entries)))
+    assert found.ids == [f"chain{k}" for k in range(50_001)]
+    assert np.array_equal(found.length, np.arange(1, 50_002))
+    wrong = manifest_text([*entries, replace(ENTRY, id="last", length=-1)])
+    with pytest.raises(UserError, match=r":50003: .*length '-1'"):
+        read_manifest(write(tmp_path, wrong))
 
 
-def test_everything_left_out_has_a_reason(example: Path, tmp_path: Path):
-    source = tmp_path / "in"
-    source.mkdir()
-    good = (example / "held_out" / "1ubq_A.cif.gz").read_bytes()
-    (source / "a.cif.gz").write_bytes(good)
-    (source / "b.cif.gz").write_bytes(good)
-    (source / "cut.cif.gz").write_bytes(good[: len(good) // 2])
-    (source / "empty.cif").write_bytes(b"")
-    (source / "noise.pdb").write_bytes(bytes(range(256)) * 40)
-    run(PrepareConfig(sources=(source,), output=tmp_path / "out"))
-    assert len(read_manifest(tmp_path / "out" / "manifest.csv")) == 1
-    with (tmp_path / "out" / "rejected.csv").open() as file:
-        rejected = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
-    assert rejected.keys() == {"b.cif.gz", "cut.cif.gz", "empty.cif", "noise.pdb"}
-    assert "a.cif.gz" in rejected["b.cif.gz"]
-    assert "gzip" in rejected["cut.cif.gz"]
-    assert "empty" in rejected["empty.cif"]
-
-
-def test_a_chain_too_short_to_train_on_is_left_out(example: Path, tmp_path: Path):
-    source = (example / "held_out" / "1ubq_A.cif.gz",)
-    with pytest.raises(UserError, match="76 resolved residues, fewer than 80"):
-        run(PrepareConfig(sources=source, output=tmp_path / "out", min_resolved=80))
-    assert not (tmp_path / "out").exists()
+LINE = manifest_text([ENTRY]).splitlines()[1]
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("text", "message"),
     [
-        ("id,file\n1,2\n", ":1: "),
-        ("id,file,chain,length,resolved,resolution,release_date\na,b,A,many,3,,\n", ":2: "),
-        ("id,file,chain,length,resolved,resolution,release_date\n", "no chain"),
-        (
-            "id,file,chain,length,resolved,resolution,release_date\na,b,A,3,3,,\na,c,A,3,3,,\n",
-            ":3: a is listed twice",
-        ),
+        ("id,file\n1,2\n", ":1: not a manifest"),
+        (f"{HEADER}\n", "lists no chain"),
+        ("", ":1: not a manifest"),
+        (f"{HEADER}\n{LINE.replace('76', 'many', 1)}\n", ":2: .*length 'many'"),
+        (f"{HEADER}\n{LINE.replace(',2,', ',0,')}\n", ":2: .*cluster_size '0'"),
+        (f"{HEADER}\n{LINE.replace('1.8', 'good')}\n", ":2: .*good"),
+        (f"{HEADER}\n{LINE.replace('1987-04-16', 'today?')}\n", ":2: .*today"),
+        (f"{HEADER}\n{LINE.replace('1ubq_A', '', 1)}\n", ":2: .*id is empty"),
+        (f"{HEADER}\n{LINE},more\n", ":2: .*13 values instead of 12"),
+        (f"{HEADER}\n{LINE}\n{LINE}\n", r":3: 1ubq_A is listed twice \(line 2\)"),
     ],
 )
-def test_a_broken_manifest_names_the_line(content: str, place: str, tmp_path: Path):
-    path = tmp_path / "manifest.csv"
-    path.write_text(content)
-    with pytest.raises(UserError, match=place):
-        read_manifest(path)
-
-
-def test_a_missing_structure_is_found_before_anything_starts(example: Path, tmp_path: Path):
-    copy = tmp_path / "1ubq_A.cif.gz"
-    copy.write_bytes((example / "held_out" / "1ubq_A.cif.gz").read_bytes())
-    run(PrepareConfig(sources=(copy,), output=tmp_path / "out"))
-    assert len(ChainDataset(tmp_path / "out")) == 1
-    copy.unlink()
-    with pytest.raises(UserError, match=r"manifest\.csv: the file of 1ubq_A, .* is missing"):
-        ChainDataset(tmp_path / "out")
+def test_a_broken_manifest_names_the_line(text: str, message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        read_manifest(write(tmp_path, text))
 
 
 def test_binary_is_no_manifest(tmp_path: Path):
     path = tmp_path / "manifest.csv"
     path.write_bytes(gzip.compress(b"id"))
-    with pytest.raises(UserError, match="manifest"):
+    with pytest.raises(UserError, match=r"manifest\.csv"):
         read_manifest(path)
 
 
-def test_a_sample_depends_on_its_number_alone(example: Path, tmp_path: Path):
-    run(PrepareConfig(sources=(example / "held_out",), output=tmp_path))
-
-    def samples() -> CroppedChains:
-        return CroppedChains(ChainDataset(tmp_path), crop=20, clamp_probability=0.5, seed=1)
-
-    first, second = samples(), samples()
-    forward = [first[0, number] for number in range(20)]
-    backward = [second[0, number] for number in reversed(range(20))][::-1]
-    starts = [chain.residue_index[0] for chain, _ in forward]
-    assert starts == [chain.residue_index[0] for chain, _ in backward]
-    assert [clamped for _, clamped in forward] == [clamped for _, clamped in backward]
-    assert len(set(starts)) > 5
-    assert {clamped for _, clamped in forward} == {True, False}
+def test_a_folder_that_is_no_whole_store_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no such store, or not a whole one.*esmfold-peft prepare"):
+        manifest_path(tmp_path)

@@ -3,40 +3,96 @@
 from itertools import islice
 
 import numpy as np
+import pytest
 
+from esmfold_peft.datasets.chains import CroppedChains, JoinedChains
 from esmfold_peft.datasets.crop import crop_start
+from esmfold_peft.datasets.mixture import Mixture
+from esmfold_peft.datasets.order import StoreOrder
 from esmfold_peft.datasets.sampler import MicroBatches
 
 
-def numbers(world: int, micro: int, steps: int, chains: int = 7) -> list[tuple[int, int]]:
+def mixture(*sizes: int, seed: int = 3, shares: tuple[float, ...] = (1.0,)) -> Mixture:
+    """Stores of chains with weights 1, 1/2, 1/3, 1/1, 1/2, ..."""
+    orders = [
+        StoreOrder(1 / (1 + np.arange(size) % 3), seed, store) for store, size in enumerate(sizes)
+    ]
+    return Mixture(orders, shares, seed)
+
+
+def numbers(mixture: Mixture, world: int, micro: int, steps: int, start: int = 0):
     """Draws of all processes, interleaved as an optimizer step of the whole world sees them."""
-    ranks = [iter(MicroBatches(chains, micro, rank, world, seed=3)) for rank in range(world)]
+    ranks = [iter(MicroBatches(mixture, micro, rank, world, start)) for rank in range(world)]
     return [draw for _ in range(steps) for rank in ranks for draw in next(rank)]
 
 
-def test_every_epoch_holds_every_chain_once():
-    draws = numbers(world=1, micro=2, steps=14)
-    for epoch in range(4):
-        part = draws[epoch * 7 : epoch * 7 + 7]
-        assert sorted(index for index, _ in part) == list(range(7))
-
-
-def test_epochs_differ_in_order():
-    draws = [index for index, _ in numbers(world=1, micro=7, steps=3)]
-    assert draws[:7] != draws[7:14] != draws[14:]
-
-
 def test_the_world_sees_the_same_samples_whatever_its_size():
-    alone = numbers(world=1, micro=4, steps=6)
-    assert [number for _, number in alone] == list(range(24))
-    assert numbers(world=2, micro=2, steps=6) == alone
-    assert numbers(world=4, micro=1, steps=6) == alone
+    mixed = mixture(7, 20, shares=(0.4, 0.6))
+    alone = numbers(mixed, world=1, micro=4, steps=200)
+    assert [number for _, number in alone] == list(range(800))
+    assert numbers(mixed, world=2, micro=2, steps=200) == alone
+    assert numbers(mixed, world=4, micro=1, steps=200) == alone
+    assert numbers(mixed, world=2, micro=1, steps=400) == alone
+
+
+def test_processes_do_not_overlap():
+    shares = [list(islice(MicroBatches(mixture(50), 3, rank, 4), 10)) for rank in range(4)]
+    seen = [number for share in shares for batch in share for _, number in batch]
+    assert sorted(seen) == list(range(120))
+
+
+@pytest.mark.parametrize("start", [1, 17, 4095, 4096, 9999])
+def test_a_start_leaves_out_what_came_before(start: int):
+    mixed = mixture(7, 5000, shares=(0.3, 0.7))
+    whole = numbers(mixed, world=1, micro=100, steps=110)
+    assert numbers(mixed, 1, 100, 10, start) == whole[start : start + 1000]
+    assert numbers(mixed, 2, 5, 100, start) == whole[start : start + 1000]
 
 
 def test_a_batch_may_be_larger_than_the_data_set():
-    batch = next(iter(MicroBatches(chains=2, micro=5, rank=0, world=1, seed=0)))
+    batch = next(iter(MicroBatches(mixture(2), micro=5, rank=0, world=1)))
     assert len(batch) == 5
     assert {index for index, _ in batch} == {0, 1}
+
+
+def test_a_mixture_has_the_shares_it_was_given_and_every_store_its_own_order():
+    draws = np.array(numbers(mixture(10, 1, 30, shares=(0.2, 0.1, 0.7)), 1, 5000, 4))[:, 0]
+    counts = np.histogram(draws, bins=[0, 10, 11, 41])[0]
+    assert counts.sum() == 20_000
+    # Four standard deviations of a binomial distribution.
+    assert np.allclose(counts / 20_000, [0.2, 0.1, 0.7], atol=4 * np.sqrt(0.25 / 20_000))
+    alone = next(StoreOrder(1 / (1 + np.arange(30) % 3), 3, store=2).parts(0))
+    assert np.array_equal(draws[draws >= 11][: len(alone)] - 11, alone)
+
+
+def test_stores_of_one_seed_differ_in_order():
+    orders = [
+        np.concatenate(list(islice(StoreOrder(np.ones(9), 3, s).parts(0), 3))) for s in (0, 1)
+    ]
+    assert not np.array_equal(*orders)
+
+
+def test_the_order_is_the_same_in_another_process_and_differs_with_the_seed():
+    first = numbers(mixture(5, seed=1), 1, 2, 6)
+    assert numbers(mixture(5, seed=1), 1, 2, 6) == first
+    assert numbers(mixture(5, seed=2), 1, 2, 6) != first
+
+
+def test_a_sample_depends_on_its_number_alone(make_chain):
+    chains = JoinedChains([[make_chain("a", 50)], [make_chain("b", 70), make_chain("c", 60)]])
+    assert [chain.id for chain in chains] == ["a", "b", "c"]
+
+    def samples() -> CroppedChains:
+        return CroppedChains(chains, crop=20, clamp_probability=0.5, seed=1)
+
+    first, second = samples(), samples()
+    forward = [first[1, number] for number in range(20)]
+    backward = [second[1, number] for number in reversed(range(20))][::-1]
+    starts = [chain.residue_index[0] for chain, _ in forward]
+    assert starts == [chain.residue_index[0] for chain, _ in backward]
+    assert [clamped for _, clamped in forward] == [clamped for _, clamped in backward]
+    assert len(set(starts)) > 5
+    assert {clamped for _, clamped in forward} == {True, False}
 
 
 def test_clamped_crops_are_uniform_and_unclamped_ones_lean_to_the_n_terminus():
@@ -53,9 +109,3 @@ def test_clamped_crops_are_uniform_and_unclamped_ones_lean_to_the_n_terminus():
 def test_a_short_chain_is_whole():
     rng = np.random.default_rng(0)
     assert {crop_start(10, 10, clamped, rng) for clamped in (True, False)} == {0}
-
-
-def test_an_epoch_is_the_same_in_another_process():
-    first = list(islice(iter(MicroBatches(5, 2, 0, 1, seed=1)), 6))
-    assert list(islice(iter(MicroBatches(5, 2, 0, 1, seed=1)), 6)) == first
-    assert list(islice(iter(MicroBatches(5, 2, 0, 1, seed=2)), 6)) != first

@@ -89,7 +89,7 @@ def work(
     settings = printed[printed.index("model:") :]
     (folder / "sizes.yaml").write_text(settings)
     chains = [example / "train" / f"{name}.cif.gz" for name in ("1hf9_A", "3nir_A")]
-    esmfold_peft("prepare", *chains, "--output", folder / "chains")
+    esmfold_peft("prepare", *chains, "--output", folder / "chains", "--clusters", "none")
     (folder / "x.fasta").write_text(f">x\n{SEQUENCE}\n")
     return folder
 

@@ -1,6 +1,6 @@
 """The training step: what a broken chain does."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from esmfold_peft.training.module import FoldingModule
 
 ROOT = Path(__file__).parents[2]
 TRYPTOPHAN = int(encode("W")[0])
+OF_CHAINS = ("ids", "resolution", "clamped")
 
 
 def module(*flags: str) -> FoldingModule:
@@ -75,3 +76,24 @@ def test_parts_that_are_frozen_and_heads_without_a_weight_are_not_trained():
     }
     assert trained("--model.freeze", "[head]") == {"language_model", "trunk"}
     assert trained("--model.freeze", "[head,trunk]") == {"language_model"}
+
+
+def test_the_score_of_a_chain_does_not_depend_on_its_batch():
+    validated = module().eval()
+    both = batch("ACDEFGHIKLMNPQ", "ACWDRSTV")
+    both = replace(both, positions=0.4 * both.positions)  # as dense as an untrained prediction
+
+    def scores(*parts: Batch) -> dict[str, float]:
+        with torch.no_grad():
+            for part in parts:
+                validated.validation_step(part, 0)
+        found, validated._scores = validated._scores, {}
+        return found
+
+    def alone(row: int, length: int) -> Batch:
+        tensors = {f.name: getattr(both, f.name)[row : row + 1] for f in fields(both)}
+        return Batch(**{k: v[:, :length] if k not in OF_CHAINS else v for k, v in tensors.items()})
+
+    together = scores(both)
+    assert together == pytest.approx(scores(alone(0, 14), alone(1, 8)), abs=1e-6)
+    assert all(0 < score < 1 for score in together.values())

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(example: Path, tmp_path: Path) -> TrainConfig:
     """The shipped CPU configuration on the example chains."""
-    prepare(PrepareConfig(sources=(example / "train",), output=tmp_path / "chains"))
+    prepare(PrepareConfig((example / "train",), tmp_path / "chains", clusters="none"))
     parser = config_parser(TrainConfig)
     flags = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--run", str(tmp_path / "run")]
     parsed = parser.parse_args([*flags, "--data.train", str(tmp_path / "chains")])

@@ -1,0 +1,125 @@
+"""Whether a training set knows its validation set: by date, by sequence, or by cluster."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
+
+from esmfold_peft.datasets.mmseqs import mmseqs_program, similar
+from esmfold_peft.datasets.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class ChainList:
+    """What tells of chains whether they leak.
+
+    Attributes:
+        ids: names of the chains.
+        release_date: days; NaT if unknown.
+        cluster: name of the cluster of each.
+        sequence_hash: equal for equal sequences.
+        sequence: gives the sequence of a chain by its place.
+    """
+
+    ids: list[str]
+    release_date: Shaped[np.ndarray, "chains"]
+    cluster: list[str]
+    sequence_hash: list[str]
+    sequence: Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A training chain that gives a validation chain away.
+
+    Attributes:
+        store: that the training chain is in.
+        chain: the training chain.
+        reason: in words, with the validation chain or the dates.
+    """
+
+    store: str
+    chain: str
+    reason: str
+
+
+def chain_list(store: Store) -> ChainList:
+    """What a store says of its chains."""
+    m = store.manifest
+    return ChainList(m.ids, m.release_date, m.cluster, m.sequence_hash, store.sequence)
+
+
+def find_leaks(training: ChainList, validation: ChainList, *, threads: int) -> dict[int, str]:
+    """Training chains that leak, by place, with the reason.
+
+    A chain leaks if it was released on the day of the first validation chain or later (where dates
+    are known), if it has the sequence or the cluster of a validation chain, or if the two would be
+    in one cluster: 40 % identity over 90 % of both, which needs the program mmseqs.
+
+    Args:
+        training: the training chains.
+        validation: the validation chains.
+        threads: of mmseqs.
+
+    Raises:
+        UserError: mmseqs fails.
+    """
+    leaks: dict[int, str] = {}
+    rules = (
+        _late(training, validation),
+        _equal(
+            training.sequence_hash, validation.sequence_hash, validation.ids, "has the sequence"
+        ),
+        _equal(training.cluster, validation.cluster, validation.ids, "is in the cluster"),
+        _similar(training, validation, threads) if mmseqs_program() else iter(()),
+    )
+    for rule in rules:
+        for place, reason in rule:
+            leaks.setdefault(place, reason)
+    return dict(sorted(leaks.items()))
+
+
+def what_was_compared(training: ChainList, validation: ChainList) -> str:
+    """Says what the search for leaks can and cannot have found."""
+    undated = int(np.isnat(training.release_date).sum() + np.isnat(validation.release_date).sum())
+    dates = f"{undated:,} chains state no release date; " if undated else ""
+    if mmseqs_program():
+        return f"{dates}sequences compared by mmseqs at 40 % identity"
+    return (
+        f"{dates}mmseqs is not installed (Debian package mmseqs2): of similar sequences, only equal"
+        " ones and those with a common cluster in the stores were found"
+    )
+
+
+def _late(training: ChainList, validation: ChainList) -> Iterator[tuple[int, str]]:
+    known = validation.release_date[~np.isnat(validation.release_date)]
+    if not len(known):
+        return
+    first = known.min()
+    # A comparison with NaT is false: an unknown date is no reason.
+    for place in np.flatnonzero(training.release_date >= first).tolist():
+        yield place, f"released on {training.release_date[place]}, validation begins on {first}"
+
+
+def _equal(
+    training: list[str], validation: list[str], names: list[str], relation: str
+) -> Iterator[tuple[int, str]]:
+    owners = dict(zip(reversed(validation), reversed(names), strict=True))
+    for place, value in enumerate(training):
+        if value in owners:
+            yield place, f"{relation} of {owners[value]}"
+
+
+def _similar(training: ChainList, validation: ChainList, threads: int) -> Iterator[tuple[int, str]]:
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(training.sequence_hash):
+        places.setdefault(value, []).append(place)
+    targets = {key: training.sequence(found[0]) for key, found in places.items()}
+    for hit in similar(_sequences(validation), targets, threads=threads):
+        for place in places[hit.target]:
+            yield place, f"{hit.identity:.0%} identical to {hit.query}"
+
+
+def _sequences(chains: ChainList) -> Mapping[str, str]:
+    return {name: chains.sequence(place) for place, name in enumerate(chains.ids)}

@@ -1,0 +1,125 @@
+"""A store: the folder that `prepare` makes of structure files, and that training reads.
+
+chains.lmdb     one record for each chain (`records`), by the chain's id
+manifest.csv    one line for each chain (`manifest`); written last: a store without one is not whole
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+
+from esmfold_peft.datasets.features import Features
+from esmfold_peft.datasets.manifest import Manifest, manifest_path, read_manifest
+from esmfold_peft.datasets.records import from_record, sequence_of
+from esmfold_peft.errors import UserError
+
+CHAINS_FILE = "chains.lmdb"
+CHAINS = b"chains"
+"""Name of the table of records inside the file."""
+
+TABLES = 3
+"""Tables that a store's file may hold."""
+
+
+class Store(Sequence[Features]):
+    """The chains of a store, in the manifest's order.
+
+    It may be handed to other processes: each opens the file for itself. A manifest from which lines
+    were deleted is that of a smaller store.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        path: the folder.
+        manifest: its list of chains.
+
+    Raises:
+        UserError: there is no store, or it is not whole or broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(manifest_path(path))
+        self._require_all()
+
+    def __len__(self) -> int:
+        """Number of chains."""
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> Features:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The features of one chain."""
+        name = self.manifest.ids[index]
+        return from_record(self._record(name), name, float(self.manifest.resolution[index]))
+
+    def sequence(self, index: int) -> str:
+        """The one-letter codes of a chain."""
+        return sequence_of(self._record(self.manifest.ids[index]))
+
+    def _record(self, name: str) -> bytes:
+        env, table = open_chains(self.path)
+        with env.begin(table) as transaction:
+            return transaction.get(name.encode())  # pyright: ignore[reportReturnType]
+
+    def _require_all(self) -> None:
+        """Looks up every id: a chain that is missing must not be found out in the tenth hour."""
+        env, table = open_chains(self.path)
+        with env.begin(table) as transaction:
+            cursor = transaction.cursor()
+            for name in self.manifest.ids:
+                if not cursor.set_key(name.encode()):
+                    raise UserError(
+                        f"{self.path}: {name} of {self.manifest.path.name} is not in it"
+                    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """The file of a store, opened by this process or by one that it was forked from."""
+
+    pid: int
+    inode: int
+    env: lmdb.Environment
+    table: lmdb._Database
+
+
+_OPENED: dict[str, _Opened] = {}
+"""LMDB forbids a process to open a file twice, and to use what it opened before a fork."""
+
+
+def open_chains(store: Path) -> tuple[lmdb.Environment, lmdb._Database]:
+    """Opens the file of a store for reading, once in each process.
+
+    Returns:
+        The environment and its table of records.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = (store / CHAINS_FILE).resolve()
+    try:
+        inode = path.stat().st_ino
+        found = _OPENED.get(str(path))
+        if found is not None and (found.pid, found.inode) != (os.getpid(), inode):
+            found.env.close()
+            found = None
+        found = found or _open(path, inode)
+    except (OSError, lmdb.Error) as error:
+        raise UserError(f"{path}: not the file of a store ({error})") from error
+    _OPENED[str(path)] = found
+    return found.env, found.table
+
+
+def _open(path: Path, inode: int) -> _Opened:
+    env = lmdb.open(
+        str(path),
+        subdir=False,
+        readonly=True,
+        lock=False,  # nobody writes to a whole store, and it may lie on a read-only disk
+        readahead=False,  # chains are read in random order
+        max_dbs=TABLES,
+    )
+    return _Opened(os.getpid(), inode, env, env.open_db(CHAINS, create=False))

@@ -1,0 +1,1 @@
+"""From structure files to a store: what `esmfold-peft prepare` does, step by step."""

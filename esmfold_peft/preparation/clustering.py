@@ -1,0 +1,67 @@
+"""The cluster of every chain: from mmseqs, from a file, or each chain its own."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from esmfold_peft.config import PrepareConfig
+from esmfold_peft.console import report
+from esmfold_peft.datasets.cluster_files import clusters_of, count_found, read_clusters
+from esmfold_peft.datasets.manifest import ManifestEntry
+from esmfold_peft.datasets.mmseqs import cluster, mmseqs_program
+from esmfold_peft.datasets.openfold_files import extend_to_duplicates, read_duplicates
+from esmfold_peft.datasets.records import sequence_of
+from esmfold_peft.errors import UserError
+from esmfold_peft.preparation.writer import StoreWriter
+
+HOW_TO_CLUSTER = (
+    "mmseqs is not installed, so every chain is a cluster of its own: large families will be"
+    " trained on more often. Install it (Debian package mmseqs2) or name a file of clusters with"
+    " --clusters, and give the same command again: no structure is read twice"
+)
+
+
+def clustered(
+    config: PrepareConfig, entries: list[ManifestEntry], writer: StoreWriter, threads: int
+) -> tuple[list[ManifestEntry], str]:
+    """Gives every chain its cluster.
+
+    Returns:
+        The lines of the manifest, and where the clusters come from, in words.
+
+    Raises:
+        UserError: the file of clusters is missing or wrong, mmseqs fails or is not there although
+            it is asked for.
+    """
+    names, origin = _names(config, entries, writer, threads)
+    # A name that is missing is that of the chain itself: in no cluster but its own.
+    return [replace(entry, cluster=names.get(entry.id) or entry.id) for entry in entries], origin
+
+
+def _names(
+    config: PrepareConfig, entries: list[ManifestEntry], writer: StoreWriter, threads: int
+) -> tuple[Mapping[str, str | None], str]:
+    if config.clusters == "none":
+        return {}, "each chain its own"
+    if config.clusters not in ("auto", "mmseqs"):
+        return _from_file(config, Path(config.clusters), entries)
+    if mmseqs_program() is None:
+        if config.clusters == "mmseqs":
+            raise UserError("clusters: mmseqs is not installed (Debian package mmseqs2)")
+        report(HOW_TO_CLUSTER)
+        return {}, "each chain its own: mmseqs is not installed"
+    sequences = {entry.id: sequence_of(writer.record(entry.id)) for entry in entries}
+    return cluster(sequences, threads=threads), "mmseqs at 40 % identity"
+
+
+def _from_file(
+    config: PrepareConfig, path: Path, entries: list[ManifestEntry]
+) -> tuple[Mapping[str, str | None], str]:
+    file = read_clusters(path)
+    names = clusters_of(((entry.id, entry.entity) for entry in entries), file)
+    if config.duplicates is not None:
+        names = extend_to_duplicates(names, read_duplicates(config.duplicates), file)
+    found = count_found(names)
+    if entries and not found:
+        raise UserError(f"clusters: {path} has none of the store's {len(entries)} chains")
+    return names, f"{path}, which has {found:,} of the chains"

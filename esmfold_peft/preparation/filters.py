@@ -1,0 +1,129 @@
+"""Which chains a store leaves out."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esmfold_peft.config import FilterConfig
+from esmfold_peft.datasets.records import MOST_ANGSTROM
+from esmfold_peft.protein.residues import ATOM37_INDEX
+from esmfold_peft.protein.structure import ProteinStructure
+
+_CA = ATOM37_INDEX["CA"]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What is left out of a store: a file, or one of its chains, and why.
+
+    Attributes:
+        file: as the store's `source`.
+        id: of the chain; empty for a whole file.
+        kind: which rule, in one or two words.
+        reason: in words, with the value.
+    """
+
+    file: str
+    id: str
+    kind: str
+    reason: str
+
+
+def resolved_residues(chain: ProteinStructure) -> int:
+    """Residues with a Cα."""
+    return int(chain.atom_mask[:, _CA].sum())
+
+
+def confident_part(chain: ProteinStructure, least: float) -> ProteinStructure:
+    """A prediction without the atoms of its uncertain residues, and without resolution and date.
+
+    The date of a prediction says nothing of when its sequence or structure became known.
+
+    Args:
+        chain: B-factors are pLDDT, 0 to 100.
+        least: residues whose Cα has a lower pLDDT lose their atoms (ESMFold: 50).
+    """
+    mask = chain.atom_mask & (chain.b_factors[:, _CA] >= least)[:, None]
+    return replace(
+        chain,
+        atom_mask=mask,
+        positions=chain.positions * mask[..., None],
+        b_factors=chain.b_factors * mask,
+        resolution=None,
+        release_date=None,
+    )
+
+
+def reason_against_prediction(chain: ProteinStructure, least: float) -> tuple[str, str] | None:
+    """Why a prediction is left out, as (kind, reason); None if it is not.
+
+    Args:
+        chain: whole, with pLDDT as B-factors.
+        least: lowest mean pLDDT (ESMFold: 70).
+    """
+    values = chain.b_factors[chain.atom_mask[:, _CA], _CA]
+    if not len(values):
+        return None  # the filter of resolved residues says so
+    if values.min() < 0 or values.max() > 100 or values.max() <= 1:
+        low, high = values.min(), values.max()
+        return "pLDDT", f"B-factors from {low:g} to {high:g} are no pLDDT of 0 to 100"
+    if values.mean() < least:
+        return "pLDDT", f"mean pLDDT {values.mean():.1f}, below {least:g}"
+    return None
+
+
+def reason_against(chain: ProteinStructure, filters: FilterConfig) -> tuple[str, str] | None:
+    """Why a chain is left out by what its file holds, as (kind, reason); None if it is not."""
+    length, resolved = len(chain), resolved_residues(chain)
+    if filters.min_length is not None and length < filters.min_length:
+        return "length", f"{length} residues, fewer than {filters.min_length}"
+    if filters.max_length is not None and length > filters.max_length:
+        return "length", f"{length} residues, more than {filters.max_length}"
+    if resolved < filters.min_resolved:
+        return "resolved", f"{resolved} resolved residues, fewer than {filters.min_resolved}"
+    unknown = chain.sequence.count("X") / length
+    if unknown > filters.max_unknown:
+        return (
+            "unknown",
+            f"{unknown:.0%} of the residues are X, more than {filters.max_unknown:.0%}",
+        )
+    if dominant := _dominant(chain.sequence, filters.max_dominance):
+        return "dominance", dominant
+    if np.abs(chain.positions).max() > MOST_ANGSTROM:
+        return "coordinates", f"an atom farther than {MOST_ANGSTROM:,.0f} Å from the origin"
+    return reason_against_entry(
+        chain.resolution,
+        chain.release_date.isoformat() if chain.release_date else None,
+        filters,
+    )
+
+
+def reason_against_entry(
+    resolution: float | None, release_date: str | None, filters: FilterConfig
+) -> tuple[str, str] | None:
+    """Why a chain is left out by what its entry states, as (kind, reason); None if it is not.
+
+    What is unknown is not a reason.
+
+    Args:
+        resolution: Å.
+        release_date: ISO.
+        filters: the rules.
+    """
+    if None not in (resolution, filters.max_resolution) and resolution > filters.max_resolution:  # pyright: ignore
+        return "resolution", f"resolution {resolution:g} Å, worse than {filters.max_resolution:g}"
+    if release_date is None:
+        return None
+    if filters.min_date is not None and release_date < filters.min_date:
+        return "date", f"released on {release_date}, before {filters.min_date}"
+    if filters.max_date is not None and release_date > filters.max_date:
+        return "date", f"released on {release_date}, after {filters.max_date}"
+    return None
+
+
+def _dominant(sequence: str, most: float) -> str:
+    """Says which amino acid makes up too much of a sequence; empty if none does."""
+    (letter, count), *_ = Counter(sequence.replace("X", "") or "X").most_common(1)
+    share = count / len(sequence)
+    return f"{share:.0%} of the residues are {letter}, more than {most:.0%}" if share > most else ""

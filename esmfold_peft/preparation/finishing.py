@@ -1,0 +1,140 @@
+"""What is decided about all chains together, after the last file was read."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esmfold_peft.config import PrepareConfig
+from esmfold_peft.datasets.leaks import ChainList, chain_list, find_leaks, what_was_compared
+from esmfold_peft.datasets.manifest import ManifestEntry
+from esmfold_peft.datasets.openfold_files import CachedChain, read_chain_data_cache
+from esmfold_peft.datasets.records import sequence_of
+from esmfold_peft.datasets.store import Store
+from esmfold_peft.preparation.clustering import clustered
+from esmfold_peft.preparation.filters import Rejected, reason_against_entry
+from esmfold_peft.preparation.selection import Selection
+from esmfold_peft.preparation.writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a store holds and what not.
+
+    Attributes:
+        files: that were listed.
+        entries: lines of the manifest.
+        rejected: lines of rejected.csv.
+        clusters: where the clusters come from, in words.
+        leaks: what the comparison with the held-out store can have found, in words.
+    """
+
+    files: int
+    entries: list[ManifestEntry]
+    rejected: list[Rejected]
+    clusters: str
+    leaks: str
+
+
+def finish(
+    config: PrepareConfig, selection: Selection | None, writer: StoreWriter, threads: int
+) -> Finished:
+    """Adds what caches and clusters know, and leaves out what would leak.
+
+    Args:
+        config: the command's settings.
+        selection: the ids that were wanted.
+        writer: of the store, with every unit in it.
+        threads: of mmseqs.
+
+    Raises:
+        UserError: a file of clusters, a cache or the held-out store is missing or wrong, or mmseqs
+            fails.
+    """
+    units = list(writer.journal())
+    entries = [entry for unit in units for entry in unit.entries]
+    rejected = [found for unit in units for found in unit.rejected]
+    if selection is not None:
+        rejected += _missing(selection, [found.id for found in (*entries, *rejected)])
+    cache = {}
+    if config.chain_data_cache is not None:
+        cache = read_chain_data_cache(config.chain_data_cache)
+        entries, refused = _dated(entries, cache, config)
+        rejected += refused
+    entries, clusters = clustered(config, entries, writer, threads)
+    leaks = ""
+    if config.held_out is not None:
+        entries, refused, leaks = _without_leaks(entries, Store(config.held_out), writer, threads)
+        rejected += refused
+    return Finished(
+        files=sum(unit.files for unit in units),
+        entries=_sized(entries, cache),
+        rejected=rejected,
+        clusters=clusters,
+        leaks=leaks,
+    )
+
+
+def _missing(selection: Selection, seen: list[str]) -> list[Rejected]:
+    """Listed ids that no file had."""
+    found = {selection.match(name) for name in seen if name}
+    return [
+        Rejected(str(path), name, "not found", "listed, but in no file that could be read")
+        for name, path in selection.listed.items()
+        if name not in found
+    ]
+
+
+def _dated(
+    entries: list[ManifestEntry], cache: dict[str, CachedChain], config: PrepareConfig
+) -> tuple[list[ManifestEntry], list[Rejected]]:
+    """Takes resolution and date from a cache where the file has none, and filters by them."""
+    kept, refused = [], []
+    for entry in entries:
+        if entry.id in cache:
+            entry = _completed(entry, cache[entry.id])
+        reason = reason_against_entry(entry.resolution, entry.release_date, config.filters)
+        if reason is None:
+            kept.append(entry)
+        else:
+            refused.append(Rejected(entry.source, entry.id, *reason))
+    return kept, refused
+
+
+def _completed(entry: ManifestEntry, known: CachedChain) -> ManifestEntry:
+    date = known.release_date.isoformat() if known.release_date else None
+    return replace(
+        entry,
+        resolution=known.resolution if entry.resolution is None else entry.resolution,
+        release_date=entry.release_date or date,
+    )
+
+
+def _without_leaks(
+    entries: list[ManifestEntry], held_out: Store, writer: StoreWriter, threads: int
+) -> tuple[list[ManifestEntry], list[Rejected], str]:
+    training = ChainList(
+        ids=[entry.id for entry in entries],
+        release_date=np.array([e.release_date or "NaT" for e in entries], "datetime64[D]"),
+        cluster=[entry.cluster for entry in entries],
+        sequence_hash=[entry.sequence_hash for entry in entries],
+        sequence=lambda place: sequence_of(writer.record(entries[place].id)),
+    )
+    validation = chain_list(held_out)
+    leaks = find_leaks(training, validation, threads=threads)
+    kept = [entry for place, entry in enumerate(entries) if place not in leaks]
+    refused = [
+        Rejected(entries[place].source, entries[place].id, "leak", reason)
+        for place, reason in leaks.items()
+    ]
+    return kept, refused, what_was_compared(training, validation)
+
+
+def _sized(entries: list[ManifestEntry], cache: dict[str, CachedChain]) -> list[ManifestEntry]:
+    """Counts the chains of each cluster; what a cache says counts where it is more."""
+    sizes = Counter(entry.cluster for entry in entries)
+    cached = {name: chain.cluster_size or 1 for name, chain in cache.items()}
+    return [
+        replace(entry, cluster_size=max(sizes[entry.cluster], cached.get(entry.id, 1)))
+        for entry in entries
+    ]

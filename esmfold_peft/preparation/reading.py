@@ -1,0 +1,137 @@
+"""What a worker process does: some structure files to records and lines of the manifest."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from esmfold_peft.config import FilterConfig, PlddtConfig
+from esmfold_peft.datasets.features import features
+from esmfold_peft.datasets.manifest import ManifestEntry
+from esmfold_peft.datasets.records import to_record
+from esmfold_peft.errors import UserError
+from esmfold_peft.preparation.filters import (
+    Rejected,
+    confident_part,
+    reason_against,
+    reason_against_prediction,
+    resolved_residues,
+)
+from esmfold_peft.preparation.selection import Selection
+from esmfold_peft.preparation.sources import Item, Loaded
+from esmfold_peft.protein.read import parse_chains
+from esmfold_peft.protein.structure import ProteinStructure
+
+_LONGEST_ID = 500  # bytes; LMDB takes 511
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides which chains are kept, and how.
+
+    Attributes:
+        filters: of all chains.
+        predicted: how predictions are taken; None for experimental structures.
+        selection: the ids that are wanted; None takes all.
+    """
+
+    filters: FilterConfig
+    predicted: PlddtConfig | None
+    selection: Selection | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of one file.
+
+    Attributes:
+        place: the file.
+        entries: a line of the manifest for each chain that is kept, each its own cluster.
+        records: of the same chains.
+        rejected: the file or the chains that are left out.
+    """
+
+    place: str
+    entries: tuple[ManifestEntry, ...]
+    records: tuple[bytes, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def read_items(items: Iterable[Loaded], rules: Rules) -> list[Read]:
+    """Reads files one after the other; none of them stops the others."""
+    return [_read_item(item, content, rules) for item, content in items]
+
+
+def failed(loaded: Loaded, error: BaseException) -> Read:
+    """A file that the reader could not take, by its crash or by an error nobody foresaw."""
+    if isinstance(error, BrokenProcessPool):
+        return left_out(loaded[0], "crash", "reading it ended the process (a crash, or no memory)")
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return left_out(loaded[0], "crash", f"reading it failed ({text})")
+
+
+def left_out(item: Item, kind: str, reason: str) -> Read:
+    """A file of which nothing is kept."""
+    return Read(item.place, (), (), (Rejected(item.place, "", kind, reason),))
+
+
+def _read_item(item: Item, content: bytes | None, rules: Rules) -> Read:
+    if item.fault:
+        return left_out(item, item.kind, item.fault)
+    try:
+        chains = parse_chains(_content(item) if content is None else content, item.place)
+    except OSError as error:
+        return left_out(item, "unreadable", error.strerror or str(error))
+    except UserError as error:
+        reason = str(error).removeprefix(f"{item.place}: ")
+        return left_out(item, "no protein" if "no protein" in reason else "unreadable", reason)
+    kept, records, rejected = [], [], []
+    for chain in chains:
+        found = _read_chain(chain, item.place, rules)
+        if isinstance(found, Rejected):
+            rejected.append(found)
+        else:
+            kept.append(found[0])
+            records.append(found[1])
+    return Read(item.place, tuple(kept), tuple(records), tuple(rejected))
+
+
+def _content(item: Item) -> bytes:
+    with item.path.open("rb") as file:
+        file.seek(item.offset or 0)
+        return file.read(item.size)
+
+
+def _read_chain(
+    chain: ProteinStructure, place: str, rules: Rules
+) -> Rejected | tuple[ManifestEntry, bytes]:
+    if rules.selection is not None and rules.selection.match(chain.id) is None:
+        return Rejected(place, chain.id, "not listed", "not in the list of ids")
+    if len(chain.id.encode()) > _LONGEST_ID:
+        return Rejected(place, chain.id[:80], "id", f"its id is longer than {_LONGEST_ID} bytes")
+    reason = None
+    if rules.predicted is not None:
+        reason = reason_against_prediction(chain, rules.predicted.min_mean)
+        chain = confident_part(chain, rules.predicted.mask_below)
+    reason = reason or reason_against(chain, rules.filters)
+    if reason is not None:
+        return Rejected(place, chain.id, *reason)
+    record = to_record(features(chain))
+    return _entry(chain, place, record), record
+
+
+def _entry(chain: ProteinStructure, place: str, record: bytes) -> ManifestEntry:
+    return ManifestEntry(
+        id=chain.id,
+        source=place,
+        entity=chain.entity,
+        length=len(chain),
+        resolved=resolved_residues(chain),
+        resolution=chain.resolution,
+        method=chain.method,
+        release_date=chain.release_date.isoformat() if chain.release_date else None,
+        cluster=chain.id,
+        cluster_size=1,
+        sequence_hash=hashlib.sha256(chain.sequence.encode()).hexdigest()[:16],
+        hash=hashlib.sha256(record).hexdigest()[:32],
+    )

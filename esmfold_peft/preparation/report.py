@@ -1,0 +1,100 @@
+"""The account that `prepare` gives of every file and chain."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from esmfold_peft.preparation.finishing import Finished
+from esmfold_peft.preparation.writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of a store.
+
+    Attributes:
+        files: files of the sources, whatever became of them.
+        files_used: files with at least one chain in the store.
+        files_left_out: the others; each is in rejected.csv.
+        chains: chains of the store.
+        chains_left_out: chains in rejected.csv, by the kind of reason.
+        files_rejected: files in rejected.csv as a whole, by the kind of reason.
+        residues: of the store's chains, resolved or not.
+        resolved: residues with a Cα.
+        unknown_resolution: chains that state none (NMR has none); they pass that filter.
+        unknown_date: chains that state none; they pass that filter.
+        clusters: number of clusters.
+        clusters_from: where they come from.
+        leaks: what the comparison with the held-out store can have found; empty without one.
+        bytes: size of the store's file, its journal included.
+        bytes_per_residue: size of the records alone.
+    """
+
+    files: int
+    files_used: int
+    files_left_out: int
+    chains: int
+    chains_left_out: dict[str, int]
+    files_rejected: dict[str, int]
+    residues: int
+    resolved: int
+    unknown_resolution: int
+    unknown_date: int
+    clusters: int
+    clusters_from: str
+    leaks: str
+    bytes: int
+    bytes_per_residue: float
+
+
+def make_report(finished: Finished, writer: StoreWriter) -> Report:
+    """Counts."""
+    entries = finished.entries
+    used = len({entry.source for entry in entries})
+    residues = sum(entry.length for entry in entries)
+    size = writer.path.stat().st_size
+    return Report(
+        files=finished.files,
+        files_used=used,
+        files_left_out=finished.files - used,
+        chains=len(entries),
+        chains_left_out=_by_kind(r.kind for r in finished.rejected if r.id),
+        files_rejected=_by_kind(r.kind for r in finished.rejected if not r.id),
+        residues=residues,
+        resolved=sum(entry.resolved for entry in entries),
+        unknown_resolution=sum(entry.resolution is None for entry in entries),
+        unknown_date=sum(entry.release_date is None for entry in entries),
+        clusters=len({entry.cluster for entry in entries}),
+        clusters_from=finished.clusters,
+        leaks=finished.leaks,
+        bytes=size,
+        bytes_per_residue=round(size / residues, 1) if residues else 0.0,
+    )
+
+
+def report_lines(found: Report, store: Path) -> list[str]:
+    """The report for a person."""
+    rejected, chains = sum(found.files_rejected.values()), sum(found.chains_left_out.values())
+    lines = [
+        f"{found.files:,} files: {found.files_used:,} used, {found.files_left_out:,} not"
+        f"{_named(found.files_rejected)}",
+        f"{found.chains:,} chains of {found.residues:,} residues in {store},"
+        f" {chains:,} left out{_named(found.chains_left_out)}",
+        f"{found.clusters:,} clusters ({found.clusters_from}); resolution unknown of"
+        f" {found.unknown_resolution:,} chains, release date of {found.unknown_date:,};"
+        f" {found.bytes_per_residue:g} bytes a residue",
+    ]
+    if found.leaks:
+        lines.append(f"leaks: {found.leaks}")
+    if rejected + chains:
+        lines.append(f"reasons: {store / 'rejected.csv'}")
+    return lines
+
+
+def _by_kind(kinds) -> dict[str, int]:
+    return dict(sorted(Counter(kinds).items()))
+
+
+def _named(counts: dict[str, int]) -> str:
+    text = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return f" ({text})" if text else ""

@@ -1,0 +1,61 @@
+"""Lists of the ids that `prepare` is to take from its sources."""
+
+import re
+from pathlib import Path
+
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import read_bytes
+
+_ENTRY = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
+
+
+class Selection:
+    """The entries and chains that lists name.
+
+    Args:
+        lists: text files of ids separated by blanks, commas or lines: entries ("1ubq") and chains
+            ("1ubq_A"). What follows # is a comment. PDB codes are compared without case.
+
+    Raises:
+        UserError: a file cannot be read or names nothing.
+    """
+
+    def __init__(self, lists: tuple[Path, ...]) -> None:
+        self.listed: dict[str, Path] = {}
+        for path in lists:
+            ids = _ids(path)
+            if not ids:
+                raise UserError(f"{path}: the list names no id")
+            self.listed |= {normalized(name): path for name in ids}
+        self._entries = {_entry(name) for name in self.listed}
+
+    def has_entry(self, code: str) -> bool:
+        """Whether an entry, or a chain of it, is listed."""
+        return code in self._entries
+
+    def match(self, chain: str) -> str | None:
+        """The listed id that asks for a chain: its own, or its entry's."""
+        chain = normalized(chain)
+        return next((name for name in (chain, _entry(chain)) if name in self.listed), None)
+
+
+def normalized(name: str) -> str:
+    """An id whose PDB code is in lower case."""
+    entry = _entry(name)
+    return entry.lower() + name[len(entry) :] if _ENTRY.fullmatch(entry) else name
+
+
+def _entry(name: str) -> str:
+    found = _ENTRY.match(name)
+    if found and (found.end() == len(name) or name[found.end()] == "_"):
+        return found[0]
+    return name
+
+
+def _ids(path: Path) -> list[str]:
+    try:
+        text = read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a list of ids ({error})") from error
+    lines = (line.partition("#")[0] for line in text.splitlines())
+    return [word for line in lines for word in line.replace(",", " ").split()]

@@ -1,0 +1,239 @@
+"""What data cost: parsing, features, records, `prepare` and the loader.
+
+    python scripts/benchmarks/data.py FOLDER [--rounds 5] [--crop 256] [--output data.json]
+
+FOLDER holds mmCIF files, and tars of them. Parsing reads the same files one after the other in one
+process, by this project's reader (every protein chain of the first model, as arrays) and by
+Biopython's MMCIFParser (a tree of all atoms); both begin with the compressed file on disk. Features
+and records (packing and unpacking a chain of the store) are timed on the chains that were read.
+`prepare` makes a store of the whole folder, with one worker and with two. The loader is that of
+training: crops of the chains of the store, sampled and padded, with two workers, while the main
+process does nothing else. The sampler's part is a manifest of 600,000 chains without a store: a
+process of its own reads it, makes the sampler and draws batches of 32.
+
+Times of parsing, features and records are of the process (CPU time); those of `prepare` and the
+loader are wall time on the cores that there are, so that other work on the machine counts. Ratios
+are medians over rounds of paired timings.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from Bio.PDB.MMCIFParser import MMCIFParser
+from measuring import Step, circumstances, interleaved, ratio
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from esmfold_peft.config import DataConfig, EngineConfig, PrepareConfig, TrainConfig
+from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.datasets.features import features
+from esmfold_peft.datasets.manifest import ManifestEntry, manifest_text, read_manifest
+from esmfold_peft.datasets.mixture import Mixture
+from esmfold_peft.datasets.order import StoreOrder, chain_weights
+from esmfold_peft.datasets.records import from_record, to_record
+from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.prepare import run as prepare
+from esmfold_peft.protein.read import read_chains
+
+CPU = torch.device("cpu")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes all numbers."""
+    args = parser().parse_args(words)
+    torch.set_num_threads(1)
+    files = sorted(args.folder.rglob("*.cif.gz"))[:: args.every]
+    if not files:
+        raise SystemExit(f"{args.folder}: no .cif.gz file")
+    settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
+    found = {
+        "settings": settings,
+        "circumstances": circumstances(CPU),
+        "parsing": measure_parsing(files, args.rounds),
+        "chains": measure_chains(files, args.rounds),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        found["prepare"] = measure_prepare(args.folder, Path(folder), args.prepare_rounds)
+        found["loader"] = measure_loader(Path(folder) / "2", args)
+        found["sampler"] = measure_sampler(Path(folder) / "manifest.csv")
+    show(found)
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("folder", type=Path, help="mmCIF files and tars of them")
+    made.add_argument("--rounds", type=int, default=5, help="of parsing, features and records")
+    made.add_argument("--every", type=int, default=1, help="parse every n-th file only")
+    made.add_argument("--prepare-rounds", type=int, default=1, help="of `prepare`")
+    made.add_argument("--crop", type=int, default=256, help="residues")
+    made.add_argument("--micro-batch", type=int, default=4, help="crops that are padded together")
+    made.add_argument("--samples", type=int, default=4000, help="crops to take from the loader")
+    made.add_argument("--output", type=Path, help="JSON file with every number")
+    return made
+
+
+def measure_parsing(files: list[Path], rounds: int) -> dict[str, float]:
+    """Chains a second of both readers, and how many times faster this project's is."""
+    chains = sum(len(read_chains(file)) for file in files)
+
+    def ours() -> None:
+        for file in files:
+            read_chains(file)
+
+    def biopython() -> None:
+        for file in files:
+            with gzip.open(file, "rt") as text:
+                MMCIFParser(QUIET=True).get_structure(file.name, text)
+
+    times = interleaved({"ours": ours, "biopython": biopython}, rounds, CPU)
+    return {
+        "files": len(files),
+        "chains": chains,
+        "chains_per_second": chains / statistics.median(times["ours"]),
+        "chains_per_second_biopython": chains / statistics.median(times["biopython"]),
+        "times_faster": ratio(times["biopython"], times["ours"]),
+    }
+
+
+def measure_chains(files: list[Path], rounds: int) -> dict[str, float]:
+    """Chains a second of what is done with a chain that was read."""
+    structures = [chain for file in files for chain in read_chains(file)]
+    chains = [features(structure) for structure in structures]
+    records = [to_record(chain) for chain in chains]
+
+    def each(work, items) -> Step:
+        return lambda: [work(item) for item in items] and None
+
+    steps = {
+        "features": each(features, structures),
+        "packing": each(to_record, chains),
+        "unpacking": each(lambda record: from_record(record, "x", 1.0), records),
+    }
+    times = interleaved(steps, rounds, CPU)
+    rates = {name: len(chains) / statistics.median(found) for name, found in times.items()}
+    return {f"{name}_per_second": rate for name, rate in rates.items()} | {
+        "record_bytes_per_residue": sum(map(len, records)) / sum(map(len, chains))
+    }
+
+
+def measure_prepare(source: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Wall time of `prepare` with one and two workers, and how much the second one helps."""
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for workers in (1, 2):
+            output = folder / (str(workers) if number == 0 else f"{workers}-{number}")
+            started = time.perf_counter()
+            prepare(PrepareConfig((source,), output, clusters="none", workers=workers))
+            times[workers].append(time.perf_counter() - started)
+    report = json.loads((folder / "2" / "report.json").read_text())
+    return {
+        "files": report["files"],
+        "chains": report["chains"],
+        "seconds_1_worker": statistics.median(times[1]),
+        "seconds_2_workers": statistics.median(times[2]),
+        "speedup_of_2_workers": ratio(times[1], times[2]),
+        "file_bytes_per_residue": report["bytes_per_residue"],
+    }
+
+
+def measure_loader(store: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Crops a second that training would get, after the workers have begun."""
+    config = TrainConfig(
+        run=Path("unused"),
+        data=DataConfig(train=store, crop=args.crop, workers=2),
+        engine=EngineConfig(micro_batch=args.micro_batch),
+    )
+    batches = iter(ChainDataModule(config).train_dataloader())
+    next(batches)
+    count = args.samples // args.micro_batch
+    started = time.perf_counter()
+    residues = sum(int(batch.mask.sum()) for batch in islice(batches, count))
+    passed = time.perf_counter() - started
+    return {
+        "crops_per_second": count * args.micro_batch / passed,
+        "mean_residues": residues / (count * args.micro_batch),
+        "workers": 2,
+    }
+
+
+def measure_sampler(path: Path) -> dict[str, float]:
+    """Time and memory of sampling from 600,000 chains."""
+    rng = random.Random(0)
+    text = manifest_text(
+        ManifestEntry(
+            id=f"{k:06d}_A",
+            source=f"mmcif/{k:06d}.cif.gz",
+            entity="1",
+            length=rng.randint(30, 900),
+            resolved=30,
+            resolution=2.0,
+            method="X-RAY DIFFRACTION",
+            release_date="2010-01-01",
+            cluster=f"{k % 40_000:06d}_A",
+            cluster_size=15,
+            sequence_hash=f"{k:016x}",
+            hash=f"{k:032x}",
+        )
+        for k in range(600_000)
+    )
+    path.write_text(text)
+    # Another process: this one's memory has had its peak.
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(sample, (path,))
+
+
+def sample(path: Path) -> dict[str, float]:
+    """Reads a manifest, makes a sampler, and draws 10,000 batches of 32."""
+    started = time.perf_counter()
+    manifest = read_manifest(path)
+    weights = chain_weights(manifest.length, manifest.cluster_size, "inverse", True)
+    batches = iter(MicroBatches(Mixture([StoreOrder(weights, 0)], [1.0], 0), 32, 0, 1))
+    next(batches)
+    built = time.perf_counter() - started
+    times = []
+    for _ in range(10_000):
+        started = time.thread_time()
+        next(batches)
+        times.append(time.thread_time() - started)
+    return {
+        "chains": len(manifest),
+        "seconds_to_build": built,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "batch_ms_median": 1000 * statistics.median(times),
+        "batch_ms_largest": 1000 * max(times),
+    }
+
+
+def show(found: dict) -> None:
+    """Prints every number."""
+    table = Table(title="data", box=box.SIMPLE)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for part in ("parsing", "chains", "prepare", "loader", "sampler"):
+        for name, value in found[part].items():
+            table.add_row(
+                f"{part}: {name.replace('_', ' ')}",
+                f"{value:,.4g}" if value < 1000 else f"{value:,.0f}",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    # Biopython's own remarks about files.
+    warnings.filterwarnings("ignore", module="Bio")
+    main()

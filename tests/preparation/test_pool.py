@@ -1,0 +1,57 @@
+"""Work in several processes that nothing stops."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from esmfold_peft.preparation.pool import OrderedPool
+
+
+def work(tasks: list[int]) -> list[int]:
+    for task in tasks:
+        if task == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == 7:
+            raise ValueError("seven")
+        time.sleep(0.01 * (task % 3))
+    return [10 * task for task in tasks]
+
+
+def failed(task: int, error: BaseException) -> str:
+    return f"{task}: {type(error).__name__}"
+
+
+def units(last: int, size: int = 3) -> list[list[int]]:
+    return [list(range(k, min(k + size, last))) for k in range(0, last, size)]
+
+
+def expected(last: int) -> list[int | str]:
+    bad = {7: "7: ValueError", 13: "13: BrokenProcessPool"}
+    return [bad.get(k, 10 * k) for k in range(last)]
+
+
+@pytest.mark.parametrize(("workers", "last"), [(1, 14), (2, 40)])
+def test_results_come_in_order_and_a_crash_costs_its_own_task_only(workers: int, last: int):
+    found = list(OrderedPool(work, failed, workers).results(units(last)))
+    assert [len(results) for results in found] == [len(unit) for unit in units(last)]
+    assert [result for results in found for result in results] == expected(last)
+
+
+def test_no_work_is_no_results():
+    assert list(OrderedPool(work, failed, 2).results([])) == []
+
+
+def test_work_is_not_taken_far_ahead():
+    taken = []
+
+    def endless():
+        for number in range(1000):
+            taken.append(number)
+            yield [0]
+
+    stream = OrderedPool(work, failed, 1).results(endless())
+    next(stream)
+    assert len(taken) < 10
+    stream.close()

@@ -1,0 +1,162 @@
+"""Training chains that give validation chains away."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from esmfold_peft.cli import main
+from esmfold_peft.config import PrepareConfig
+from esmfold_peft.datasets import leaks
+from esmfold_peft.datasets.leaks import chain_list, find_leaks, what_was_compared
+from esmfold_peft.datasets.mmseqs import Hit, mmseqs_program
+from esmfold_peft.datasets.store import Store
+from esmfold_peft.errors import UserError
+from esmfold_peft.prepare import run as prepare
+from esmfold_peft.training.leak_guard import guard
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def without_mmseqs(monkeypatch: pytest.MonkeyPatch):
+    """The guard as it is where the program is not installed."""
+    monkeypatch.setattr(leaks, "mmseqs_program", lambda: None)
+
+
+def store(folder: Path, *files: Path, **settings) -> Store:
+    prepare(PrepareConfig(files, folder, **{"workers": 1, "clusters": "none", **settings}))
+    return Store(folder)
+
+
+@pytest.fixture
+def held_out(example: Path, tmp_path: Path) -> Store:
+    """3u8v_A of 2011-11-09, and 3dxs_A, which has no date."""
+    files = [example / "held_out" / f"{name}.cif.gz" for name in ("3dxs_A", "3u8v_A")]
+    return store(tmp_path / "held_out", *files)
+
+
+def file(example: Path, name: str) -> Path:
+    (found,) = example.glob(f"*/{name}.cif.gz")
+    return found
+
+
+def reasons(training: Store, validation: Store) -> dict[str, str]:
+    found = find_leaks(chain_list(training), chain_list(validation), threads=1)
+    return {training.manifest.ids[place]: reason for place, reason in found.items()}
+
+
+def test_chains_of_the_day_of_the_first_validation_chain_leak(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs
+):
+    names = ("1ubq_A", "3u8v_A", "4zey_A", "3nir_A")
+    training = store(tmp_path / "train", *(file(example, name) for name in names))
+    found = reasons(training, held_out)
+    assert found.keys() == {"3u8v_A", "4zey_A"}  # 1ubq is older, 3nir has no date here
+    assert found["4zey_A"] == "released on 2015-05-06, validation begins on 2011-11-09"
+    assert found["3u8v_A"] == "released on 2011-11-09, validation begins on 2011-11-09"
+
+
+def test_without_dates_sequences_and_clusters_are_compared(
+    example: Path, tmp_path: Path, without_mmseqs
+):
+    copy = tmp_path / "other_name.cif"
+    text = gzip.decompress(file(example, "3dxs_A").read_bytes()).decode()
+    copy.write_text(text.replace("3DXS", "9ABC").replace("3dxs", "9abc"))
+    clusters = tmp_path / "clusters.txt"
+    clusters.write_text("3f2e_A 3nir_A 3byb_B\n")
+    validation = store(
+        tmp_path / "held_out", *(file(example, n) for n in ("3dxs_A", "3byb_B")),
+        clusters=str(clusters),
+    )  # fmt: skip
+    training = store(
+        tmp_path / "train", copy, *(file(example, n) for n in ("3nir_A", "3k2t_A")),
+        clusters=str(clusters),
+    )  # fmt: skip
+    assert reasons(training, validation) == {
+        "9abc_A": "has the sequence of 3dxs_A",
+        "3nir_A": "is in the cluster of 3byb_B",
+    }
+
+
+def test_every_copy_of_a_similar_sequence_leaks(
+    example: Path, tmp_path: Path, held_out: Store, monkeypatch: pytest.MonkeyPatch
+):
+    training = store(tmp_path / "train", *(file(example, n) for n in ("3nir_A", "3k2t_A")))
+    asked = {}
+
+    def similar(queries, targets, *, threads):
+        asked.update(queries=queries, targets=targets)
+        wanted = training.sequence(training.manifest.ids.index("3nir_A"))
+        return [Hit("3dxs_A", name, 0.55) for name, text in targets.items() if text == wanted]
+
+    monkeypatch.setattr(leaks, "mmseqs_program", lambda: "mmseqs")
+    monkeypatch.setattr(leaks, "similar", similar)
+    assert reasons(training, held_out) == {"3nir_A": "55% identical to 3dxs_A"}
+    assert asked["queries"].keys() == {"3dxs_A", "3u8v_A"}
+    assert len(asked["targets"]) == 2
+
+
+def test_the_guard_refuses_and_names_the_chains(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
+):
+    training = store(tmp_path / "train", *(file(example, n) for n in ("4zey_A", "3k2t_A")))
+    with pytest.raises(UserError, match=r"1 chains leak .*4zey_A.*--held_out .*--allow-leaks"):
+        guard([training], held_out, allow=False)
+    assert "leak: 4zey_A of" in capsys.readouterr().err
+    (found,) = guard([training], held_out, allow=True)
+    assert (found.chain, found.store) == ("4zey_A", str(training.path))
+
+
+def test_what_could_not_be_compared_is_said(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
+):
+    training = store(tmp_path / "train", file(example, "3k2t_A"))
+    assert guard([training], held_out, allow=False) == []
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no training chain leaks a validation chain" in said
+    assert "2 chains state no release date" in said
+    assert "mmseqs is not installed" in said
+    assert "mmseqs" in what_was_compared(chain_list(training), chain_list(held_out))
+
+
+def test_prepare_leaves_out_what_would_leak(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs
+):
+    names = ("1ubq_A", "3u8v_A", "4zey_A", "3nir_A")
+    training = store(tmp_path / "train", *(file(example, n) for n in names), held_out=held_out.path)
+    assert sorted(training.manifest.ids) == ["1ubq_A", "3nir_A"]
+    text = (tmp_path / "train" / "rejected.csv").read_text()
+    assert '4zey_A,leak,"released on 2015-05-06' in text
+    assert guard([training], held_out, allow=False) == []
+
+
+def test_training_refuses_before_anything_is_written(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
+):
+    store(tmp_path / "train", file(example, "4zey_A"))
+    words = [
+        "train", "--config", str(ROOT / "configs" / "tiny.yaml"), "--run", str(tmp_path / "run"),
+        "--data.train", str(tmp_path / "train"), "--data.validation", str(held_out.path),
+        "--engine.steps", "0",
+    ]  # fmt: skip
+    assert main(words) == 2
+    assert "--allow-leaks" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--allow-leaks"]) == 0
+    assert "4zey_A" in (tmp_path / "run" / "leaks.csv").read_text()
+    assert "allow_leaks: true" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.skipif(mmseqs_program() is None, reason="needs mmseqs (Debian package mmseqs2)")
+def test_homologues_are_found_among_real_chains(shared_structures: Path, tmp_path: Path):
+    cameo = shared_structures / "cameo2022" / "7rlk_D.cif.gz"
+    if not cameo.is_file():
+        pytest.skip("needs 7rlk_D of cameo2022")
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1oo2_A 1o1z_A\n")
+    validation = store(tmp_path / "held_out", cameo)
+    tars = sorted((shared_structures / "backbone_chains").glob("*.tar"))
+    training = store(tmp_path / "train", *tars, ids)
+    found = reasons(training, validation)
+    assert found == {"1oo2_A": "56% identical to 7rlk_D"}
