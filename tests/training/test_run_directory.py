@@ -28,13 +28,20 @@ from esmfold_peft.training.run_directory import (
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def chains(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the example's training chains."""
+    folder = tmp_path_factory.mktemp("chains")
+    prepare(PrepareConfig((example / "train",), folder, clusters="none", workers=1))
+    return folder
+
+
 @pytest.fixture
-def config(example: Path, tmp_path: Path) -> TrainConfig:
+def config(chains: Path, tmp_path: Path) -> TrainConfig:
     """The shipped CPU configuration on the example chains."""
-    prepare(PrepareConfig((example / "train",), tmp_path / "chains", clusters="none"))
     parser = config_parser(TrainConfig)
     flags = ["--config", str(ROOT / "configs" / "tiny.yaml"), "--run", str(tmp_path / "run")]
-    parsed = parser.parse_args([*flags, "--data.train", str(tmp_path / "chains")])
+    parsed = parser.parse_args([*flags, "--data.train", str(chains)])
     return to_config(parser, parsed, TrainConfig)
 
 
