@@ -54,6 +54,9 @@ _DESCRIPTIONS = {
     "weights": "Inspect files of published weights of ESMFold and ESM-2.",
 }
 
+_AFTER_CTRL_C = {"prepare": "; give the same command again to go on"}
+"""What else is said of a command that was interrupted."""
+
 
 @dataclass(frozen=True)
 class Parsed:
@@ -119,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong.
+        wrong, 130 after Ctrl-C.
     """
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -130,6 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
         line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
         print(f"esmfold-peft {parsed.name}: error: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        after = _AFTER_CTRL_C.get(parsed.name, "")
+        print(f"esmfold-peft {parsed.name}: interrupted{after}", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`); Python must not complain again when it closes
         # stdout.

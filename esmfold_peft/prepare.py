@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 
@@ -14,7 +15,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import Rejected
 from esmfold_peft.preparation.finishing import Finished, finish
 from esmfold_peft.preparation.pool import OrderedPool
-from esmfold_peft.preparation.reading import Rules, failed, read_items
+from esmfold_peft.preparation.reading import Rules, failed, read_item
 from esmfold_peft.preparation.report import Report, make_report, report_lines
 from esmfold_peft.preparation.selection import Selection
 from esmfold_peft.preparation.sources import Item, list_items, load, split_lists
@@ -33,7 +34,7 @@ def run(config: PrepareConfig) -> int:
     """
     structures, lists = split_lists(config.sources)
     selection = Selection(lists) if lists else None
-    items = list_items(structures, selection)
+    items = list_items(structures, selection, config.output)
     rules = Rules(config.filters, config.plddt if config.predicted else None, selection)
     workers = config.workers or _cores()
     with StoreWriter(config.output, _settings(rules)) as writer:
@@ -55,12 +56,15 @@ def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) ->
     if done:
         report(f"{min(done * _FILES_IN_A_UNIT, len(items))} of {len(items)} files were read before")
     rest = units[done:]
-    pool = OrderedPool(partial(read_items, rules=rules), failed, min(workers, len(rest) or 1))
+    if not rest:
+        return
+    pool = OrderedPool(partial(read_item, rules=rules), failed, min(workers, len(rest)))
     loaded = load(item for unit in rest for item in unit)
     tasks = ([next(loaded) for _ in unit] for unit in rest)
-    found = zip(range(done, len(units)), rest, pool.results(tasks), strict=True)
-    for number, unit, result in watched(found, "reading structures", len(rest)):
-        writer.add(number, unit, result)
+    with closing(pool.results(tasks)) as results:
+        found = zip(range(done, len(units)), rest, results, strict=True)
+        for number, unit, result in watched(found, "reading structures", len(rest)):
+            writer.add(number, unit, result)
 
 
 def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Report:

@@ -90,7 +90,11 @@ def manifest_path(store: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not (store / FILE_NAME).is_file():
+    try:
+        found = (store / FILE_NAME).is_file()
+    except OSError as error:
+        raise UserError(f"{store}: {error.strerror}") from error
+    if not found:
         raise UserError(
             f"{store}: no such store, or not a whole one: it has no {FILE_NAME}"
             " (make or finish it with: esmfold-peft prepare)"

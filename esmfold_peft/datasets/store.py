@@ -5,7 +5,8 @@ manifest.csv    one line for each chain (`manifest`); written last: a store with
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,20 +61,31 @@ class Store(Sequence[Features]):
         return sequence_of(self._record(self.manifest.ids[index]))
 
     def _record(self, name: str) -> bytes:
+        with self._transaction() as transaction:
+            record = transaction.get(name.encode())
+        if record is None:  # the store was made anew under this one
+            raise self._missing(name)
+        return record  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[lmdb.Transaction]:
         env, table = open_chains(self.path)
-        with env.begin(table) as transaction:
-            return transaction.get(name.encode())  # pyright: ignore[reportReturnType]
+        try:
+            with env.begin(table) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise UserError(f"{self.path / CHAINS_FILE}: damaged ({error})") from error
+
+    def _missing(self, name: str) -> UserError:
+        return UserError(f"{self.path}: {name} of {self.manifest.path.name} is not in it")
 
     def _require_all(self) -> None:
         """Looks up every id: a chain that is missing must not be found out in the tenth hour."""
-        env, table = open_chains(self.path)
-        with env.begin(table) as transaction:
+        with self._transaction() as transaction:
             cursor = transaction.cursor()
             for name in self.manifest.ids:
                 if not cursor.set_key(name.encode()):
-                    raise UserError(
-                        f"{self.path}: {name} of {self.manifest.path.name} is not in it"
-                    )
+                    raise self._missing(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +125,17 @@ def open_chains(store: Path) -> tuple[lmdb.Environment, lmdb._Database]:
     return found.env, found.table
 
 
+def require_whole_file(env: lmdb.Environment, path: Path) -> None:
+    """Refuses a file that was cut off: LMDB maps it, and to read beyond its end ends the process.
+
+    Raises:
+        UserError: the file is shorter than it says.
+    """
+    size, least = path.stat().st_size, (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if size < least:
+        raise UserError(f"{path}: was cut off: {size:,} bytes of at least {least:,}")
+
+
 def _open(path: Path, inode: int) -> _Opened:
     env = lmdb.open(
         str(path),
@@ -122,4 +145,5 @@ def _open(path: Path, inode: int) -> _Opened:
         readahead=False,  # chains are read in random order
         max_dbs=TABLES,
     )
+    require_whole_file(env, path)
     return _Opened(os.getpid(), inode, env, env.open_db(CHAINS, create=False))

@@ -5,16 +5,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
-from typing import Generic, TypeVar
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = 3  # tasks for each process that wait or whose results do: bounds what is in memory
+_AHEAD = 3  # lists for each process that wait or whose results do: bounds what is in memory
 
 
 class OrderedPool(Generic[Task, Result]):
@@ -24,8 +25,8 @@ class OrderedPool(Generic[Task, Result]):
     `failed(task, error)`; the other tasks of its list are done again, and the rest goes on.
 
     Args:
-        work: what is done with a list of tasks: a result for each. A function that a new process
-            can import.
+        work: what is done with a task. A function that a new process can import, or a partial of
+            one; each process receives it once, however large its arguments are.
         failed: the result of a task that `work` cannot do; `BrokenProcessPool` if it ended its
             process.
         workers: processes.
@@ -33,7 +34,7 @@ class OrderedPool(Generic[Task, Result]):
 
     def __init__(
         self,
-        work: Callable[[list[Task]], list[Result]],
+        work: Callable[[Task], Result],
         failed: Callable[[Task, BaseException], Result],
         workers: int,
     ) -> None:
@@ -41,61 +42,97 @@ class OrderedPool(Generic[Task, Result]):
         self.failed = failed
         self.workers = workers
 
-    def results(self, units: Iterable[list[Task]]) -> Iterator[list[Result]]:
-        """The results of each list, in the order of the lists."""
-        pool = _new_pool(self.workers)
-        waiting: deque[tuple[list[Task], Future[list[Result]]]] = deque()
-        try:
-            for unit in units:
-                waiting.append((unit, self._submit(pool, unit)))
-                if len(waiting) < _AHEAD * self.workers:
-                    continue
-                if isinstance(waiting[0][1].exception(), BrokenProcessPool):
-                    pool.shutdown()
-                    yield from self._finished(waiting)
-                    pool = _new_pool(self.workers)
-                else:
-                    yield self._finish(*waiting.popleft())
-            yield from self._finished(waiting)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def results(self, units: Iterable[list[Task]]) -> Generator[list[Result], None, None]:
+        """The results of each list, in the order of the lists.
 
-    def _submit(self, pool: ProcessPoolExecutor, unit: list[Task]) -> Future[list[Result]]:
+        Who does not take them all closes the iterator, which ends the processes.
+        """
+        processes = _Processes(self.work, self.workers)
+        rest, waiting = iter(units), deque()
         try:
-            return pool.submit(self.work, unit)
+            while True:
+                for unit in islice(rest, _AHEAD * self.workers - len(waiting)):
+                    waiting.append((unit, processes.submit(unit)))
+                if not waiting:
+                    return
+                unit, future = waiting.popleft()
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                    continue
+                # Which list ended a process is not known: the first is done task by task, the
+                # others once more as they are, so that the one to blame comes to be the first.
+                ended = isinstance(error, BrokenProcessPool)
+                if ended:
+                    processes.close()  # which leaves all memory to the list that is done again
+                found = self._one_by_one(unit)
+                if ended:
+                    processes = _Processes(self.work, self.workers)
+                    waiting = deque((u, _done(f) or processes.submit(u)) for u, f in waiting)
+                yield found
+        finally:
+            processes.close()
+
+    def _one_by_one(self, unit: list[Task]) -> list[Result]:
+        """Does a list again; tasks that fail again are those that spoilt it."""
+        found = []
+        processes = _Processes(self.work, 1)
+        try:
+            for task in unit:
+                future = processes.submit([task])
+                error = future.exception()
+                found += future.result() if error is None else [self.failed(task, error)]
+                if isinstance(error, BrokenProcessPool):
+                    processes.close()
+                    processes = _Processes(self.work, 1)
+        finally:
+            processes.close()
+        return found
+
+
+class _Processes:
+    """Processes that end when they are closed, after the task at hand, or when this one ends."""
+
+    def __init__(self, work: Callable[[Any], Any], workers: int) -> None:
+        # New processes, not copies: of a process with threads a copy may hang.
+        context = multiprocessing.get_context("spawn")
+        stopped, self._running = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(work, stopped)
+        )
+
+    def submit(self, unit: list[Any]) -> Future[list[Any]]:
+        """Begins with a list; a process is started if all are at work."""
+        # Processes inherit this: Ctrl-C, which a terminal sends to all, is for this one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return self._pool.submit(_do, unit)
         except BrokenProcessPool as error:
-            future: Future[list[Result]] = Future()
+            future: Future[list[Any]] = Future()
             future.set_exception(error)
             return future
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _finished(
-        self, waiting: deque[tuple[list[Task], Future[list[Result]]]]
-    ) -> Iterator[list[Result]]:
-        while waiting:
-            yield self._finish(*waiting.popleft())
-
-    def _finish(self, unit: list[Task], future: Future[list[Result]]) -> list[Result]:
-        """The results of a list; where one task spoilt them, each is done by itself."""
-        if future.exception() is None:
-            return future.result()
-        return [self._alone(task) for task in unit]
-
-    def _alone(self, task: Task) -> Result:
-        with _new_pool(1) as pool:
-            future = pool.submit(self.work, [task])
-            error = future.exception()
-            return future.result()[0] if error is None else self.failed(task, error)
+    def close(self) -> None:
+        self._running.close()
+        self._pool.shutdown(cancel_futures=True)
 
 
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    # New processes, not copies: of a process with threads a copy may hang.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+def _done(future: Future[list[Result]]) -> Future[list[Result]] | None:
+    return future if future.done() and future.exception() is None else None
 
 
-def _begin() -> None:
-    """Lets a worker end with its parent, however that ends, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Worker:
+    """What a worker process was given when it began."""
+
+    work: Callable[[Any], Any]
+    stopped: Connection
+
+
+def _begin(work: Callable[[Any], Any], stopped: Connection) -> None:
+    """Keeps what a worker does, and lets it end with its parent, however that ends."""
+    _Worker.work, _Worker.stopped = work, stopped
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -104,3 +141,13 @@ def _begin() -> None:
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)
+
+
+def _do(unit: list[Any]) -> list[Any]:
+    """The results of a list; of a part of it if nobody waits for them any more."""
+    found = []
+    for task in unit:
+        if _Worker.stopped.poll():
+            break
+        found.append(_Worker.work(task))
+    return found

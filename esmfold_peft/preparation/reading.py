@@ -1,7 +1,7 @@
 """What a worker process does: some structure files to records and lines of the manifest."""
 
 import hashlib
-from collections.abc import Iterable
+import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -18,11 +18,12 @@ from esmfold_peft.preparation.filters import (
     resolved_residues,
 )
 from esmfold_peft.preparation.selection import Selection
-from esmfold_peft.preparation.sources import Item, Loaded
+from esmfold_peft.preparation.sources import Item, Loaded, shown
 from esmfold_peft.protein.read import parse_chains
 from esmfold_peft.protein.structure import ProteinStructure
 
 _LONGEST_ID = 500  # bytes; LMDB takes 511
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,23 @@ class Read:
     rejected: tuple[Rejected, ...]
 
 
-def read_items(items: Iterable[Loaded], rules: Rules) -> list[Read]:
-    """Reads files one after the other; none of them stops the others."""
-    return [_read_item(item, content, rules) for item, content in items]
-
-
 def failed(loaded: Loaded, error: BaseException) -> Read:
     """A file that the reader could not take, by its crash or by an error nobody foresaw."""
     if isinstance(error, BrokenProcessPool):
         return left_out(loaded[0], "crash", "reading it ended the process (a crash, or no memory)")
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return left_out(loaded[0], "crash", f"reading it failed ({text})")
+    text = f": {error}" if str(error) else ""
+    return left_out(loaded[0], "crash", f"reading it failed ({type(error).__name__}{text})")
 
 
 def left_out(item: Item, kind: str, reason: str) -> Read:
-    """A file of which nothing is kept."""
+    """A file of which nothing is kept, and why, in one line."""
+    reason = shown(" ".join(reason.split())[:_LONGEST_REASON])
     return Read(item.place, (), (), (Rejected(item.place, "", kind, reason),))
 
 
-def _read_item(item: Item, content: bytes | None, rules: Rules) -> Read:
+def read_item(loaded: Loaded, rules: Rules) -> Read:
+    """Reads a file, or says why it is left out."""
+    item, content = loaded
     if item.fault:
         return left_out(item, item.kind, item.fault)
     try:
@@ -97,9 +96,18 @@ def _read_item(item: Item, content: bytes | None, rules: Rules) -> Read:
 
 
 def _content(item: Item) -> bytes:
+    """The bytes that were listed; half of a file that grows or shrinks may look like a whole one.
+
+    Raises:
+        UserError: the file changed.
+        OSError: it cannot be read.
+    """
     with item.path.open("rb") as file:
         file.seek(item.offset or 0)
-        return file.read(item.size)
+        data = file.read(item.size)
+        if len(data) < item.size or os.fstat(file.fileno()).st_mtime_ns != item.stamp:
+            raise UserError("it changed after this run listed it")
+        return data
 
 
 def _read_chain(
@@ -107,8 +115,8 @@ def _read_chain(
 ) -> Rejected | tuple[ManifestEntry, bytes]:
     if rules.selection is not None and rules.selection.match(chain.id) is None:
         return Rejected(place, chain.id, "not listed", "not in the list of ids")
-    if len(chain.id.encode()) > _LONGEST_ID:
-        return Rejected(place, chain.id[:80], "id", f"its id is longer than {_LONGEST_ID} bytes")
+    if fault := _fault_of_id(chain.id):
+        return Rejected(place, shown(chain.id[:80]), "id", fault)
     reason = None
     if rules.predicted is not None:
         reason = reason_against_prediction(chain, rules.predicted.min_mean)
@@ -120,15 +128,28 @@ def _read_chain(
     return _entry(chain, place, record), record
 
 
+def _fault_of_id(name: str) -> str:
+    """Why an id cannot be the name of a record and of a line; empty if it can."""
+    if not name or not name.isprintable():
+        return "its id is empty or not printable"
+    if len(name.encode()) > _LONGEST_ID:
+        return f"its id is longer than {_LONGEST_ID} bytes"
+    return ""
+
+
+def _one_line(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split())
+
+
 def _entry(chain: ProteinStructure, place: str, record: bytes) -> ManifestEntry:
     return ManifestEntry(
         id=chain.id,
         source=place,
-        entity=chain.entity,
+        entity=_one_line(chain.entity),
         length=len(chain),
         resolved=resolved_residues(chain),
         resolution=chain.resolution,
-        method=chain.method,
+        method=_one_line(chain.method),
         release_date=chain.release_date.isoformat() if chain.release_date else None,
         cluster=chain.id,
         cluster_size=1,

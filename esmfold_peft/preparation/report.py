@@ -27,7 +27,7 @@ class Report:
         clusters_from: where they come from.
         leaks: what the comparison with the held-out store can have found; empty without one.
         bytes: size of the store's file, its journal included.
-        bytes_per_residue: size of the records alone.
+        bytes_per_residue: the same for each residue.
     """
 
     files: int

@@ -3,6 +3,7 @@
 import lzma
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,16 +18,19 @@ _STRUCTURE = tuple(suffix + gz for suffix in SUFFIXES for gz in ("", ".gz"))
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _LIST = ".txt"
 _LARGEST = 4 << 30
-_DAMAGES = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+_DAMAGES = (
+    *(tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError),
+    *(OverflowError, MemoryError),  # a damaged header may ask for any number of bytes
+)
 _PDB_FILE = re.compile(r"(?:pdb)?([0-9][a-z0-9]{3})(?:[._-].*)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One file to read, or one that is not read and why.
 
     Attributes:
-        place: its name in reports: a path, or "<tar>/<member>".
+        place: its name in reports: a path, or "<tar>/<member>"; printable.
         path: the file on disk; of a member, the tar.
         size: bytes.
         stamp: time of the last change of `path`, in ns.
@@ -50,18 +54,22 @@ Loaded = tuple[Item, bytes | None]
 """A file, and its content where that can only be had in passing (compressed tars)."""
 
 
-def list_items(sources: tuple[Path, ...], selection: Selection | None) -> list[Item]:
+def list_items(
+    sources: tuple[Path, ...], selection: Selection | None, store: Path | None = None
+) -> list[Item]:
     """Every file of the sources, in their order and sorted inside folders.
 
     Args:
         sources: files, folders, tars.
         selection: what is wanted of them; files whose names are PDB codes of something else are not
             read.
+        store: folder that is passed over, since what is made of the sources is no source.
 
     Raises:
-        UserError: a source does not exist.
+        UserError: a source does not exist, or is the store.
     """
-    items = [item for source in sources for item in _items(source)]
+    passed_over = {_identity(store.stat())} if store and os.path.isdir(store) else set()
+    items = [item for source in sources for item in _items(source, passed_over)]
     return items if selection is None else [_selected(item, selection) for item in items]
 
 
@@ -80,7 +88,7 @@ def load(items: Iterable[Item]) -> Iterator[Loaded]:
             tar, stream = item.path, _contents(item.path)
         passed = item.member
         content = next((found for number, found in stream if number == item.member), None)
-        if content is None and not item.fault:
+        if not item.fault and (content is None or len(content) != item.size):
             item = replace(item, fault="its tar is damaged before it", kind="tar")
         yield item, content
 
@@ -100,31 +108,51 @@ def split_lists(sources: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path
     return others, lists
 
 
-def _items(source: Path) -> Iterator[Item]:
+def shown(name: str) -> str:
+    """A name without characters that end a line or cannot be written as UTF-8."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+_Identity = tuple[int, int]
+
+
+def _identity(found: os.stat_result) -> _Identity:
+    return found.st_dev, found.st_ino
+
+
+def _items(source: Path, passed_over: set[_Identity]) -> Iterator[Item]:
     try:
         found = source.stat()
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from error
+    if _identity(found) in passed_over:
+        raise UserError(f"{source}: is a source and the output; choose another folder as output")
     if source.is_dir():
-        yield from _folder(source)
+        yield from _folder(source, passed_over)
     elif source.name.lower().endswith(_TAR):
         yield from _tar(source, found)
     else:
         yield _file(source)  # named by hand: whatever its name
 
 
-def _folder(folder: Path) -> Iterator[Item]:
+def _folder(folder: Path, passed_over: set[_Identity]) -> Iterator[Item]:
     """Files below a folder, links followed, by name."""
     unreadable: list[OSError] = []
-    visited = set()
+    visited = set(passed_over)
     for parent, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
-        here = os.stat(parent)
+        folders.sort()
+        try:
+            here = _identity(os.stat(parent))
+        except OSError as error:  # it went away, or lies in a folder that may only be listed
+            unreadable.append(error)
+            continue
         # A link to a folder above would lead around in circles.
-        if (here.st_dev, here.st_ino) in visited:
+        if here in visited:
             folders.clear()
             continue
-        visited.add((here.st_dev, here.st_ino))
-        folders.sort()
+        visited.add(here)
         hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
         for name in sorted(names):
             path = Path(parent) / name
@@ -134,7 +162,7 @@ def _folder(folder: Path) -> Iterator[Item]:
             else:
                 yield from _inside(path)
     for error in unreadable:
-        yield _fault(Path(error.filename), error.strerror or str(error), "unreadable")
+        yield _unreadable(Path(error.filename), error)
 
 
 def _inside(path: Path) -> Iterator[Item]:
@@ -143,40 +171,46 @@ def _inside(path: Path) -> Iterator[Item]:
         try:
             found = path.stat()
         except OSError as error:
-            yield _fault(path, error.strerror or str(error), "unreadable")
+            yield _unreadable(path, error)
         else:
             yield from _tar(path, found)
     elif name.endswith(_STRUCTURE):
         yield _file(path)
     else:
-        yield _not_by_name(str(path), path)
+        yield _not_by_name(shown(str(path)), path)
 
 
 def _file(path: Path) -> Item:
     try:
         found = path.stat()
     except OSError as error:
-        return _fault(path, error.strerror or str(error), "unreadable")
-    if not path.is_file():
+        return _unreadable(path, error)
+    if not stat.S_ISREG(found.st_mode):
         return _fault(path, "not a regular file", "unreadable")
-    return _sized(Item(str(path), path, found.st_size, found.st_mtime_ns))
+    return _sized(Item(shown(str(path)), path, found.st_size, found.st_mtime_ns))
 
 
 def _tar(path: Path, found: os.stat_result) -> Iterator[Item]:
     """Members of a tar; those before a damage are read."""
+    if not stat.S_ISREG(found.st_mode):
+        yield _fault(path, "not a regular file", "unreadable")
+        return
     compressed = not path.name.lower().endswith(".tar")
     try:
         with tarfile.open(path, "r:*" if compressed else "r:") as tar:
             for number, member in enumerate(tar):
                 if member.isdir():
                     continue
-                item = Item(f"{path}/{member.name}", path, member.size, found.st_mtime_ns)
+                place = shown(f"{path}/{member.name}")
+                item = Item(place, path, member.size, found.st_mtime_ns)
                 if compressed:
                     item = replace(item, member=number)
                 else:
                     item = replace(item, offset=member.offset_data)
                 yield _member(item, member)
             _require_end(tar)
+    except PermissionError as error:
+        yield _unreadable(path, error)
     except _DAMAGES as error:
         yield _fault(path, f"damaged tar, what follows in it is lost ({error})", "tar")
 
@@ -210,7 +244,7 @@ def _member(item: Item, member: tarfile.TarInfo) -> Item:
 
 
 def _sized(item: Item) -> Item:
-    if item.size > _LARGEST:
+    if not 0 <= item.size <= _LARGEST:
         return replace(item, fault="larger than 4 GiB", kind="unreadable")
     return item
 
@@ -223,7 +257,11 @@ def _selected(item: Item, selection: Selection) -> Item:
 
 
 def _fault(path: Path, reason: str, kind: str) -> Item:
-    return Item(str(path), path, fault=reason, kind=kind)
+    return Item(shown(str(path)), path, fault=reason, kind=kind)
+
+
+def _unreadable(path: Path, error: OSError) -> Item:
+    return _fault(path, error.strerror or str(error), "unreadable")
 
 
 def _not_by_name(place: str, path: Path) -> Item:

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,8 @@ from typing import IO
 
 import lmdb
 
-from esmfold_peft.datasets.manifest import ManifestEntry
-from esmfold_peft.datasets.store import CHAINS, CHAINS_FILE, TABLES
+from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry
+from esmfold_peft.datasets.store import CHAINS, CHAINS_FILE, TABLES, require_whole_file
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import Rejected
 from esmfold_peft.preparation.reading import Read
@@ -29,8 +29,11 @@ from esmfold_peft.preparation.sources import Item
 from esmfold_peft.protein.files import make_folder
 
 _JOURNAL, _ABOUT = b"journal", b"about"
+_TABLE_NAMES = (CHAINS, _JOURNAL, _ABOUT)
 _SETTINGS = b"settings"
 _LARGEST = 1 << 40  # bytes of addresses; the file is as large as its contents
+# Of a write that had space for a part only, LMDB says EIO.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,20 @@ class StoreWriter:
     def __init__(self, store: Path, settings: str) -> None:
         make_folder(store)
         self.path = store / CHAINS_FILE
-        with ExitStack() as opened:
+        with ExitStack() as opened, self._explained():
             opened.enter_context(_locked(store))
-            try:
-                self._env = opened.enter_context(_environment(self.path))
-                self._chains, self._journal, self._about = (
-                    self._env.open_db(name) for name in (CHAINS, _JOURNAL, _ABOUT)
-                )
-                self._begin(settings.encode())
-            except lmdb.Error as error:
-                raise self._failure(error) from error
+            _clear_away(store)
+            if not self.path.exists():
+                _make_file(self.path, settings)
+            self._env = opened.enter_context(_environment(self.path))
+            require_whole_file(self._env, self.path)
+            self._chains, self._journal, self._about = (
+                self._env.open_db(name, create=False) for name in _TABLE_NAMES
+            )
+            self._forget_failures(settings)
+            self._require_same(settings)
+            self._sources = {e.id: e.source for unit in self.journal() for e in unit.entries}
             self._opened = opened.pop_all()
-        self._sources = {e.id: e.source for unit in self.journal() for e in unit.entries}
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -93,15 +98,15 @@ class StoreWriter:
         Raises:
             UserError: one of them was read from other files than now.
         """
-        with self._env.begin(self._journal) as transaction:
-            for number, (_, value) in enumerate(transaction.cursor()):
-                found = _unpacked(value)["digest"]
-                if number >= len(units) or found != _digest(units[number]):
-                    raise UserError(
-                        f"{self.path}: was begun with other files than the sources have now;"
-                        " choose another folder, or delete it"
-                    )
-            return transaction.stat()["entries"]
+        done = 0
+        for line in self._lines():
+            if done >= len(units) or line["digest"] != _digest(units[done]):
+                raise UserError(
+                    f"{self.path}: was begun with other files than the sources have now;"
+                    " choose another folder, or delete it"
+                )
+            done += 1
+        return done
 
     def add(self, number: int, unit: list[Item], found: list[Read]) -> UnitResult:
         """Writes what a unit gave; of chains with one id, the first stays.
@@ -110,30 +115,25 @@ class StoreWriter:
             UserError: the disk is full or fails; units before this one are safe.
         """
         entries, rejected = [], []
-        try:
-            with self._env.begin(write=True) as transaction:
-                for read in found:
-                    kept, refused = self._put(transaction, read)
-                    entries += kept
-                    rejected += refused
-                result = UnitResult(len(found), tuple(entries), tuple(rejected))
-                line = {"digest": _digest(unit), **asdict(result)}
-                value = zlib.compress(json.dumps(line).encode())
-                transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
-        except lmdb.Error as error:
-            raise self._failure(error) from error
+        with self._explained(), self._env.begin(write=True) as transaction:
+            for read in found:
+                kept, refused = self._put(transaction, read)
+                entries += kept
+                rejected += refused
+            result = UnitResult(len(found), tuple(entries), tuple(rejected))
+            line = {"digest": _digest(unit), **asdict(result)}
+            value = zlib.compress(json.dumps(line).encode())
+            transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
         return result
 
     def journal(self) -> Iterator[UnitResult]:
         """What every unit gave that is in the file, in order."""
-        with self._env.begin(self._journal) as transaction:
-            for _, value in transaction.cursor():
-                line = _unpacked(value)
-                yield UnitResult(
-                    line["files"],
-                    tuple(ManifestEntry(**entry) for entry in line["entries"]),
-                    tuple(Rejected(**rejected) for rejected in line["rejected"]),
-                )
+        for line in self._lines():
+            yield UnitResult(
+                line["files"],
+                tuple(ManifestEntry(**entry) for entry in line["entries"]),
+                tuple(Rejected(**rejected) for rejected in line["rejected"]),
+            )
 
     def record(self, name: str) -> bytes:
         """The record of a chain that is in the file."""
@@ -153,25 +153,63 @@ class StoreWriter:
                 refused.append(Rejected(entry.source, entry.id, "duplicate", reason))
         return kept, refused
 
-    def _begin(self, settings: bytes) -> None:
-        with self._env.begin(self._about, write=True) as transaction:
-            found = transaction.get(_SETTINGS)
-            if found is None:
-                transaction.put(_SETTINGS, settings)
-            elif found != settings:
-                name = _first_difference(json.loads(found), json.loads(settings))
-                raise UserError(
-                    f"{self.path}: was begun with another setting of {name};"
-                    " choose another folder, or delete it"
-                )
+    def _lines(self) -> Iterator[dict]:
+        """The journal."""
+        with self._explained(), self._env.begin(self._journal) as transaction:
+            for _, value in transaction.cursor():
+                yield json.loads(zlib.decompress(value))
 
-    def _failure(self, error: lmdb.Error) -> UserError:
-        if os.strerror(errno.ENOSPC) in str(error):
-            return UserError(
-                f"{self.path}: {os.strerror(errno.ENOSPC)}; what was done so far is kept: make"
-                " space and give the same command again"
+    def _forget_failures(self, settings: str) -> None:
+        """Begins anew where no chain was found so far, for example in a wrong folder."""
+        with self._env.begin(write=True) as transaction:
+            if transaction.stat(self._chains)["entries"] == 0:
+                transaction.drop(self._journal, delete=False)
+                transaction.put(_SETTINGS, settings.encode(), db=self._about)
+
+    def _require_same(self, settings: str) -> None:
+        with self._env.begin(self._about) as transaction:
+            found = json.loads(transaction.get(_SETTINGS, b"{}"))
+        if found != json.loads(settings):
+            name = _first_difference(found, json.loads(settings))
+            raise UserError(
+                f"{self.path}: was begun with another setting of {name};"
+                " choose another folder, or delete it"
             )
-        return UserError(f"{self.path}: cannot be used as the file of a store ({error})")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says in one line what LMDB or the disk cannot do."""
+        try:
+            yield
+        except (lmdb.Error, zlib.error, OSError) as error:
+            if any(os.strerror(code) in str(error) for code in _FULL):
+                raise UserError(
+                    f"{self.path}: the disk is full or fails ({error}); what was done so far is"
+                    " kept: make space and give the same command again"
+                ) from error
+            raise UserError(
+                f"{self.path}: cannot be used as the file of a store ({error})"
+            ) from error
+
+
+def _clear_away(store: Path) -> None:
+    """Removes what a killed run left half written, and the list of a file that is gone."""
+    for name in (CHAINS_FILE, FILE_NAME, "rejected.csv", "report.json"):
+        for left in store.glob(f".{name}*.tmp"):
+            left.unlink()
+    if not (store / CHAINS_FILE).exists():
+        (store / FILE_NAME).unlink(missing_ok=True)
+
+
+def _make_file(path: Path, settings: str) -> None:
+    """Makes a file without chains, which has its name only when it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _environment(temporary) as env:
+        for name in _TABLE_NAMES:
+            env.open_db(name)
+        with env.begin(env.open_db(_ABOUT), write=True) as transaction:
+            transaction.put(_SETTINGS, settings.encode())
+    temporary.rename(path)
 
 
 def _environment(path: Path) -> lmdb.Environment:
@@ -186,9 +224,12 @@ def _locked(store: Path) -> IO[str]:
         raise UserError(f"{store}: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise UserError(f"{store}: another process writes to this store") from error
+    except OSError as error:  # some network disks have no locks
+        file.close()
+        raise UserError(f"{store}: cannot be locked ({error.strerror})") from error
     return file
 
 
@@ -196,10 +237,6 @@ def _digest(unit: list[Item]) -> str:
     """What tells whether a unit's files are those of an earlier run."""
     text = json.dumps([(item.place, item.size, item.stamp, item.fault) for item in unit])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _unpacked(value: bytes) -> dict:
-    return json.loads(zlib.decompress(value))
 
 
 def _first_difference(old: dict, new: dict) -> str:

@@ -9,14 +9,13 @@ import pytest
 from esmfold_peft.preparation.pool import OrderedPool
 
 
-def work(tasks: list[int]) -> list[int]:
-    for task in tasks:
-        if task == 13:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task == 7:
-            raise ValueError("seven")
-        time.sleep(0.01 * (task % 3))
-    return [10 * task for task in tasks]
+def work(task: int) -> int:
+    if task == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == 7:
+        raise ValueError("seven")
+    time.sleep(0.01 * (task % 3))
+    return 10 * task
 
 
 def failed(task: int, error: BaseException) -> str:

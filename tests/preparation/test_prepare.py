@@ -145,6 +145,9 @@ def test_a_store_without_chains_keeps_its_reasons(example: Path, tmp_path: Path)
     assert rows(tmp_path / "out", "rejected.csv")[0]["kind"] == "resolved"
     with pytest.raises(UserError, match="not a whole one"):
         Store(tmp_path / "out")
+    # Nothing is lost by beginning with other settings.
+    assert run(replace(config, filters=FilterConfig(min_resolved=76))) == 0
+    assert Store(tmp_path / "out").manifest.ids == ["1ubq_A"]
 
 
 def test_a_list_takes_its_chains_and_says_what_is_missing(prepare, example: Path, tmp_path: Path):
