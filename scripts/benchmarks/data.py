@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found["prepare"] = measure_prepare(args.folder, Path(folder), args.prepare_rounds)
         found["loader"] = measure_loader(Path(folder) / "2", args)
-        found["sampler"] = measure_sampler(Path(folder) / "manifest.csv")
+        found["sampler"] = measure_sampler(Path(folder) / "manifest.csv", args.listed)
     show(found)
     if args.output:
         args.output.write_text(json.dumps(found, indent=2) + "\n")
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--crop", type=int, default=256, help="residues")
     made.add_argument("--micro-batch", type=int, default=4, help="crops that are padded together")
     made.add_argument("--samples", type=int, default=4000, help="crops to take from the loader")
+    made.add_argument("--listed", type=int, default=600_000, help="chains to sample from")
     made.add_argument("--output", type=Path, help="JSON file with every number")
     return made
 
@@ -171,8 +172,8 @@ def measure_loader(store: Path, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def measure_sampler(path: Path) -> dict[str, float]:
-    """Time and memory of sampling from 600,000 chains."""
+def measure_sampler(path: Path, chains: int) -> dict[str, float]:
+    """Time and memory of sampling from many chains."""
     rng = random.Random(0)
     text = manifest_text(
         ManifestEntry(
@@ -189,10 +190,14 @@ def measure_sampler(path: Path) -> dict[str, float]:
             sequence_hash=f"{k:016x}",
             hash=f"{k:032x}",
         )
-        for k in range(600_000)
+        for k in range(chains)
     )
     path.write_text(text)
-    # Another process: this one's memory has had its peak.
+    return sample_apart(path)
+
+
+def sample_apart(path: Path) -> dict[str, float]:
+    """`sample` in a process of its own: this one's memory has had its peak."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(sample, (path,))
 
