@@ -4,17 +4,28 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import asdict, fields
+from typing import Literal
 
 
 def csv_text(kind: type, rows: Iterable[object]) -> str:
     """A header and one line for each row; None becomes an empty cell.
 
+    Bytes of file names that are no text are written as escapes.
+
     Args:
         kind: dataclass of the rows.
         rows: instances of it.
     """
+    rows = list(rows)
+    text = _written(kind, rows, csv.QUOTE_MINIMAL)
+    # Python's csv leaves a carriage return without quotes, and reads it as the end of a line.
+    return _written(kind, rows, csv.QUOTE_ALL) if "\r" in text else text
+
+
+def _written(kind: type, rows: list[object], quoting: Literal[0, 1]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in fields(kind)], lineterminator="\n")
+    names = [field.name for field in fields(kind)]
+    writer = csv.DictWriter(stream, names, lineterminator="\n", quoting=quoting)
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)  # pyright: ignore[reportArgumentType]
-    return stream.getvalue()
+    return stream.getvalue().encode(errors="backslashreplace").decode()

@@ -13,7 +13,7 @@ from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.manifest import FILE_NAME, manifest_text
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import Rejected
-from esmfold_peft.preparation.finishing import Finished, finish
+from esmfold_peft.preparation.finishing import Finished, finish, require_inputs
 from esmfold_peft.preparation.pool import OrderedPool
 from esmfold_peft.preparation.reading import Rules, failed, read_item
 from esmfold_peft.preparation.report import Report, make_report, report_lines
@@ -29,9 +29,10 @@ def run(config: PrepareConfig) -> int:
     """Fills the store's file, then writes rejected.csv, report.json and manifest.csv.
 
     Raises:
-        UserError: a source or a list is missing or wrong, the store was begun otherwise, the disk
-            is full, or no chain is left.
+        UserError: a source, a list or another input is missing or wrong, the store was begun
+            otherwise, the disk is full, or no chain is left.
     """
+    require_inputs(config)
     structures, lists = split_lists(config.sources)
     selection = Selection(lists) if lists else None
     items = list_items(structures, selection, config.output)

@@ -79,6 +79,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         "Experiment logs directory.*exists and is not empty",  # config.yaml is there already
         "Grad strides do not match bucket view strides",  # DDP, of factors of rank 1
+        "`broadcast_buffers` is deprecated",  # what replaces it is not in older PyTorch
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call of PyTorch
     ):
         warnings.filterwarnings("ignore", message=message)

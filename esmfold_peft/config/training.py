@@ -198,7 +198,8 @@ class TrainConfig:
         engine: devices, precision, batch, steps.
         seed: of initial weights, dropout, order, crops and recycling.
         allow_leaks: train although training chains give validation chains away (released on the day
-            of the first validation chain or later, or similar to one); the run lists them.
+            of the first validation chain or later, or similar to one); the run lists them in
+            leaks.csv, and its config.yaml does not allow them again.
     """
 
     run: Path

@@ -80,9 +80,9 @@ def find_leaks(training: ChainList, validation: ChainList, *, threads: int) -> d
     return dict(sorted(leaks.items()))
 
 
-def what_was_compared(training: ChainList, validation: ChainList) -> str:
-    """Says what the search for leaks can and cannot have found."""
-    undated = int(np.isnat(training.release_date).sum() + np.isnat(validation.release_date).sum())
+def what_was_compared(*lists: ChainList) -> str:
+    """Says what the search for leaks among these chains can and cannot have found."""
+    undated = sum(int(np.isnat(chains.release_date).sum()) for chains in lists)
     dates = f"{undated:,} chains state no release date; " if undated else ""
     if mmseqs_program():
         return f"{dates}sequences compared by mmseqs at 40 % identity"

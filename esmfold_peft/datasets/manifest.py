@@ -1,8 +1,10 @@
 """The list of chains in a store: one CSV line each, read into columns."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from datetime import date
 from itertools import islice
 from pathlib import Path
 
@@ -67,6 +69,7 @@ class Manifest:
         cluster: name of the cluster.
         cluster_size: chains in that cluster, at least 1.
         sequence_hash: equal for equal sequences.
+        hash: of the chain's record.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class Manifest:
     cluster: list[str]
     cluster_size: Int32[np.ndarray, "chains"]
     sequence_hash: list[str]
+    hash: list[str]
 
     def __len__(self) -> int:
         """Number of chains."""
@@ -140,8 +144,9 @@ def _read(path: Path, rows: Iterator[list[str]]) -> Manifest:
 def _columns(rows: list[list[str]], path: Path, first_line: int) -> Manifest:
     """Some lines of a manifest."""
     for number, row in enumerate(rows, first_line):
-        if problem := _problem(row):
+        if row and (problem := _problem(row)):
             raise UserError(f"{path}:{number}: not a line of a manifest ({problem})")
+    rows = [row for row in rows if row]  # an editor may have left an empty line
     table = dict(zip(_COLUMNS, zip(*rows, strict=True), strict=True)) if rows else {}
     texts = {name: table.get(name, ()) for name in _COLUMNS}
     return Manifest(
@@ -154,6 +159,7 @@ def _columns(rows: list[list[str]], path: Path, first_line: int) -> Manifest:
         cluster=list(texts["cluster"]),
         cluster_size=np.array(texts["cluster_size"], dtype=np.int32),
         sequence_hash=list(texts["sequence_hash"]),
+        hash=list(texts["hash"]),
     )
 
 
@@ -174,11 +180,13 @@ def _joined(parts: list[Manifest]) -> Manifest:
         cluster=texts("cluster"),
         cluster_size=numbers("cluster_size"),
         sequence_hash=texts("sequence_hash"),
+        hash=texts("hash"),
     )
 
 
 _LENGTH, _RESOLVED, _SIZE = (_COLUMNS.index(n) for n in ("length", "resolved", "cluster_size"))
 _RESOLUTION, _DATE = _COLUMNS.index("resolution"), _COLUMNS.index("release_date")
+_WHOLE_NUMBER = re.compile("[0-9]{1,10}")
 
 
 def _problem(row: list[str]) -> str:
@@ -189,13 +197,14 @@ def _problem(row: list[str]) -> str:
         return "the id is empty"
     for column, least in ((_LENGTH, 1), (_RESOLVED, 0), (_SIZE, 1)):
         text = row[column]
-        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+        if not (_WHOLE_NUMBER.fullmatch(text) and least <= int(text) < 2**31):
             return f"{_COLUMNS[column]} {text!r}"
     try:
         if row[_RESOLUTION]:
             float(row[_RESOLUTION])
-        if row[_DATE]:
-            np.datetime64(row[_DATE], "D")
+        # Both readers of dates take more, but not the same: "today", 20210916 as a year.
+        if row[_DATE] and date.fromisoformat(row[_DATE]).isoformat() != row[_DATE]:
+            return f"release_date {row[_DATE]!r}"
     except ValueError as error:
         return str(error)
     return ""

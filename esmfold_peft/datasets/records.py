@@ -15,6 +15,7 @@ numbers, most of which fit two bytes. Bytes of the same significance stand toget
 compresses.
 """
 
+import hashlib
 import struct
 import zlib
 
@@ -63,6 +64,11 @@ def from_record(record: bytes, name: str, resolution: float) -> Features:
         return _unpack(record, name, resolution)
     except (ValueError, zlib.error, struct.error) as error:
         raise UserError(f"{name}: its record in the store is damaged ({error})") from error
+
+
+def record_hash(record: bytes) -> str:
+    """The first 32 hex digits of the SHA-256 of a record."""
+    return hashlib.sha256(record).hexdigest()[:32]
 
 
 def sequence_of(record: bytes) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import lmdb
 
 from esmfold_peft.datasets.features import Features
-from esmfold_peft.datasets.manifest import Manifest, manifest_path, read_manifest
-from esmfold_peft.datasets.records import from_record, sequence_of
+from esmfold_peft.datasets.manifest import FILE_NAME, Manifest, manifest_path, read_manifest
+from esmfold_peft.datasets.records import from_record, record_hash, sequence_of
 from esmfold_peft.errors import UserError
 
 CHAINS_FILE = "chains.lmdb"
@@ -52,9 +52,16 @@ class Store(Sequence[Features]):
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> Features:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The features of one chain."""
-        name = self.manifest.ids[index]
-        return from_record(self._record(name), name, float(self.manifest.resolution[index]))
+        """The features of one chain.
+
+        Raises:
+            UserError: its record is not the one that the manifest lists.
+        """
+        manifest = self.manifest
+        name, record = manifest.ids[index], self._record(manifest.ids[index])
+        if record_hash(record) != manifest.hash[index]:
+            raise UserError(f"{self.path}: {name} in {CHAINS_FILE} is not what {FILE_NAME} lists")
+        return from_record(record, name, float(manifest.resolution[index]))
 
     def sequence(self, index: int) -> str:
         """The one-letter codes of a chain."""

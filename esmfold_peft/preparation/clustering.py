@@ -21,6 +21,19 @@ HOW_TO_CLUSTER = (
 )
 
 
+def require_clusters(config: PrepareConfig) -> None:
+    """Checks that what the clusters come from is there.
+
+    Raises:
+        UserError: the file is missing, or mmseqs is asked for and not installed.
+    """
+    if config.clusters == "mmseqs" and mmseqs_program() is None:
+        raise UserError("clusters: mmseqs is not installed (Debian package mmseqs2)")
+    named = config.clusters not in ("auto", "mmseqs", "none")
+    if named and not Path(config.clusters).is_file():
+        raise UserError(f"clusters: {config.clusters}: no such file")
+
+
 def clustered(
     config: PrepareConfig, entries: list[ManifestEntry], writer: StoreWriter, threads: int
 ) -> tuple[list[ManifestEntry], str]:
@@ -30,8 +43,7 @@ def clustered(
         The lines of the manifest, and where the clusters come from, in words.
 
     Raises:
-        UserError: the file of clusters is missing or wrong, mmseqs fails or is not there although
-            it is asked for.
+        UserError: the file of clusters is missing or wrong, or mmseqs fails.
     """
     names, origin = _names(config, entries, writer, threads)
     # A name that is missing is that of the chain itself: in no cluster but its own.
@@ -46,10 +58,9 @@ def _names(
     if config.clusters not in ("auto", "mmseqs"):
         return _from_file(config, Path(config.clusters), entries)
     if mmseqs_program() is None:
-        if config.clusters == "mmseqs":
-            raise UserError("clusters: mmseqs is not installed (Debian package mmseqs2)")
         report(HOW_TO_CLUSTER)
         return {}, "each chain its own: mmseqs is not installed"
+    report(f"clustering {len(entries):,} chains with mmseqs")
     sequences = {entry.id: sequence_of(writer.record(entry.id)) for entry in entries}
     return cluster(sequences, threads=threads), "mmseqs at 40 % identity"
 

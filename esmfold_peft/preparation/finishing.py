@@ -7,11 +7,12 @@ import numpy as np
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.leaks import ChainList, chain_list, find_leaks, what_was_compared
-from esmfold_peft.datasets.manifest import ManifestEntry
+from esmfold_peft.datasets.manifest import ManifestEntry, manifest_path
 from esmfold_peft.datasets.openfold_files import CachedChain, read_chain_data_cache
 from esmfold_peft.datasets.records import sequence_of
 from esmfold_peft.datasets.store import Store
-from esmfold_peft.preparation.clustering import clustered
+from esmfold_peft.errors import UserError
+from esmfold_peft.preparation.clustering import clustered, require_clusters
 from esmfold_peft.preparation.filters import Rejected, reason_against_entry
 from esmfold_peft.preparation.selection import Selection
 from esmfold_peft.preparation.writer import StoreWriter
@@ -34,6 +35,24 @@ class Finished:
     rejected: list[Rejected]
     clusters: str
     leaks: str
+
+
+def require_inputs(config: PrepareConfig) -> None:
+    """Finds out what is missing for the end before hours are spent on reading structures.
+
+    Raises:
+        UserError: a file of clusters, a cache or the held-out store is missing, the latter is the
+            store itself, or mmseqs is not there although it is asked for.
+    """
+    require_clusters(config)
+    for name in ("duplicates", "chain_data_cache"):
+        path = getattr(config, name)
+        if path is not None and not path.is_file():
+            raise UserError(f"{name}: {path}: no such file")
+    if config.held_out is not None:
+        manifest_path(config.held_out)
+        if config.held_out.resolve() == config.output.resolve():
+            raise UserError(f"held_out: {config.held_out} is the store that is being made")
 
 
 def finish(

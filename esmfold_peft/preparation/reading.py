@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esmfold_peft.config import FilterConfig, PlddtConfig
 from esmfold_peft.datasets.features import features
 from esmfold_peft.datasets.manifest import ManifestEntry
-from esmfold_peft.datasets.records import to_record
+from esmfold_peft.datasets.records import record_hash, to_record
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import (
     Rejected,
@@ -154,5 +154,5 @@ def _entry(chain: ProteinStructure, place: str, record: bytes) -> ManifestEntry:
         cluster=chain.id,
         cluster_size=1,
         sequence_hash=hashlib.sha256(chain.sequence.encode()).hexdigest()[:16],
-        hash=hashlib.sha256(record).hexdigest()[:32],
+        hash=record_hash(record),
     )

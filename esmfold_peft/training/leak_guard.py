@@ -4,7 +4,13 @@ import os
 from collections.abc import Sequence
 
 from esmfold_peft.console import report
-from esmfold_peft.datasets.leaks import Leak, chain_list, find_leaks, what_was_compared
+from esmfold_peft.datasets.leaks import (
+    ChainList,
+    Leak,
+    chain_list,
+    find_leaks,
+    what_was_compared,
+)
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 
@@ -26,27 +32,35 @@ def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[
         UserError: there are leaks that are not allowed.
     """
     held_out = chain_list(validation)
-    leaks = [leak for store in training for leak in _leaks(store, validation)]
-    compared = {what_was_compared(chain_list(store), held_out) for store in training}
+    lists = [chain_list(store) for store in training]
+    report("looking for training chains that leak validation chains")
+    found = [_leaks(store, chains, held_out) for store, chains in zip(training, lists, strict=True)]
+    leaks = [leak for those in found for leak in those]
     if not leaks:
-        report(f"no training chain leaks a validation chain ({'; '.join(sorted(compared))})")
+        compared = what_was_compared(*lists, held_out)
+        report(f"no training chain leaks a validation chain ({compared})")
         return leaks
     for leak in leaks[:_NAMED]:
         report(f"leak: {leak.chain} of {leak.store}: {leak.reason}")
     if len(leaks) > _NAMED:
         report(f"leak: {len(leaks) - _NAMED:,} more chains")
     if not allow:
+        setting = "data.train" if found[0] else "data.mix"
         raise UserError(
-            f"data.train: {len(leaks):,} chains leak validation chains, {leaks[0].chain}"
+            f"{setting}: {_counted(leaks)}, {leaks[0].chain} of {leaks[0].store}"
             f" ({leaks[0].reason}) is the first; make the store anew with"
-            f" `esmfold-peft prepare ... --held_out {validation.path}`, which leaves them out and"
-            " lists them, or go on with --allow-leaks"
+            f" `esmfold-peft prepare ... --held_out {validation.path}`, which leaves such chains"
+            " out and lists them, or go on with --allow-leaks"
         )
-    report(f"{len(leaks):,} training chains leak validation chains; they were allowed (leaks.csv)")
+    report(f"{_counted(leaks)}; that was allowed (leaks.csv)")
     return leaks
 
 
-def _leaks(store: Store, validation: Store) -> list[Leak]:
-    training = chain_list(store)
-    found = find_leaks(training, chain_list(validation), threads=len(os.sched_getaffinity(0)))
+def _leaks(store: Store, training: ChainList, validation: ChainList) -> list[Leak]:
+    found = find_leaks(training, validation, threads=len(os.sched_getaffinity(0)))
     return [Leak(str(store.path), training.ids[place], reason) for place, reason in found.items()]
+
+
+def _counted(leaks: list[Leak]) -> str:
+    chains = "1 chain leaks" if len(leaks) == 1 else f"{len(leaks):,} chains leak"
+    return f"{chains} validation chains"

@@ -67,7 +67,9 @@ def create_run(
         UserError: the folder cannot be made.
     """
     make_folder(config.run)
-    write_atomically(config.run / CONFIG, config_text(with_absolute_weights(config)))
+    # Who trains from this file allows leaks anew, or not.
+    kept = replace(with_absolute_weights(config), allow_leaks=False)
+    write_atomically(config.run / CONFIG, config_text(kept))
     provenance = _provenance(config, model, base_hash)
     write_atomically(config.run / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     if leaks:

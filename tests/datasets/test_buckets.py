@@ -21,6 +21,7 @@ def test_every_chain_is_in_one_batch_within_the_limit():
 def test_a_chain_above_the_limit_is_alone():
     assert length_buckets([30, 10, 40, 10, 31], 29) == [[1, 3], [0], [4], [2]]
     assert length_buckets([30], 29) == [[0]]
+    assert length_buckets([15, 14, 15], 30) == [[1, 0], [2]]
     assert length_buckets([], 29) == []
 
 

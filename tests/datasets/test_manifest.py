@@ -1,6 +1,7 @@
 """The list of a store's chains."""
 
 import gzip
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ HEADER = manifest_text([]).strip()
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "manifest.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", newline="")
     return path
 
 
@@ -76,6 +77,11 @@ LINE = manifest_text([ENTRY]).splitlines()[1]
         (f"{HEADER}\n{LINE.replace(',2,', ',0,')}\n", ":2: .*cluster_size '0'"),
         (f"{HEADER}\n{LINE.replace('1.8', 'good')}\n", ":2: .*good"),
         (f"{HEADER}\n{LINE.replace('1987-04-16', 'today?')}\n", ":2: .*today"),
+        (f"{HEADER}\n{LINE.replace('1987-04-16', 'today')}\n", ":2: .*today"),
+        (f"{HEADER}\n{LINE.replace('1987-04-16', '1987')}\n", ":2: .*1987"),
+        (f"{HEADER}\n{LINE.replace('1987-04-16', '19870416')}\n", ":2: .*19870416"),
+        (f"{HEADER}\n{LINE.replace('76', '9' * 5000, 1)}\n", ":2: .*length '9"),
+        (f"{HEADER}\n{LINE}\n\n{LINE},more\n", ":4: .*13 values instead of 12"),
         (f"{HEADER}\n{LINE.replace('1ubq_A', '', 1)}\n", ":2: .*id is empty"),
         (f"{HEADER}\n{LINE},more\n", ":2: .*13 values instead of 12"),
         (f"{HEADER}\n{LINE}\n{LINE}\n", r":3: 1ubq_A is listed twice \(line 2\)"),
@@ -84,6 +90,28 @@ LINE = manifest_text([ENTRY]).splitlines()[1]
 def test_a_broken_manifest_names_the_line(text: str, message: str, tmp_path: Path):
     with pytest.raises(UserError, match=message):
         read_manifest(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", 'a"b', "a\nb", "a\r\nb", "a\rb", "a\tb", " a ", "日本", "=1+1", "'"]
+)
+def test_any_name_comes_back(name: str, tmp_path: Path):
+    odd = replace(ENTRY, id=name, source=name, cluster=name)
+    found = read_manifest(write(tmp_path, manifest_text([odd, NMR])))
+    assert found.ids == [name, "1hf9_A"]
+    assert found.cluster == [name, "1ubq_A"]
+    assert np.isnan(found.resolution[1])
+
+
+def test_a_file_name_that_is_no_text_is_written_in_ascii(tmp_path: Path):
+    text = manifest_text([replace(ENTRY, source=os.fsdecode(b"\xff/1ubq.cif"))])
+    assert "\\udcff/1ubq.cif" in text
+    assert read_manifest(write(tmp_path, text)).ids == ["1ubq_A"]
+
+
+def test_empty_lines_are_no_chains(tmp_path: Path):
+    lines = manifest_text([ENTRY, NMR]).replace("\n", "\n\n")
+    assert read_manifest(write(tmp_path, lines + "\n")).ids == ["1ubq_A", "1hf9_A"]
 
 
 def test_binary_is_no_manifest(tmp_path: Path):

@@ -72,10 +72,23 @@ def test_stores_of_one_seed_differ_in_order():
     assert not np.array_equal(*orders)
 
 
-def test_the_order_is_the_same_in_another_process_and_differs_with_the_seed():
+def test_the_order_differs_with_the_seed():
     first = numbers(mixture(5, seed=1), 1, 2, 6)
     assert numbers(mixture(5, seed=1), 1, 2, 6) == first
     assert numbers(mixture(5, seed=2), 1, 2, 6) != first
+
+
+def test_the_samples_of_a_seed_stay_what_they_are(make_chain):
+    """In another process, on another machine, and in a later version: a run can be resumed."""
+    mixed = mixture(7, 20, shares=(0.4, 0.6))
+    begin = [index for index, _ in numbers(mixed, world=1, micro=12, steps=1)]
+    assert begin == [4, 10, 15, 11, 26, 22, 0, 3, 23, 6, 2, 16]
+    later = [index for index, _ in numbers(mixed, world=1, micro=6, steps=1, start=10_000)]
+    assert later == [21, 25, 19, 22, 17, 15]
+    chains = CroppedChains([make_chain("a", 50)], crop=20, clamp_probability=0.5, seed=1)
+    samples = [chains[0, number] for number in range(6)]
+    found = [(int(c.residue_index[0]), clamped) for c, clamped in samples]
+    assert found == [(7, False), (11, True), (29, True), (25, True), (11, True), (11, True)]
 
 
 def test_a_sample_depends_on_its_number_alone(make_chain):

@@ -37,6 +37,14 @@ def test_a_line_without_a_record_is_found_at_once(store: Path):
         Store(store)
 
 
+def test_a_record_of_another_store_is_refused(make_chain, write_store, store: Path, tmp_path: Path):
+    other = write_store(tmp_path / "other", [make_chain(f"c{n}", n + 1) for n in range(20, 59)])
+    lines = (store / "manifest.csv").read_text().splitlines(keepends=True)
+    (other / "manifest.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"c25 in chains\.lmdb is not what manifest\.csv lists"):
+        Store(other)[5]
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

@@ -94,6 +94,8 @@ def test_uncertain_residues_lose_their_atoms(chain: ProteinStructure):
     assert not found.b_factors[~sure].any()
     assert found.sequence == chain.sequence
     assert (found.release_date, found.resolution) == (None, None)
+    at_the_bound = confident_part(predicted(chain, np.full(len(chain), 50.0)), 50.0)
+    assert np.array_equal(at_the_bound.atom_mask, chain.atom_mask)
 
 
 @pytest.mark.parametrize(

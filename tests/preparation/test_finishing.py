@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esmfold_peft.config import FilterConfig, PrepareConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation import clustering
+from esmfold_peft.preparation.finishing import require_inputs
 from esmfold_peft.preparation.writer import StoreWriter
 from tests.preparation.conftest import contents, report_of, rows
 
@@ -78,7 +80,7 @@ def test_a_file_about_other_chains_is_refused(prepare, example: Path, tmp_path: 
     file = write(tmp_path / "c.txt", "9zzz_A 9zzz_B\n")
     with pytest.raises(UserError, match=r"clusters: .*c\.txt has none of the store's 5 chains"):
         prepare(example / "train", clusters=str(file))
-    with pytest.raises(UserError, match=r"nothing\.txt: No such file"):
+    with pytest.raises(UserError, match=r"clusters: .*nothing\.txt: no such file"):
         prepare(example / "train", clusters=str(tmp_path / "nothing.txt"))
 
 
@@ -116,22 +118,49 @@ def test_a_cache_of_openfold_fills_in_what_files_do_not_state(
 
     cache = {
         "3nir_A": chain(release_date="2010-04-01", resolution=0.48, cluster_size=7),
+        "5k2l_A": chain(cluster_size=2),
         "3k2t_A": chain(release_date="2019-01-01"),
         "2pw8_C": chain(resolution=9.5),
         "1hf9_A": chain(release_date="1990-01-01", resolution=0.0),
     }
     path = write(tmp_path / "cache.json", json.dumps(cache))
     filters = FilterConfig(max_date="2018-12-31")
-    store = prepare(example / "train", chain_data_cache=path, filters=filters)
+    file = write(tmp_path / "c.txt", "9zzz_A 1hf9_A 3nir_A 5k2l_A 3k2t_A\n")
+    store = prepare(example / "train", chain_data_cache=path, filters=filters, clusters=str(file))
     found = {line["id"]: line for line in rows(store, "manifest.csv")}
     assert found.keys() == {"1hf9_A", "3nir_A", "5k2l_A"}
     assert found["3nir_A"]["release_date"] == "2010-04-01"
     assert found["3nir_A"]["resolution"] == "0.48"
+    # The cache's number where it is larger than that of the chains that are kept.
     assert found["3nir_A"]["cluster_size"] == "7"
+    assert found["5k2l_A"]["cluster_size"] == found["1hf9_A"]["cluster_size"] == "3"
     assert found["1hf9_A"]["release_date"] == "2001-05-31"  # what the file says
     assert found["1hf9_A"]["resolution"] == ""
     left_out = {line["id"]: line["kind"] for line in rows(store, "rejected.csv")}
     assert left_out == {"3k2t_A": "date", "2pw8_C": "resolution"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("clusters", "none.txt", "clusters: none.txt: no such file"),
+        ("clusters", "mmseqs", "clusters: mmseqs is not installed"),
+        ("chain_data_cache", Path("none.json"), "chain_data_cache: none.json: no such file"),
+        ("held_out", Path("nowhere"), "nowhere: no such store"),
+        ("held_out", Path("store"), "held_out: store is the store that is being made"),
+    ],
+)
+def test_what_is_missing_is_found_before_anything_is_read(
+    setting: str, value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clustering, "mmseqs_program", lambda: None)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.csv").touch()
+    config = PrepareConfig((tmp_path,), tmp_path / "store", **{setting: value})
+    with pytest.raises(UserError, match=message):
+        require_inputs(config)
+    require_inputs(PrepareConfig((tmp_path,), tmp_path / "store"))
 
 
 def test_duplicates_need_a_file_of_clusters(example: Path, tmp_path: Path):

@@ -31,14 +31,28 @@ def store(folder: Path, *files: Path, **settings) -> Store:
 
 @pytest.fixture
 def held_out(example: Path, tmp_path: Path) -> Store:
-    """3u8v_A of 2011-11-09, and 3dxs_A, which has no date."""
-    files = [example / "held_out" / f"{name}.cif.gz" for name in ("3dxs_A", "3u8v_A")]
+    """4i6p_A of 2013-07-17, 3u8v_A of 2011-11-09, and 3dxs_A, which has no date."""
+    files = [example / "held_out" / f"{name}.cif.gz" for name in ("3dxs_A", "3u8v_A", "4i6p_A")]
     return store(tmp_path / "held_out", *files)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed since, on one line."""
+    return " ".join(capsys.readouterr().err.split())
 
 
 def file(example: Path, name: str) -> Path:
     (found,) = example.glob(f"*/{name}.cif.gz")
     return found
+
+
+def renamed(example: Path, name: str, folder: Path) -> Path:
+    """A copy of a chain as 9abc_A."""
+    code = name[:4]
+    text = gzip.decompress(file(example, name).read_bytes()).decode()
+    copy = folder / "other_name.cif"
+    copy.write_text(text.replace(code.upper(), "9ABC").replace(code, "9abc"))
+    return copy
 
 
 def reasons(training: Store, validation: Store) -> dict[str, str]:
@@ -60,9 +74,7 @@ def test_chains_of_the_day_of_the_first_validation_chain_leak(
 def test_without_dates_sequences_and_clusters_are_compared(
     example: Path, tmp_path: Path, without_mmseqs
 ):
-    copy = tmp_path / "other_name.cif"
-    text = gzip.decompress(file(example, "3dxs_A").read_bytes()).decode()
-    copy.write_text(text.replace("3DXS", "9ABC").replace("3dxs", "9abc"))
+    copy = renamed(example, "3dxs_A", tmp_path)
     clusters = tmp_path / "clusters.txt"
     clusters.write_text("3f2e_A 3nir_A 3byb_B\n")
     validation = store(
@@ -82,7 +94,8 @@ def test_without_dates_sequences_and_clusters_are_compared(
 def test_every_copy_of_a_similar_sequence_leaks(
     example: Path, tmp_path: Path, held_out: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    training = store(tmp_path / "train", *(file(example, n) for n in ("3nir_A", "3k2t_A")))
+    copy = renamed(example, "3nir_A", tmp_path)
+    training = store(tmp_path / "train", copy, *(file(example, n) for n in ("3nir_A", "3k2t_A")))
     asked = {}
 
     def similar(queries, targets, *, threads):
@@ -92,8 +105,9 @@ def test_every_copy_of_a_similar_sequence_leaks(
 
     monkeypatch.setattr(leaks, "mmseqs_program", lambda: "mmseqs")
     monkeypatch.setattr(leaks, "similar", similar)
-    assert reasons(training, held_out) == {"3nir_A": "55% identical to 3dxs_A"}
-    assert asked["queries"].keys() == {"3dxs_A", "3u8v_A"}
+    reason = "55% identical to 3dxs_A"
+    assert reasons(training, held_out) == {"3nir_A": reason, "9abc_A": reason}
+    assert asked["queries"].keys() == {"3dxs_A", "3u8v_A", "4i6p_A"}
     assert len(asked["targets"]) == 2
 
 
@@ -101,11 +115,28 @@ def test_the_guard_refuses_and_names_the_chains(
     example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
 ):
     training = store(tmp_path / "train", *(file(example, n) for n in ("4zey_A", "3k2t_A")))
-    with pytest.raises(UserError, match=r"1 chains leak .*4zey_A.*--held_out .*--allow-leaks"):
+    with pytest.raises(UserError, match=r"1 chain leaks .*4zey_A.*--held_out .*--allow-leaks"):
         guard([training], held_out, allow=False)
     assert "leak: 4zey_A of" in capsys.readouterr().err
     (found,) = guard([training], held_out, allow=True)
     assert (found.chain, found.store) == ("4zey_A", str(training.path))
+    assert "1 chain leaks validation chains; that was allowed" in said(capsys)
+
+
+def test_every_store_of_a_mix_is_guarded(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
+):
+    training = store(tmp_path / "train", *(file(example, n) for n in ("3nir_A", "3k2t_A")))
+    files = [file(example, n) for n in ("4zey_A", "3u8v_A", "2pw8_C")]
+    mixed = store(tmp_path / "distilled", *files)
+    with pytest.raises(
+        UserError, match=r"^data\.mix: 2 chains leak validation chains, 4zey_A of .*distilled \("
+    ):
+        guard([training, mixed], held_out, allow=False)
+    said(capsys)
+    assert guard([training, store(tmp_path / "other", files[-1])], held_out, allow=False) == []
+    # Two of train, one of the other store, one of the validation store; once, not for each store.
+    assert said(capsys).count("4 chains state no release date") == 1
 
 
 def test_what_could_not_be_compared_is_said(
@@ -113,10 +144,10 @@ def test_what_could_not_be_compared_is_said(
 ):
     training = store(tmp_path / "train", file(example, "3k2t_A"))
     assert guard([training], held_out, allow=False) == []
-    said = " ".join(capsys.readouterr().err.split())
-    assert "no training chain leaks a validation chain" in said
-    assert "2 chains state no release date" in said
-    assert "mmseqs is not installed" in said
+    message = said(capsys)
+    assert "no training chain leaks a validation chain" in message
+    assert "2 chains state no release date" in message
+    assert "mmseqs is not installed" in message
     assert "mmseqs" in what_was_compared(chain_list(training), chain_list(held_out))
 
 
@@ -124,8 +155,14 @@ def test_prepare_leaves_out_what_would_leak(
     example: Path, tmp_path: Path, held_out: Store, without_mmseqs
 ):
     names = ("1ubq_A", "3u8v_A", "4zey_A", "3nir_A")
-    training = store(tmp_path / "train", *(file(example, n) for n in names), held_out=held_out.path)
+    clusters = tmp_path / "clusters.txt"
+    clusters.write_text("1ubq_A 4zey_A 3nir_A\n")
+    training = store(
+        tmp_path / "train", *(file(example, n) for n in names),
+        held_out=held_out.path, clusters=str(clusters),
+    )  # fmt: skip
     assert sorted(training.manifest.ids) == ["1ubq_A", "3nir_A"]
+    assert training.manifest.cluster_size.tolist() == [2, 2]  # without the one that is left out
     text = (tmp_path / "train" / "rejected.csv").read_text()
     assert '4zey_A,leak,"released on 2015-05-06' in text
     assert guard([training], held_out, allow=False) == []
@@ -145,7 +182,8 @@ def test_training_refuses_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     assert main([*words, "--allow-leaks"]) == 0
     assert "4zey_A" in (tmp_path / "run" / "leaks.csv").read_text()
-    assert "allow_leaks: true" in (tmp_path / "run" / "config.yaml").read_text()
+    # A run from its settings does not allow them again by itself.
+    assert "allow_leaks: false" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.skipif(mmseqs_program() is None, reason="needs mmseqs (Debian package mmseqs2)")

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.residues import encode
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.module import FoldingModule, recycles_at
 
 ROOT = Path(__file__).parents[2]
 TRYPTOPHAN = int(encode("W")[0])
@@ -54,6 +55,31 @@ def test_a_chain_whose_loss_is_not_finite_stops_the_step_and_is_named():
     assert "chain_ACDEFG" not in message
     for term in ("sidechain_fape", "chi", "violation", "distogram"):
         assert f"{term} is nan" in message, term
+
+
+def test_passes_are_uniform_and_follow_from_seed_and_step():
+    drawn = [recycles_at(step, 3, seed=0) for step in range(4000)]
+    assert np.allclose(np.bincount(drawn) / 4000, 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 4000))
+    assert drawn[:50] == [recycles_at(step, 3, seed=0) for step in range(50)]
+    assert drawn[:50] != [recycles_at(step, 3, seed=1) for step in range(50)]
+    assert {recycles_at(step, 0, seed=0) for step in range(9)} == {0}
+
+
+def test_the_validation_score_is_the_mean_over_chains_each_once(monkeypatch: pytest.MonkeyPatch):
+    trained, logged = module(), {}
+    monkeypatch.setattr(trained, "log", lambda name, value, **_: logged.update({name: value}))
+
+    def gather(shares: list, own: dict) -> None:
+        # The other process had one of the same chains, and one without a resolved pair.
+        shares[:] = [own, {"b": 0.5, "c": 0.6, "unresolved": float("nan")}]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trained._scores = {"a": 0.1, "b": 0.5}
+    trained.on_validation_epoch_end()
+    assert logged == {"validation/lddt_ca": pytest.approx(0.4)}
+    assert trained._scores == {}
 
 
 def test_parts_that_are_frozen_and_heads_without_a_weight_are_not_trained():
