@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Literal
 
 
@@ -25,7 +25,7 @@ def csv_text(kind: type, rows: Iterable[object]) -> str:
 def _written(kind: type, rows: list[object], quoting: Literal[0, 1]) -> str:
     stream = io.StringIO()
     names = [field.name for field in fields(kind)]
-    writer = csv.DictWriter(stream, names, lineterminator="\n", quoting=quoting)
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)  # pyright: ignore[reportArgumentType]
+    writer = csv.writer(stream, lineterminator="\n", quoting=quoting)
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
     return stream.getvalue().encode(errors="backslashreplace").decode()

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import date
@@ -156,7 +157,7 @@ def _columns(rows: list[list[str]], path: Path, first_line: int) -> Manifest:
         resolved=np.array(texts["resolved"], dtype=np.int32),
         resolution=np.array([t or "nan" for t in texts["resolution"]], dtype=np.float64),
         release_date=np.array([t or "NaT" for t in texts["release_date"]], "datetime64[D]"),
-        cluster=list(texts["cluster"]),
+        cluster=list(map(sys.intern, texts["cluster"])),  # most are repeated
         cluster_size=np.array(texts["cluster_size"], dtype=np.int32),
         sequence_hash=list(texts["sequence_hash"]),
         hash=list(texts["hash"]),

@@ -53,7 +53,7 @@ def clustered(
 def _names(
     config: PrepareConfig, entries: list[ManifestEntry], writer: StoreWriter, threads: int
 ) -> tuple[Mapping[str, str | None], str]:
-    if config.clusters == "none":
+    if config.clusters == "none" or not entries:
         return {}, "each chain its own"
     if config.clusters not in ("auto", "mmseqs"):
         return _from_file(config, Path(config.clusters), entries)

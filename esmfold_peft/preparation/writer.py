@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -108,7 +108,7 @@ class StoreWriter:
             done += 1
         return done
 
-    def add(self, number: int, unit: list[Item], found: list[Read]) -> UnitResult:
+    def add(self, number: int, unit: list[Item], found: list[Read]) -> None:
         """Writes what a unit gave; of chains with one id, the first stays.
 
         Raises:
@@ -120,11 +120,14 @@ class StoreWriter:
                 kept, refused = self._put(transaction, read)
                 entries += kept
                 rejected += refused
-            result = UnitResult(len(found), tuple(entries), tuple(rejected))
-            line = {"digest": _digest(unit), **asdict(result)}
+            line = {
+                "digest": _digest(unit),
+                "files": len(found),
+                "entries": [vars(entry) for entry in entries],
+                "rejected": [vars(reason) for reason in rejected],
+            }
             value = zlib.compress(json.dumps(line).encode())
             transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
-        return result
 
     def journal(self) -> Iterator[UnitResult]:
         """What every unit gave that is in the file, in order."""

@@ -20,13 +20,13 @@ import argparse
 import gzip
 import json
 import random
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -36,18 +36,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from esmfold_peft.config import DataConfig, EngineConfig, PrepareConfig, TrainConfig
+from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.datasets.features import features
-from esmfold_peft.datasets.manifest import ManifestEntry, manifest_text, read_manifest
-from esmfold_peft.datasets.mixture import Mixture
-from esmfold_peft.datasets.order import StoreOrder, chain_weights
+from esmfold_peft.datasets.manifest import ManifestEntry, manifest_text
 from esmfold_peft.datasets.records import from_record, to_record
-from esmfold_peft.datasets.sampler import MicroBatches
-from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.read import read_chains
 
 CPU = torch.device("cpu")
+PREPARE = (sys.executable, "-m", "esmfold_peft", "prepare", "--clusters", "none")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -139,7 +136,7 @@ def measure_prepare(source: Path, folder: Path, rounds: int) -> dict[str, float]
         for workers in (1, 2):
             output = folder / (str(workers) if number == 0 else f"{workers}-{number}")
             started = time.perf_counter()
-            prepare(PrepareConfig((source,), output, clusters="none", workers=workers))
+            run([*PREPARE, source, "--output", output, "--workers", workers])
             times[workers].append(time.perf_counter() - started)
     report = json.loads((folder / "2" / "report.json").read_text())
     return {
@@ -193,35 +190,15 @@ def measure_sampler(path: Path, chains: int) -> dict[str, float]:
         for k in range(chains)
     )
     path.write_text(text)
-    return sample_apart(path)
+    # A process of its own, with these imports alone: what it takes is the sampler's.
+    script = Path(__file__).with_name("sampling.py")
+    return json.loads(run([sys.executable, script, path]))
 
 
-def sample_apart(path: Path) -> dict[str, float]:
-    """`sample` in a process of its own: this one's memory has had its peak."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(sample, (path,))
-
-
-def sample(path: Path) -> dict[str, float]:
-    """Reads a manifest, makes a sampler, and draws 10,000 batches of 32."""
-    started = time.perf_counter()
-    manifest = read_manifest(path)
-    weights = chain_weights(manifest.length, manifest.cluster_size, "inverse", True)
-    batches = iter(MicroBatches(Mixture([StoreOrder(weights, 0)], [1.0], 0), 32, 0, 1))
-    next(batches)
-    built = time.perf_counter() - started
-    times = []
-    for _ in range(10_000):
-        started = time.thread_time()
-        next(batches)
-        times.append(time.thread_time() - started)
-    return {
-        "chains": len(manifest),
-        "seconds_to_build": built,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "batch_ms_median": 1000 * statistics.median(times),
-        "batch_ms_largest": 1000 * max(times),
-    }
+def run(command: list[object]) -> str:
+    """What a command prints; it must succeed."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def show(found: dict) -> None:

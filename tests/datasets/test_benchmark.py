@@ -23,7 +23,6 @@ def test_every_part_of_the_benchmark_is_measured(
     spec.loader.exec_module(module)
     output = tmp_path / "data.json"
     words = ("--rounds", "1", "--crop", "32", "--samples", "8", "--listed", "50")
-    monkeypatch.setattr(module, "sample_apart", module.sample)  # as it is in a process of its own
     module.main([str(example / "held_out"), *words, "--output", str(output)])
     found = json.loads(output.read_text())
     assert found["parsing"]["chains"] == found["prepare"]["chains"] == 26
