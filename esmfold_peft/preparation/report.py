@@ -76,11 +76,11 @@ def report_lines(found: Report, store: Path) -> list[str]:
     """The report for a person."""
     rejected, chains = sum(found.files_rejected.values()), sum(found.chains_left_out.values())
     lines = [
-        f"{found.files:,} files: {found.files_used:,} used, {found.files_left_out:,} not"
+        f"{_counted(found.files, 'file')}: {found.files_used:,} used, {found.files_left_out:,} not"
         f"{_named(found.files_rejected)}",
-        f"{found.chains:,} chains of {found.residues:,} residues in {store},"
+        f"{_counted(found.chains, 'chain')} of {found.residues:,} residues in {store},"
         f" {chains:,} left out{_named(found.chains_left_out)}",
-        f"{found.clusters:,} clusters ({found.clusters_from}); resolution unknown of"
+        f"{_counted(found.clusters, 'cluster')} ({found.clusters_from}); resolution unknown of"
         f" {found.unknown_resolution:,} chains, release date of {found.unknown_date:,};"
         f" {found.bytes_per_residue:g} bytes a residue",
     ]
@@ -89,6 +89,10 @@ def report_lines(found: Report, store: Path) -> list[str]:
     if rejected + chains:
         lines.append(f"reasons: {store / 'rejected.csv'}")
     return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _by_kind(kinds) -> dict[str, int]:
