@@ -22,7 +22,7 @@ from esmfold_peft.preparation.sources import Item, list_items, load, split_lists
 from esmfold_peft.preparation.writer import StoreWriter
 from esmfold_peft.protein.files import write_atomically
 
-_FILES_IN_A_UNIT = 32  # what a kill loses of each process, at most
+_FILES_IN_A_UNIT = 32  # a kill loses a few of these for each process
 
 
 def run(config: PrepareConfig) -> int:
@@ -71,6 +71,8 @@ def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) ->
 def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Report:
     """Writes the tables; the manifest, which makes the store a whole one, is the last."""
     output = config.output
+    if not finished.entries:  # else the list of an earlier command would stand for this one
+        (output / FILE_NAME).unlink(missing_ok=True)
     found = make_report(finished, writer)
     write_atomically(output / "rejected.csv", csv_text(Rejected, finished.rejected))
     write_atomically(output / "report.json", json.dumps(asdict(found), indent=2) + "\n")

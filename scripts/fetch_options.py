@@ -65,7 +65,7 @@ def http_url(word: str) -> str:
     return word.rstrip("/")
 
 
-def ended(name: str, command: Callable[[], int]) -> int:
+def ended(name: str, command: Callable[[], int], stopped: str = "stopped") -> int:
     """The exit code of a command; its errors and Ctrl-C become one line."""
     try:
         return command()
@@ -73,5 +73,5 @@ def ended(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"{name}: {stopped}", file=sys.stderr)
         return 130

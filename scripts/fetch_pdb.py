@@ -13,7 +13,7 @@ With --mirror, rsync brings the whole archive (about 90 GB) in its own layout, u
 `esmfold-peft prepare` reads both. Running it again fetches what is new. Entries that have left the
 archive stay unless --delete is given.
 
-Exit codes: 0 all there, 1 some failed, 2 wrong usage or disk, 130 stopped by Ctrl-C.
+Exit codes: 0 all there, 1 some failed, 2 wrong usage, disk, or no answer, 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from threading import Event, Thread
@@ -81,7 +82,8 @@ class Outcome:
 def main(words: list[str] | None = None) -> int:
     """Fetches what the command line asks for and returns the exit code."""
     args = parse(words)
-    return ended("fetch_pdb", lambda: mirror(args) if args.mirror else fetch_list(args))
+    command = partial(mirror if args.mirror else fetch_list, args)
+    return ended("fetch_pdb", command, "stopped; the same command goes on from here")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -146,9 +148,8 @@ def fetch_list(args: argparse.Namespace) -> int:
         for done, outcome in enumerate(watched(outcomes, "fetching", len(missing)), 1):
             if outcome.error is not None:
                 failed.append(Failed(outcome.id, str(outcome.error)))
-            if (
-                isinstance(outcome.error, UnreachableError)
-                and done == len(failed) >= args.connections
+            if isinstance(outcome.error, UnreachableError) and done == len(failed) >= min(
+                args.connections, len(missing)
             ):
                 raise UserError(f"{args.server}: {outcome.error}; nothing was fetched")
         write_failed(args.output / "failed.csv", failed)
@@ -264,8 +265,11 @@ def mirror(args: argparse.Namespace) -> int:
         return 1
     if code == _RSYNC_FILE:
         raise UserError(f"{args.output}: rsync could not read or write files (its code {code})")
-    print(f"{args.output} is up to date" if code == 0 else f"rsync ended with code {code}")
-    return 0 if code == 0 else 1
+    if code:
+        print(f"fetch_pdb: error: rsync ended with code {code}", file=sys.stderr)
+        return 1
+    print(f"{args.output} is up to date")
+    return 0
 
 
 def rsync(source: str, output: Path, delete: bool) -> list[str]:

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from datetime import date
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int32, Shaped
@@ -117,7 +118,7 @@ def read_manifest(path: Path) -> Manifest:
         UserError: the file is not a manifest, is empty, or names a chain twice.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             manifest = _read(path, csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error})") from error
@@ -165,24 +166,16 @@ def _columns(rows: list[list[str]], path: Path, first_line: int) -> Manifest:
 
 
 def _joined(parts: list[Manifest]) -> Manifest:
-    def texts(name: str) -> list[str]:
-        return [value for part in parts for value in getattr(part, name)]
+    def column(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return (
+            np.concatenate(found)
+            if isinstance(found[0], np.ndarray)
+            else list(chain.from_iterable(found))
+        )
 
-    def numbers(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return Manifest(
-        path=parts[0].path,
-        ids=texts("ids"),
-        length=numbers("length"),
-        resolved=numbers("resolved"),
-        resolution=numbers("resolution"),
-        release_date=numbers("release_date"),
-        cluster=texts("cluster"),
-        cluster_size=numbers("cluster_size"),
-        sequence_hash=texts("sequence_hash"),
-        hash=texts("hash"),
-    )
+    names = [field.name for field in fields(Manifest) if field.name != "path"]
+    return Manifest(path=parts[0].path, **{name: column(name) for name in names})
 
 
 _LENGTH, _RESOLVED, _SIZE = (_COLUMNS.index(n) for n in ("length", "resolved", "cluster_size"))
@@ -212,8 +205,8 @@ def _problem(row: list[str]) -> str:
 
 
 def _refuse_repetition(manifest: Manifest) -> None:
-    lines: dict[str, int] = {}
-    for line, name in enumerate(manifest.ids, 2):
-        first = lines.setdefault(name, line)
-        if first != line:
-            raise UserError(f"{manifest.path}:{line}: {name} is listed twice (line {first})")
+    seen: set[str] = set()
+    for name in manifest.ids:
+        if name in seen:
+            raise UserError(f"{manifest.path}: {name} is listed twice")
+        seen.add(name)

@@ -22,16 +22,17 @@ HOW_TO_CLUSTER = (
 
 
 def require_clusters(config: PrepareConfig) -> None:
-    """Checks that what the clusters come from is there.
+    """Checks that what the clusters come from is there and can be read.
 
     Raises:
-        UserError: the file is missing, or mmseqs is asked for and not installed.
+        UserError: a file is missing or wrong, or mmseqs is asked for and not installed.
     """
     if config.clusters == "mmseqs" and mmseqs_program() is None:
         raise UserError("clusters: mmseqs is not installed (Debian package mmseqs2)")
-    named = config.clusters not in ("auto", "mmseqs", "none")
-    if named and not Path(config.clusters).is_file():
-        raise UserError(f"clusters: {config.clusters}: no such file")
+    if config.clusters not in ("auto", "mmseqs", "none"):
+        read_clusters(Path(config.clusters))
+    if config.duplicates is not None:
+        read_duplicates(config.duplicates)
 
 
 def clustered(

@@ -18,7 +18,7 @@ class Rejected:
     """What is left out of a store: a file, or one of its chains, and why.
 
     Attributes:
-        file: as the store's `source`.
+        file: as the store's `source`; of an id that was not found, the list that names it.
         id: of the chain; empty for a whole file.
         kind: which rule, in one or two words.
         reason: in words, with the value.

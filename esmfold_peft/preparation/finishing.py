@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class Finished:
 
     Attributes:
         files: that were listed.
+        residues_stored: of all chains in the store's file.
         entries: lines of the manifest.
         rejected: lines of rejected.csv.
         clusters: where the clusters come from, in words.
@@ -31,6 +33,7 @@ class Finished:
     """
 
     files: int
+    residues_stored: int
     entries: list[ManifestEntry]
     rejected: list[Rejected]
     clusters: str
@@ -38,17 +41,21 @@ class Finished:
 
 
 def require_inputs(config: PrepareConfig) -> None:
-    """Finds out what is missing for the end before hours are spent on reading structures.
+    """Finds out what is wrong for the end before hours are spent on reading structures.
 
     Raises:
-        UserError: a file of clusters, a cache or the held-out store is missing, the latter is the
-            store itself, or mmseqs is not there although it is asked for.
+        UserError: a file of clusters, a cache or the held-out store is missing or wrong, the latter
+            is the store itself, or mmseqs is not there although it is asked for.
     """
-    require_clusters(config)
-    for name in ("duplicates", "chain_data_cache"):
-        path = getattr(config, name)
+    named = {"duplicates": config.duplicates, "chain_data_cache": config.chain_data_cache}
+    if config.clusters not in ("auto", "mmseqs", "none"):
+        named["clusters"] = Path(config.clusters)
+    for name, path in named.items():
         if path is not None and not path.is_file():
             raise UserError(f"{name}: {path}: no such file")
+    require_clusters(config)
+    if config.chain_data_cache is not None:
+        read_chain_data_cache(config.chain_data_cache)
     if config.held_out is not None:
         manifest_path(config.held_out)
         if config.held_out.resolve() == config.output.resolve():
@@ -73,6 +80,7 @@ def finish(
     units = list(writer.journal())
     entries = [entry for unit in units for entry in unit.entries]
     rejected = [found for unit in units for found in unit.rejected]
+    residues = sum(entry.length for entry in entries)
     if selection is not None:
         rejected += _missing(selection, [found.id for found in (*entries, *rejected)])
     cache = {}
@@ -87,6 +95,7 @@ def finish(
         rejected += refused
     return Finished(
         files=sum(unit.files for unit in units),
+        residues_stored=residues,
         entries=_sized(entries, cache),
         rejected=rejected,
         clusters=clusters,

@@ -19,7 +19,7 @@ from esmfold_peft.preparation.filters import (
 )
 from esmfold_peft.preparation.selection import Selection
 from esmfold_peft.preparation.sources import Item, Loaded, shown
-from esmfold_peft.protein.read import parse_chains
+from esmfold_peft.protein.read import NoProteinError, parse_chains
 from esmfold_peft.protein.structure import ProteinStructure
 
 _LONGEST_ID = 500  # bytes; LMDB takes 511
@@ -82,8 +82,8 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
     except OSError as error:
         return left_out(item, "unreadable", error.strerror or str(error))
     except UserError as error:
-        reason = str(error).removeprefix(f"{item.place}: ")
-        return left_out(item, "no protein" if "no protein" in reason else "unreadable", reason)
+        kind = "no protein" if isinstance(error, NoProteinError) else "unreadable"
+        return left_out(item, kind, str(error).removeprefix(f"{item.place}: "))
     kept, records, rejected = [], [], []
     for chain in chains:
         found = _read_chain(chain, item.place, rules)
@@ -105,8 +105,10 @@ def _content(item: Item) -> bytes:
     with item.path.open("rb") as file:
         file.seek(item.offset or 0)
         data = file.read(item.size)
-        if len(data) < item.size or os.fstat(file.fileno()).st_mtime_ns != item.stamp:
+        if os.fstat(file.fileno()).st_mtime_ns != item.stamp:
             raise UserError("it changed after this run listed it")
+        if len(data) < item.size:
+            raise UserError(f"cut off: {len(data):,} of {item.size:,} bytes")
         return data
 
 

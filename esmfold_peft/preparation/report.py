@@ -27,7 +27,8 @@ class Report:
         clusters_from: where they come from.
         leaks: what the comparison with the held-out store can have found; empty without one.
         bytes: size of the store's file, its journal included.
-        bytes_per_residue: the same for each residue.
+        bytes_per_residue: the same for each residue in it, those of chains that were left out at
+            the end included.
     """
 
     files: int
@@ -52,7 +53,7 @@ def make_report(finished: Finished, writer: StoreWriter) -> Report:
     entries = finished.entries
     used = len({entry.source for entry in entries})
     residues = sum(entry.length for entry in entries)
-    size = writer.path.stat().st_size
+    size, stored = writer.path.stat().st_size, finished.residues_stored
     return Report(
         files=finished.files,
         files_used=used,
@@ -68,7 +69,7 @@ def make_report(finished: Finished, writer: StoreWriter) -> Report:
         clusters_from=finished.clusters,
         leaks=finished.leaks,
         bytes=size,
-        bytes_per_residue=round(size / residues, 1) if residues else 0.0,
+        bytes_per_residue=round(size / stored, 1) if stored else 0.0,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_bytes
 
+_LONG_FORM = re.compile("^pdb_0000(?=[0-9])")
 _ENTRY = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
 
 
@@ -40,9 +41,11 @@ class Selection:
 
 
 def normalized(name: str) -> str:
-    """An id whose PDB code is in lower case."""
+    """An id whose PDB code is in lower case, and short (1ubq) where it has a short form."""
     entry = _entry(name)
-    return entry.lower() + name[len(entry) :] if _ENTRY.fullmatch(entry) else name
+    if not _ENTRY.fullmatch(entry):
+        return name
+    return _LONG_FORM.sub("", entry.lower()) + name[len(entry) :]
 
 
 def _entry(name: str) -> str:
@@ -54,7 +57,7 @@ def _entry(name: str) -> str:
 
 def _ids(path: Path) -> list[str]:
     try:
-        text = read_bytes(path).decode()
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a list of ids ({error})") from error
     lines = (line.partition("#")[0] for line in text.splitlines())

@@ -99,8 +99,8 @@ def split_lists(sources: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path
     Raises:
         UserError: there are only lists.
     """
-    lists = tuple(source for source in sources if source.suffix == _LIST)
-    others = tuple(source for source in sources if source.suffix != _LIST)
+    lists = tuple(source for source in sources if source.suffix.lower() == _LIST)
+    others = tuple(source for source in sources if source.suffix.lower() != _LIST)
     if not others:
         raise UserError(
             f"{sources[0]}: a list of ids; name the files or folders with the structures too"

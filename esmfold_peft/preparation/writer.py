@@ -102,8 +102,9 @@ class StoreWriter:
         for line in self._lines():
             if done >= len(units) or line["digest"] != _digest(units[done]):
                 raise UserError(
-                    f"{self.path}: was begun with other files than the sources have now;"
-                    " choose another folder, or delete it"
+                    f"{self.path}: was begun with other files than the sources have now, or with"
+                    " the same under other paths; name them as before, choose another folder, or"
+                    " delete it"
                 )
             done += 1
         return done

@@ -61,6 +61,10 @@ _NH_EXCHANGED = np.arange(len(ATOM37))
 _NH_EXCHANGED[[ATOM37_INDEX["NH1"], ATOM37_INDEX["NH2"]]] = ATOM37_INDEX["NH2"], ATOM37_INDEX["NH1"]
 
 
+class NoProteinError(UserError):
+    """A file with coordinates has no protein among them."""
+
+
 def read_structure(
     path: Path, chain: str | None = None, by: Literal["label", "author"] = "author"
 ) -> ProteinStructure:
@@ -141,7 +145,7 @@ def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
                     raise UserError(f"{entry.place}: chain name {chain.name!r} is not printable")
                 spans.append((chain.name, span))
     if not spans:
-        raise UserError(f"{entry.place}: no protein chain")
+        raise NoProteinError(f"{entry.place}: no protein chain")
     return spans
 
 

@@ -36,10 +36,11 @@ def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[
     report("looking for training chains that leak validation chains")
     found = [_leaks(store, chains, held_out) for store, chains in zip(training, lists, strict=True)]
     leaks = [leak for those in found for leak in those]
+    compared = what_was_compared(*lists, held_out)
     if not leaks:
-        compared = what_was_compared(*lists, held_out)
         report(f"no training chain leaks a validation chain ({compared})")
         return leaks
+    report(f"training chains leak validation chains ({compared})")
     for leak in leaks[:_NAMED]:
         report(f"leak: {leak.chain} of {leak.store}: {leak.reason}")
     if len(leaks) > _NAMED:

@@ -84,7 +84,7 @@ LINE = manifest_text([ENTRY]).splitlines()[1]
         (f"{HEADER}\n{LINE}\n\n{LINE},more\n", ":4: .*13 values instead of 12"),
         (f"{HEADER}\n{LINE.replace('1ubq_A', '', 1)}\n", ":2: .*id is empty"),
         (f"{HEADER}\n{LINE},more\n", ":2: .*13 values instead of 12"),
-        (f"{HEADER}\n{LINE}\n{LINE}\n", r":3: 1ubq_A is listed twice \(line 2\)"),
+        (f"{HEADER}\n{LINE}\n{LINE}\n", r"manifest\.csv: 1ubq_A is listed twice"),
     ],
 )
 def test_a_broken_manifest_names_the_line(text: str, message: str, tmp_path: Path):

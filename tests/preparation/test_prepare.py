@@ -150,6 +150,17 @@ def test_a_store_without_chains_keeps_its_reasons(example: Path, tmp_path: Path)
     assert Store(tmp_path / "out").manifest.ids == ["1ubq_A"]
 
 
+def test_a_store_that_loses_its_last_chain_is_no_store(prepare, example: Path, tmp_path: Path):
+    held_out = prepare(example / "train", output=tmp_path / "held_out")
+    store = prepare(example / "train")
+    with pytest.raises(UserError, match="no usable chain"):
+        prepare(example / "train", held_out=held_out)
+    assert {line["kind"] for line in rows(store, "rejected.csv")} == {"leak"}
+    with pytest.raises(UserError, match="not a whole one"):
+        Store(store)
+    assert len(Store(prepare(example / "train"))) == 5
+
+
 def test_a_list_takes_its_chains_and_says_what_is_missing(prepare, example: Path, tmp_path: Path):
     ids = tmp_path / "ids.txt"
     ids.write_text("1UBQ\n3u8v_A\n4zey_B\n9zzz_A\n")

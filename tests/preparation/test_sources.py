@@ -110,12 +110,12 @@ def test_a_source_that_is_missing_stops_everything(tmp_path: Path):
 
 def test_lists_need_structures(tmp_path: Path):
     assert split_lists((Path("a"), Path("b.txt"))) == ((Path("a"),), (Path("b.txt"),))
-    with pytest.raises(UserError, match=r"b\.txt: a list of ids; name the files"):
-        split_lists((Path("b.txt"),))
+    with pytest.raises(UserError, match=r"b\.TXT: a list of ids; name the files"):
+        split_lists((Path("b.TXT"),))
 
 
 def test_files_of_other_entries_are_not_read(tmp_path: Path):
-    (tmp_path / "ids.txt").write_text("1UBQ_A, 2abc # both\n\nAF-P12345-F1\n")
+    (tmp_path / "ids.txt").write_text("\ufeff1UBQ_A, pdb_00002abc # both\n\nAF-P12345-F1\n")
     selection = Selection((tmp_path / "ids.txt",))
     names = ("1ubq.cif", "pdb2abc.ent.gz", "1abc_A.cif", "1xyz.cif.gz", "AF-Q1-F1.pdb", "9abcd.pdb")
     for name in names:
@@ -140,7 +140,8 @@ def test_a_list_asks_for_entries_and_chains(tmp_path: Path):
     assert found.match("2abc_X") == "2abc"
     assert found.match("2abd_X") is None
     assert found.match("my_protein_B") == "my_protein_B"
-    assert found.match("pdb_00001ubq_C") == "pdb_00001ubq_C"
+    assert found.match("1ubq_C") == "1ubq_C"  # the short form of the same id
+    assert found.match("pdb_00001ubq_C") == "1ubq_C"
 
 
 def test_a_list_without_ids_is_no_list(tmp_path: Path):

@@ -1,5 +1,7 @@
 """What a list of ids may hold, and wrong command lines (scripts/fetch_pdb.py)."""
 
+import socket
+
 import pytest
 
 
@@ -47,3 +49,13 @@ def test_a_wrong_command_line_is_one_line(script, capsys, wrong):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ": error: " in error
+
+
+def test_a_server_that_nobody_answers_at_ends_the_command(script, tmp_path, capsys):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (tmp_path / "ids.txt").write_text("1ubq 2cbp 4hhb\n")
+    words = [str(tmp_path / "ids.txt"), "--output", str(tmp_path / "out"), "--server", url]
+    assert script("fetch_pdb").main([*words, "--retries", "0"]) == 2
+    assert "nothing was fetched" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_a_mirror_without_a_server_fails(script, tmp_path, capfd):
     url = f"{tmp_path}/nothing"
     command = ["--mirror", "--output", str(tmp_path / "mirror"), "--server", url]
     assert script("fetch_pdb").main(command) == 1
-    assert "rsync ended with code 23" in capfd.readouterr().out
+    assert "rsync ended with code 23" in capfd.readouterr().err
 
 
 def test_a_mirror_says_that_rsync_is_missing(script, tmp_path, monkeypatch, capsys):

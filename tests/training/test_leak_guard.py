@@ -13,6 +13,8 @@ from esmfold_peft.datasets.mmseqs import Hit, mmseqs_program
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.prepare import run as prepare
+from esmfold_peft.protein.read import read_structure
+from esmfold_peft.protein.write import to_pdb
 from esmfold_peft.training.leak_guard import guard
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +91,18 @@ def test_without_dates_sequences_and_clusters_are_compared(
         "9abc_A": "has the sequence of 3dxs_A",
         "3nir_A": "is in the cluster of 3byb_B",
     }
+
+
+def test_two_files_may_have_one_name_by_chance(example: Path, tmp_path: Path, without_mmseqs):
+    stores = []
+    for name in ("3dxs_A", "3nir_A"):
+        folder = tmp_path / name
+        folder.mkdir()
+        pdb = to_pdb(read_structure(file(example, name)))
+        (folder / "model_1.pdb").write_text(pdb)
+        stores.append(store(tmp_path / f"store_{name}", folder))
+    assert stores[0].manifest.ids == stores[1].manifest.ids == ["model_1"]
+    assert reasons(*stores) == {}
 
 
 def test_every_copy_of_a_similar_sequence_leaks(
