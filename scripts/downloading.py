@@ -154,17 +154,16 @@ def _retry_after(value: str | None) -> float:
         return 0.0
 
 
-def fetch_bytes(
-    url: str, patience: Patience, body: bytes | None = None, kind: str = "application/json"
-) -> bytes:
-    """A whole small answer, to a POST if there is a body.
+def fetch_bytes(url: str, patience: Patience, body: bytes | None = None) -> bytes:
+    """A whole small answer in JSON, to a POST if there is a body.
 
     Raises:
         UserError: it cannot be had.
     """
 
     def attempt() -> bytes:
-        headers = {"Accept": kind} | ({"Content-Type": kind} if body is not None else {})
+        json = "application/json"
+        headers = {"Accept": json} | ({"Content-Type": json} if body is not None else {})
         with answered(url, patience.timeout, headers, body) as response:
             return response.read()
 
