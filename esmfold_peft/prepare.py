@@ -64,7 +64,8 @@ def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) ->
     tasks = ([next(loaded) for _ in unit] for unit in rest)
     with closing(pool.results(tasks)) as results:
         found = zip(range(done, len(units)), rest, results, strict=True)
-        for number, unit, result in watched(found, "reading structures", len(rest)):
+        doing = f"reading structures, {_FILES_IN_A_UNIT} files at a time"
+        for number, unit, result in watched(found, doing, len(rest)):
             writer.add(number, unit, result)
 
 

@@ -130,7 +130,7 @@ def answered(
         error.close()
         reason = f"HTTP {error.code} {error.reason}".strip()
         if error.code == 416:
-            raise RangeRefusedError from error
+            raise RangeRefusedError(reason) from error
         if error.code in _RETRIED or error.code >= 500:
             raise TransientError(reason, _retry_after(error.headers.get("Retry-After"))) from error
         raise UnavailableError(reason) from error
@@ -228,7 +228,7 @@ def _receive(url: str, part: Path, timeout: float, stop: Event) -> None:
                     file.close()
     except RangeRefusedError:
         if not held:
-            raise UnavailableError("the server answers a whole request with a range") from None
+            raise UnavailableError("the server does not send the file from its beginning") from None
         raise
 
 

@@ -22,13 +22,11 @@ class CachedChain:
 
     Attributes:
         release_date: of its entry; None if unknown (predicted structures have none).
-        sequence: one-letter codes.
         resolution: in Å; None if unknown or without meaning (NMR, predicted).
         cluster_size: number of chains in its cluster, itself included; None if unknown.
     """
 
     release_date: date | None
-    sequence: str
     resolution: float | None
     cluster_size: int | None
 
@@ -102,12 +100,11 @@ def extend_to_duplicates(
 def _cached(entry: Any, place: str) -> CachedChain:
     if not isinstance(entry, dict):
         raise UserError(f"{place}: {entry!r:.40} is not an object")
-    sequence = entry.get("seq")
+    sequence = entry.get("seq")  # what tells this file from OpenFold's other caches
     if not isinstance(sequence, str) or not _LETTERS.fullmatch(sequence):
         _refuse(place, "seq", sequence, "a sequence")
     return CachedChain(
         release_date=_date(entry.get("release_date"), place),
-        sequence=sequence,
         resolution=_resolution(entry.get("resolution"), place),
         cluster_size=_size(entry.get("cluster_size"), place),
     )

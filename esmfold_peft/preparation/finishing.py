@@ -8,7 +8,7 @@ import numpy as np
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.leaks import ChainList, chain_list, find_leaks, what_was_compared
-from esmfold_peft.datasets.manifest import ManifestEntry, manifest_path
+from esmfold_peft.datasets.manifest import ManifestEntry
 from esmfold_peft.datasets.openfold_files import CachedChain, read_chain_data_cache
 from esmfold_peft.datasets.records import sequence_of
 from esmfold_peft.datasets.store import Store
@@ -57,9 +57,9 @@ def require_inputs(config: PrepareConfig) -> None:
     if config.chain_data_cache is not None:
         read_chain_data_cache(config.chain_data_cache)
     if config.held_out is not None:
-        manifest_path(config.held_out)
         if config.held_out.resolve() == config.output.resolve():
             raise UserError(f"held_out: {config.held_out} is the store that is being made")
+        Store(config.held_out)
 
 
 def finish(

@@ -28,8 +28,8 @@ def write_cache(folder: Path, **changes: Any) -> Path:
 def test_the_cache_says_what_openfold_knows(tmp_path: Path):
     chains = read_chain_data_cache(write_cache(tmp_path, seq="MK", resolution=3, cluster_size=1))
     assert chains == {
-        "3lrm_A": CachedChain(date(2010, 6, 30), "MFAFX", 2.7, 6),
-        "1abc_B": CachedChain(date(2010, 6, 30), "MK", 3.0, 1),
+        "3lrm_A": CachedChain(date(2010, 6, 30), 2.7, 6),
+        "1abc_B": CachedChain(date(2010, 6, 30), 3.0, 1),
     }
 
 
@@ -47,7 +47,7 @@ def test_unknown_is_none_however_it_is_spelled(
 def test_a_prediction_has_a_sequence_alone(tmp_path: Path):
     path = tmp_path / "cache.json"
     path.write_text('{"A0A023B4W7": {"seq": "MKT"}}')
-    assert read_chain_data_cache(path) == {"A0A023B4W7": CachedChain(None, "MKT", None, None)}
+    assert read_chain_data_cache(path) == {"A0A023B4W7": CachedChain(None, None, None)}
 
 
 @pytest.mark.parametrize(
