@@ -22,17 +22,23 @@ class _Command:
         settings: dataclass of its settings.
         module: of this package; its `run` takes them.
         positional: the setting that is given without a flag.
+        note: said at the end of its help.
     """
 
     settings: type
     module: str
     positional: str | None = None
+    note: str | None = None
 
 
 _COMMANDS: dict[str, dict[str, _Command]] = {
     "": {
         "prepare": _Command(config.PrepareConfig, "prepare", "sources"),
-        "train": _Command(config.TrainConfig, "train"),
+        "train": _Command(
+            config.TrainConfig,
+            "train",
+            note="`train --replay FILE` does a step again that was not finite; see its own --help.",
+        ),
         "evaluate": _Command(config.EvaluateConfig, "evaluate"),
         "predict": _Command(config.PredictConfig, "predict", "fasta"),
     },
@@ -48,13 +54,19 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
 }
 """Commands by the word before them, which is empty for most."""
 
+_BY_FLAG = {("train", "--replay"): _Command(config.ReplayConfig, "replay")}
+"""What a flag makes of a command: other settings, none of its own."""
+
 _DESCRIPTIONS = {
     "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
     "adapters": "Count, merge, export and import adapters of ESM-2.",
     "weights": "Inspect files of published weights of ESMFold and ESM-2.",
 }
 
-_AFTER_CTRL_C = {"prepare": "; give the same command again to go on"}
+_AFTER_CTRL_C = {
+    "prepare": "; give the same command again to go on",
+    "train": "; the same command with --resume auto goes on from the newest checkpoint",
+}
 """What else is said of a command that was interrupted."""
 
 
@@ -88,14 +100,25 @@ def parse(arguments: list[str]) -> Parsed:
     """
     grouped = bool(arguments) and arguments[0] in _COMMANDS.keys() - {""}
     group, rest = (arguments[0], arguments[1:]) if grouped else ("", arguments)
-    command = _COMMANDS[group].get(rest[0]) if rest else None
+    command = _command(group, rest)
     if command is None:
         _overview(group).parse_args(rest)
         raise AssertionError(f"{rest} is no command")
     name = f"{group} {rest[0]}".strip()
     parser = config_parser(command.settings, command.positional)
     parser.prog = f"esmfold-peft {name}"
+    parser.epilog = command.note
     return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest[1:]))
+
+
+def _command(group: str, words: list[str]) -> _Command | None:
+    """The command that words begin with; None if it is no command."""
+    if not words:
+        return None
+    for (name, flag), other in _BY_FLAG.items():
+        if not group and words[0] == name and any(w.split("=")[0] == flag for w in words[1:]):
+            return other
+    return _COMMANDS[group].get(words[0])
 
 
 def _overview(group: str) -> OneLineParser:
@@ -122,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong, 130 after Ctrl-C.
+        wrong, 3 if a training has diverged, 75 if it was asked to stop and can go on, 130 after
+        Ctrl-C.
     """
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -16,16 +16,25 @@ def csv_text(kind: type, rows: Iterable[object]) -> str:
         kind: dataclass of the rows.
         rows: instances of it.
     """
-    rows = list(rows)
-    text = _written(kind, rows, csv.QUOTE_MINIMAL)
-    # Python's csv leaves a carriage return without quotes, and reads it as the end of a line.
-    return _written(kind, rows, csv.QUOTE_ALL) if "\r" in text else text
-
-
-def _written(kind: type, rows: list[object], quoting: Literal[0, 1]) -> str:
-    stream = io.StringIO()
     names = [field.name for field in fields(kind)]
+    return table_text(names, [[getattr(row, name) for name in names] for row in rows])
+
+
+def table_text(columns: list[str], rows: list[list[object]]) -> str:
+    """A header and one line for each row, as `csv_text` writes them.
+
+    Args:
+        columns: their names.
+        rows: as many values each.
+    """
+    text = _written(columns, rows, csv.QUOTE_MINIMAL)
+    # Python's csv leaves a carriage return without quotes, and reads it as the end of a line.
+    return _written(columns, rows, csv.QUOTE_ALL) if "\r" in text else text
+
+
+def _written(columns: list[str], rows: list[list[object]], quoting: Literal[0, 1]) -> str:
+    stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n", quoting=quoting)
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    writer.writerow(columns)
+    writer.writerows(rows)
     return stream.getvalue().encode(errors="backslashreplace").decode()

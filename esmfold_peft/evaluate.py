@@ -114,7 +114,13 @@ def summarize(scores: list[Score]) -> dict[str, float | int | None]:
 
 def _fold_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[int, Prediction]]:
     assert config.run is not None
-    model, trained = load_model(config.run, chunk=config.chunk, kernels=config.kernels)
+    model, trained = load_model(
+        config.run,
+        checkpoint=config.checkpoint,
+        raw=config.raw_weights,
+        chunk=config.chunk,
+        kernels=config.kernels,
+    )
     device = choose_device(config.accelerator)
     check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(device)

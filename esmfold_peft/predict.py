@@ -63,7 +63,13 @@ def run(config: PredictConfig) -> int:
     """
     records = read_fasta(config.fasta)
     adapters = [adapter_of(record, config) for record in records]
-    model, trained = load_model(config.run, chunk=config.chunk, kernels=config.kernels)
+    model, trained = load_model(
+        config.run,
+        checkpoint=config.checkpoint,
+        raw=config.raw_weights,
+        chunk=config.chunk,
+        kernels=config.kernels,
+    )
     bank = _read_bank(config, model)
     device = choose_device(config.accelerator)
     check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)

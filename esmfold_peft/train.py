@@ -1,9 +1,12 @@
 """`esmfold-peft train`: adapter, trunk and head trained together."""
 
 import logging
+import signal
 import warnings
+from contextlib import ExitStack
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
@@ -14,50 +17,117 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
+from esmfold_peft.protein.files import lock_folder
+from esmfold_peft.training.beginning import (
+    first_state,
+    is_begun,
+    load_checkpoint,
+    load_start,
+    newest_checkpoint,
+    require_same_run,
+)
+from esmfold_peft.training.checkpoint import Checkpoint, State
+from esmfold_peft.training.failures import explained
 from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.loggers import build_loggers
+from esmfold_peft.training.metrics_file import MetricsFile
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.optim import parameter_groups
-from esmfold_peft.training.progress import progress
-from esmfold_peft.training.run_directory import create_run, refuse_existing_run
-from esmfold_peft.training.saver import Saver
+from esmfold_peft.training.progress import TrainingProgress
+from esmfold_peft.training.run_directory import begin_session, create_run, refuse_existing_run
+from esmfold_peft.training.status import EXIT_CODES, Status, ended_status
+from esmfold_peft.training.stop_signals import StopSignals
+from esmfold_peft.training.supervisor import Supervisor
 from esmfold_peft.training.trainer import build_trainer
 
 
 def run(config: TrainConfig) -> int:
     """Trains a model and leaves it in the run's folder.
 
+    Returns:
+        0 when all steps are done, 3 if the run has diverged, 75 if it was asked to stop and can go
+        on.
+
     Raises:
-        UserError: a setting, a store, the base weights or the kernels are wrong, or training chains
-            leak validation chains; nothing has been written then. Later: the loss of a chain is not
-            finite.
+        UserError: a setting, a store, the base weights or the kernels are wrong, training chains
+            leak validation chains, or the run exists already; nothing has been written then. Later:
+            there is not enough memory, or the disk is full.
+        KeyboardInterrupt: by Ctrl-C; the run is saved.
     """
     _quiet()
-    trainer = build_trainer(config, [Saver(), progress()])
+    with StopSignals() as signals, ExitStack() as opened:
+        status = _train(config, signals, opened)
+        if status.status == "interrupted" and signals.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        return EXIT_CODES[status.status]
+
+
+def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Status:
+    begun, checkpoint = is_begun(config), newest_checkpoint(config)
+    start = 0 if checkpoint is None else checkpoint.state.step
+    progress = TrainingProgress(config)
+    supervisor = Supervisor(config, signals, progress)
+    metrics, *others = build_loggers(config.log, config.run, start)
+    trainer = build_trainer(config, [progress, supervisor], [metrics, *others], start)
     if trainer.is_global_zero:
-        refuse_existing_run(config)
-    data = ChainDataModule(config)
+        if begun:
+            opened.enter_context(lock_folder(config.run))
+            require_same_run(config, checkpoint)
+        else:
+            refuse_existing_run(config)
+    ended = ended_status(config) if begun else None
+    if ended is not None:
+        return ended
+    data = ChainDataModule(config, start)
     leaks: list[Leak] = []
-    if trainer.is_global_zero and data.validation is not None:
+    if trainer.is_global_zero and data.validation is not None and checkpoint is None:
         leaks = guard(data.train, data.validation, allow=config.allow_leaks)
+    model, state = _model(config, trainer, checkpoint)
+    if trainer.is_global_zero:
+        if checkpoint is None:
+            create_run(config, model, state.base_sha256, leaks)
+            if not begun:
+                opened.enter_context(lock_folder(config.run))
+        begin_session(config, start, trainer.world_size)
+        assert isinstance(metrics, MetricsFile)
+        metrics.rewind(start)
+        _describe(model, config, start)
+    supervisor.begin(data, state, checkpoint)
+    try:
+        trainer.fit(FoldingModule(config, model, start), datamodule=data)
+    except SIGTERMException:  # it came before the first step
+        pass
+    except SystemExit:  # what Lightning makes of a second Ctrl-C
+        raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        raise explained(error, config) or error from error
+    if trainer.is_global_zero:
+        report(f"run {config.run}: {supervisor.status.sentence()}")
+    return supervisor.status
+
+
+def _model(
+    config: TrainConfig, trainer: pl.Trainer, checkpoint: Checkpoint | None
+) -> tuple[FoldingModel, State]:
+    """The model at the start of this process, and where the run stands."""
     model, base_hash = build_model(config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model.freeze: with adapter.kind none nothing is left to train")
+    if checkpoint is not None:
+        load_checkpoint(config, model, base_hash, checkpoint)
+    elif config.start_from is not None:
+        load_start(config.start_from, model, base_hash)
     check_kernels(
         config.model,
         trainer.strategy.root_device,
         length=max(config.data.crop, CHECKED_LENGTH),  # short chains never reach some kernels
         bf16=model.bf16,
     )
-    if trainer.is_global_zero:
-        create_run(config, model, base_hash, leaks)
-        _describe(model, config)
-    # Processes draw their own dropout; weights, crops and recycling have seeds of their own.
-    pl.seed_everything(config.seed + trainer.global_rank, workers=True, verbose=False)
-    trainer.fit(FoldingModule(config, model, base_hash), datamodule=data)
-    return 0
+    state = first_state(config, model, base_hash) if checkpoint is None else checkpoint.state
+    return model, state
 
 
-def _describe(model: FoldingModel, config: TrainConfig) -> None:
+def _describe(model: FoldingModel, config: TrainConfig, start: int) -> None:
     groups = parameter_groups(model)
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     adapter = trainable_adapter_parameters(model.language_model)
@@ -67,7 +137,8 @@ def _describe(model: FoldingModel, config: TrainConfig) -> None:
         " language model"
         + (f" (scale {scale:g})" if scale is not None else "")
         + f", {counts['trunk']:,} in the trunk, {counts['head']:,} in the head;"
-        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains",
+        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains"
+        + (f", of which {start:,} are done" if start else ""),
     )
 
 
@@ -77,7 +148,7 @@ def _quiet() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
-        "Experiment logs directory.*exists and is not empty",  # config.yaml is there already
+        "The `srun` command is available on your system",  # and this is no job of it
         "Grad strides do not match bucket view strides",  # DDP, of factors of rank 1
         "`broadcast_buffers` is deprecated",  # what replaces it is not in older PyTorch
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call of PyTorch

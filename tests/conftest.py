@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.nursery import Nursery
+from tests.nursery import nursery as started_nursery
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def example() -> Path:
     """The chains and the FASTA that come with the project."""
     return ROOT / "data" / "example"
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Nursery:
+    """Starts commands in processes of their own."""
+    return started_nursery()
 
 
 @pytest.fixture(scope="session")

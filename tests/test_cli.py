@@ -192,30 +192,6 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "rank", "alpha", "init"),
-    [
-        ("lora_r1", "lora", 1, 128.0, "unit"),
-        ("lorta_r1", "lorta", 1, 2.0, "paper"),
-        ("lorta_r8", "lorta", 8, 256.0, "paper"),
-        ("lorta_r64", "lorta", 64, 128.0, "paper"),
-    ],
-)
-def test_the_papers_configs_are_its_table_10(
-    name: str, kind: str, rank: int, alpha: float, init: str
-):
-    parser = config_parser(TrainConfig)
-    file = ROOT / "configs" / "paper" / f"{name}.yaml"
-    parsed = parser.parse_args(["--config", str(file), "--run", "r", "--data.train", "t"])
-    config = to_config(parser, parsed, TrainConfig)
-    adapter = config.adapter
-    assert (adapter.kind, adapter.rank, adapter.alpha, adapter.init) == (kind, rank, alpha, init)
-    assert adapter.targets == ("query", "key", "value")
-    assert config.model.language_model.name == "esm2_t12_35M_UR50D"
-    assert (config.model.evoformer.blocks, config.engine.batch_size) == (12, 32)
-    assert config.engine.steps == 850_000
-
-
-@pytest.mark.parametrize(
     ("stage", "weights", "crop"),
     [
         ("initial", (1.0, 1.0, 0.3, 0.01, 0.0, 0.0, 0.0), 256),

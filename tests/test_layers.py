@@ -20,7 +20,10 @@ ORDER = [
     "cli",
 ]
 ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices", "__version__"}
-COMMANDS = {"prepare", "train", "evaluate", "predict", "adapter_commands", "weights_commands"}
+COMMANDS = {
+    *("prepare", "train", "replay", "evaluate", "predict"),
+    *("adapter_commands", "weights_commands"),
+}
 
 
 def layer(part: str) -> int:

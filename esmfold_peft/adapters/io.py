@@ -39,7 +39,9 @@ class SavedAdapter:
     base_hash: str
 
 
-def save_adapter(adapter: Adapter, folder: Path, base_hash: str) -> None:
+def save_adapter(
+    adapter: Adapter, folder: Path, base_hash: str, state: dict[str, Tensor] | None = None
+) -> None:
     """Writes an adapter, each factor once, in float32, what it drew at random included.
 
     Each file is written under a temporary name and renamed. The header is last and holds the
@@ -49,8 +51,9 @@ def save_adapter(adapter: Adapter, folder: Path, base_hash: str) -> None:
         adapter: any adapter.
         folder: where to write; made if absent.
         base_hash: fingerprint of the weights under the adapter (`weights_hash`).
+        state: tensors instead of the adapter's own, by the same names.
     """
-    state = adapter.state_dict()
+    state = adapter.state_dict() if state is None else state
     tensors = save({name: t.float().cpu().contiguous() for name, t in state.items()})
     header = {
         **asdict(adapter.config),

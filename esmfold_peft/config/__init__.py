@@ -14,7 +14,10 @@ from esmfold_peft.config.commands import (
     InspectConfig,
     MergeConfig,
     PredictConfig,
+    ReplayConfig,
 )
+from esmfold_peft.config.guard import GuardConfig
+from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import (
     EsmfoldConfig,
     EvoformerConfig,
@@ -25,6 +28,7 @@ from esmfold_peft.config.model import (
 )
 from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
 from esmfold_peft.config.training import (
+    CheckpointConfig,
     ClusterWeight,
     DataConfig,
     EngineConfig,
@@ -37,6 +41,7 @@ from esmfold_peft.config.training import (
 __all__ = [
     "AdapterConfig",
     "AdapterKind",
+    "CheckpointConfig",
     "ClusterWeight",
     "CountConfig",
     "DataConfig",
@@ -46,10 +51,12 @@ __all__ = [
     "EvoformerConfig",
     "ExportConfig",
     "FilterConfig",
+    "GuardConfig",
     "ImportConfig",
     "InspectConfig",
     "Kernels",
     "LanguageModelConfig",
+    "LogConfig",
     "LossConfig",
     "LossWeights",
     "MergeConfig",
@@ -58,6 +65,7 @@ __all__ = [
     "PlddtConfig",
     "PredictConfig",
     "PrepareConfig",
+    "ReplayConfig",
     "StructureConfig",
     "Target",
     "TrainConfig",

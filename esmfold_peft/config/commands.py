@@ -11,6 +11,19 @@ from esmfold_peft.errors import UserError
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Does a training step again that was left out because it was not finite.
+
+    Attributes:
+        replay: file of what a process saw in the step, <run>/nonfinite/step_<step>/rank_<rank>.
+        accelerator: cpu, gpu, or auto (a GPU if there is one).
+    """
+
+    replay: Path
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Scores predicted structures by lDDT-Cα: those of a run's model, or files.
 
@@ -19,6 +32,9 @@ class EvaluateConfig:
         output: folder that receives scores.csv and summary.json.
         run: folder of a training run, whose model folds the references' sequences.
         predictions: folder of predicted structures named <chain id>.pdb or .cif, instead of a run.
+        checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
+            which is that of its last checkpoint.
+        raw_weights: take the weights as they were, not their moving average.
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         max_tokens: residues folded at a time, padding included; a longer chain is folded alone.
         chunk: rows of the pair track at a time (`model.chunk`): less memory for long chains.
@@ -29,6 +45,8 @@ class EvaluateConfig:
     output: Path
     run: Path | None = None
     predictions: Path | None = None
+    checkpoint: str | None = None
+    raw_weights: bool = False
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
     chunk: int | None = None
@@ -38,6 +56,8 @@ class EvaluateConfig:
         check_lowest(self, "", 1, "max_tokens", "chunk")
         if (self.run is None) == (self.predictions is None):
             raise UserError("give either --run or --predictions")
+        if self.run is None and (self.checkpoint is not None or self.raw_weights):
+            raise UserError("checkpoint and raw_weights: only with --run")
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,9 @@ class PredictConfig:
         run: folder of a training run.
         output: folder that receives a PDB and an mmCIF file for each sequence, and predictions.csv.
         recycles: passes after the first; null takes the run's setting.
+        checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
+            which is that of its last checkpoint.
+        raw_weights: take the weights as they were, not their moving average.
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         max_tokens: residues folded at a time, padding included; a longer sequence is folded alone.
         chunk: rows of the pair track at a time (`model.chunk`): less memory for long sequences.
@@ -63,6 +86,8 @@ class PredictConfig:
     run: Path
     output: Path
     recycles: int | None = None
+    checkpoint: str | None = None
+    raw_weights: bool = False
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     max_tokens: int = 1024
     chunk: int | None = None

@@ -6,6 +6,8 @@ from typing import Literal
 
 from esmfold_peft.config.adapter import AdapterConfig
 from esmfold_peft.config.checks import check_lowest, check_shares
+from esmfold_peft.config.guard import GuardConfig
+from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import ModelConfig
 from esmfold_peft.errors import UserError
 
@@ -118,6 +120,8 @@ class OptimizerConfig:
         schedule: openfold (x 0.95 at every `decay_steps`), alphafold (once) or constant.
         decay_steps: steps until the learning rate falls.
         clip_norm: largest global norm of the gradient; 0 does not clip.
+        ema: decay of the moving average of the trained weights, which is validated and exported
+            (AF2 0.999); 0 keeps no history.
         lr_adapter: factor on the learning rate of the language model's parameters.
         lr_trunk: factor on the learning rate of the trunk.
         lr_head: factor on the learning rate of the structure module and heads.
@@ -130,6 +134,7 @@ class OptimizerConfig:
     schedule: Literal["openfold", "alphafold", "constant"] = "openfold"
     decay_steps: int = 50_000
     clip_norm: float = 0.1
+    ema: float = 0.999
     lr_adapter: float = 1.0
     lr_trunk: float = 1.0
     lr_head: float = 1.0
@@ -140,6 +145,8 @@ class OptimizerConfig:
         check_lowest(self, "optimizer.", 1, "decay_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optimizer.ema: {self.ema} is not from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,9 @@ class EngineConfig:
 
     Attributes:
         accelerator: cpu, gpu, or auto (a GPU if there is one).
-        devices: processes on each node, one device each.
-        nodes: machines.
+        devices: processes on each node, one device each; null takes what torchrun, srun or the
+            deepspeed launcher has started, 1 without them.
+        nodes: machines; null takes what the launcher has started.
         deepspeed: a DeepSpeed JSON file; null runs one device plainly and several by DDP.
         precision: float32, or bf16 autocast around language model and trunk (parameters stay
             float32).
@@ -158,16 +166,15 @@ class EngineConfig:
         compile: compile the trunk's blocks with torch.compile for training. Crops are then padded
             to one length (data.crop), so that they are compiled once.
         steps: optimizer steps.
-        validate_every: optimizer steps between validations. The model is saved as often, also
-            without validation chains, and at the end.
+        validate_every: optimizer steps between validations; the end of a run is one too.
         validation_tokens: residues that a validation batch may have, padding included. Chains of
             similar length share a batch; a longer chain is alone.
-        log_every: optimizer steps between lines of metrics.csv.
+        validate_raw: score the weights as they are too, beside their moving average.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
-    nodes: int = 1
+    devices: int | None = None
+    nodes: int | None = None
     deepspeed: Path | None = None
     precision: Literal["float32", "bf16"] = "bf16"
     batch_size: int = 32
@@ -176,12 +183,29 @@ class EngineConfig:
     steps: int = 850_000
     validate_every: int = 1000
     validation_tokens: int = 1024
-    log_every: int = 10
+    validate_raw: bool = True
 
     def __post_init__(self) -> None:
         check_lowest(self, "engine.", 0, "steps")
-        counts = ("devices", "nodes", "batch_size", "micro_batch", "validate_every", "log_every")
+        counts = ("devices", "nodes", "batch_size", "micro_batch", "validate_every")
         check_lowest(self, "engine.", 1, *counts, "validation_tokens")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run goes on from after any stop: folders checkpoints/step_<steps> of the run.
+
+    Attributes:
+        every: optimizer steps between checkpoints; the end of a run and a SIGTERM make one too.
+        keep_last: newest checkpoints that are kept; the one with the best validation score is kept
+            besides.
+    """
+
+    every: int = 1000
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "checkpoints.", 1, "every", "keep_last")
 
 
 @dataclass(frozen=True)
@@ -189,14 +213,22 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        run: folder of the run, made by `train`; it must be absent or empty.
+        run: folder of the run, made by `train`; without --resume it must be absent or empty.
         data: chains.
         model: the folding model.
         adapter: what is trained inside the language model.
         loss: terms and their weights.
         optimizer: Adam, schedule, clipping.
         engine: devices, precision, batch, steps.
+        checkpoints: how often the state of the training is kept, and how many states.
+        guard: when a training counts as diverged.
+        log: where losses and scores go.
         seed: of initial weights, dropout, order, crops and recycling.
+        start_from: folder of a run whose model (the moving average) this one starts with: trunk,
+            structure module and heads, and the adapter if that run has one.
+        resume: auto goes on from the newest checkpoint of the run's folder, or begins the run where
+            there is none. What decides the result must be as it was; devices, engine, micro_batch,
+            steps, and what is checked, kept or logged may change.
         allow_leaks: train although training chains give validation chains away (released on the day
             of the first validation chain or later, or similar to one); the run lists them in
             leaks.csv, and its config.yaml does not allow them again.
@@ -209,7 +241,12 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     seed: int = 0
+    start_from: Path | None = None
+    resume: Literal["never", "auto"] = "never"
     allow_leaks: bool = False
 
     def __post_init__(self) -> None:

@@ -4,11 +4,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from esmfold_peft.datasets.crop import crop_start
 from esmfold_peft.datasets.features import Features
+from esmfold_peft.datasets.streams import CROPS, random_stream
 
 
 class JoinedChains(Sequence[Features]):
@@ -60,7 +60,7 @@ class CroppedChains(Dataset):
             draw: index of the chain, and number of the sample in the run.
         """
         index, number = draw
-        rng = np.random.default_rng((self.seed, number))
+        rng = random_stream(self.seed, CROPS, number)
         chain = self.chains[index]
         clamped = bool(rng.random() < self.clamp_probability)
         start = crop_start(len(chain), self.crop, clamped, rng)

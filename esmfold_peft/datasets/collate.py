@@ -1,6 +1,5 @@
 """Padding chains to one batch."""
 
-import numpy as np
 import torch
 
 from esmfold_peft.datasets.batch import Batch
@@ -17,22 +16,30 @@ def collate(chains: list[Features], clamped: list[bool], length: int | None = No
         length: of the batch, no less than that of the longest chain; None takes the latter.
     """
     size, longest = len(chains), length or max(len(chain) for chain in chains)
-    aatype = np.full((size, longest), UNKNOWN)
-    residue_index = np.zeros((size, longest), dtype=np.int64)
-    mask = np.zeros((size, longest), dtype=bool)
-    positions = np.zeros((size, longest, 14, 3), dtype=np.float32)
-    atom_mask = np.zeros((size, longest, 14), dtype=bool)
+    # PyTorch's memory is aligned. Where NumPy's lies is chance, on which the last bit of a product
+    # can depend: the same run would not always come out the same.
+    aatype = torch.full((size, longest), UNKNOWN)
+    residue_index = torch.zeros((size, longest), dtype=torch.int64)
+    mask = torch.zeros((size, longest), dtype=torch.bool)
+    positions = torch.zeros((size, longest, 14, 3))
+    atom_mask = torch.zeros((size, longest, 14), dtype=torch.bool)
     for row, chain in enumerate(chains):
         part = (row, slice(len(chain)))
-        aatype[part], residue_index[part], mask[part] = chain.aatype, chain.residue_index, True
-        positions[part], atom_mask[part] = chain.positions, chain.atom_mask
+        mask[part] = True
+        for tensor, values in (
+            (aatype, chain.aatype),
+            (residue_index, chain.residue_index),
+            (positions, chain.positions),
+            (atom_mask, chain.atom_mask),
+        ):
+            tensor.numpy()[part] = values
     return Batch(
         ids=tuple(chain.id for chain in chains),
-        aatype=torch.from_numpy(aatype),
-        residue_index=torch.from_numpy(residue_index),
-        mask=torch.from_numpy(mask),
-        positions=torch.from_numpy(positions),
-        atom_mask=torch.from_numpy(atom_mask),
+        aatype=aatype,
+        residue_index=residue_index,
+        mask=mask,
+        positions=positions,
+        atom_mask=atom_mask,
         resolution=torch.tensor([chain.resolution for chain in chains], dtype=torch.float32),
         clamped=torch.tensor(clamped),
     )

@@ -1,7 +1,6 @@
 """The loaders that Lightning asks for."""
 
 from functools import partial
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +14,6 @@ from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.datasets.mixture import Mixture
 from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.position import order_of, require_order
 from esmfold_peft.datasets.sampler import MicroBatches
 from esmfold_peft.datasets.store import Store
 
@@ -23,37 +21,25 @@ from esmfold_peft.datasets.store import Store
 class ChainDataModule(pl.LightningDataModule):
     """Training crops and whole validation chains, shared out to the processes.
 
-    Checkpoints hold how many samples the optimizer steps so far have used, whatever workers have
-    read ahead: a resumed run goes on with the next one.
-
     Args:
         config: the run's settings.
+        step: optimizer steps done before, whose samples are left out.
+
+    Attributes:
+        train: the stores that are trained on.
+        validation: the store that is validated on.
 
     Raises:
         UserError: a store is missing or broken.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, step: int = 0) -> None:
         super().__init__()
         self.config = config
         self.train = [Store(path) for path, _ in config.data.shares]
         validation = config.data.validation
         self.validation = None if validation is None else Store(validation)
-        self._order = order_of(config.data, config.seed)
-        self._resumed_step, self._resumed_samples = 0, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the sequence of samples, and what makes that sequence."""
-        return {"step": self._step, "samples": self._samples, "order": self._order}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the position of a checkpoint; batches and devices may have changed since.
-
-        Raises:
-            UserError: the checkpoint belongs to another sequence of samples.
-        """
-        require_order(state_dict["order"], self._order)
-        self._resumed_step, self._resumed_samples = state_dict["step"], state_dict["samples"]
+        self._samples = step * config.engine.batch_size
 
     def train_dataloader(self) -> DataLoader:
         """Endless micro-batches of crops."""
@@ -109,16 +95,6 @@ class ChainDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available() and self.config.engine.accelerator != "cpu",
             **arguments,
         )
-
-    @property
-    def _samples(self) -> int:
-        """Samples that the optimizer steps done have used."""
-        steps = self._step - self._resumed_step
-        return self._resumed_samples + steps * self.config.engine.batch_size
-
-    @property
-    def _step(self) -> int:
-        return self.trainer.global_step if self.trainer else self._resumed_step
 
     @property
     def _rank(self) -> int:

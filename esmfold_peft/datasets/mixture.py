@@ -6,12 +6,10 @@ from itertools import count
 import numpy as np
 from jaxtyping import Int64
 
-from esmfold_peft.datasets.order import StoreOrder, random_stream
+from esmfold_peft.datasets.order import StoreOrder
+from esmfold_peft.datasets.streams import STORES, random_stream
 
 _BLOCK = 4096  # samples whose stores are drawn at a time
-
-_WHICH_STORE = 2**32 - 1
-"""Key of these draws; the number of no store."""
 
 
 class Mixture:
@@ -54,7 +52,7 @@ class Mixture:
             yield self._stores(later)
 
     def _stores(self, block: int) -> Int64[np.ndarray, "_"]:
-        drawn = random_stream(self._seed, _WHICH_STORE, block).random(_BLOCK)
+        drawn = random_stream(self._seed, STORES, block).random(_BLOCK)
         return np.searchsorted(self._bounds, drawn, side="right")
 
 

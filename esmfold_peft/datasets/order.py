@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int, Int64
 
 from esmfold_peft.config import ClusterWeight
+from esmfold_peft.datasets.streams import random_stream
 
 _BITS = 36
 """Probabilities are multiples of 2 ** -36: sums are exact, on any machine and in any order."""
@@ -15,19 +16,6 @@ _SHIFTS_AT_A_TIME = 4096
 _SLICE = 4096  # chains shuffled at a time: a tenth of a millisecond, where 600,000 take ten
 
 _SHIFTS, _SHUFFLES = 0, 1
-
-
-def random_stream(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for each key.
-
-    Unlike a tuple of numbers, whose zeros at the end NumPy does not see, every key differs from
-    every other.
-
-    Args:
-        seed: of the run.
-        key: what the numbers are for.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def chain_weights(

@@ -6,7 +6,6 @@ done, and the file ends up with the same contents as without the kill.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import lmdb
 
@@ -26,7 +24,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import Rejected
 from esmfold_peft.preparation.reading import Read
 from esmfold_peft.preparation.sources import Item
-from esmfold_peft.protein.files import make_folder
+from esmfold_peft.protein.files import lock_folder, make_folder
 
 _JOURNAL, _ABOUT = b"journal", b"about"
 _TABLE_NAMES = (CHAINS, _JOURNAL, _ABOUT)
@@ -67,7 +65,7 @@ class StoreWriter:
         make_folder(store)
         self.path = store / CHAINS_FILE
         with ExitStack() as opened, self._explained():
-            opened.enter_context(_locked(store))
+            opened.enter_context(lock_folder(store))
             _clear_away(store)
             if not self.path.exists():
                 _make_file(self.path, settings)
@@ -218,23 +216,6 @@ def _make_file(path: Path, settings: str) -> None:
 
 def _environment(path: Path) -> lmdb.Environment:
     return lmdb.open(str(path), subdir=False, lock=False, map_size=_LARGEST, max_dbs=TABLES)
-
-
-def _locked(store: Path) -> IO[str]:
-    """Takes the folder for this process, until it ends."""
-    try:
-        file = (store / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{store}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"{store}: another process writes to this store") from error
-    except OSError as error:  # some network disks have no locks
-        file.close()
-        raise UserError(f"{store}: cannot be locked ({error.strerror})") from error
-    return file
 
 
 def _digest(unit: list[Item]) -> str:

@@ -1,12 +1,13 @@
 """Whole files: reading, plain or gzip-compressed, and writing that leaves no half of one."""
 
+import fcntl
 import gzip
 import io
 import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from esmfold_peft.errors import UserError
 
@@ -108,6 +109,41 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot make this folder ({error.strerror})") from error
+
+
+def lock_folder(path: Path) -> IO[str]:
+    """Takes a folder for this process, until the file that is returned is closed or it ends.
+
+    Args:
+        path: folder that exists.
+
+    Raises:
+        UserError: another process has it, or it cannot be locked.
+    """
+    try:
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{path}: another process writes to this folder") from error
+    except OSError as error:  # some network disks have no locks
+        file.close()
+        raise UserError(f"{path}: cannot be locked ({error.strerror})") from error
+    # Workers that outlive a killed process for some seconds must not keep the folder.
+    os.register_at_fork(after_in_child=file.close)
+    return file
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -1,60 +1,115 @@
 """The training step and the validation step."""
 
-import numpy as np
+import math
+from dataclasses import dataclass
+
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.errors import UserError
-from esmfold_peft.losses.total import fold_loss, heads_to_compute
-from esmfold_peft.metrics.lddt import lddt_ca
+from esmfold_peft.datasets.streams import DROPOUT, RECYCLES, random_seed, random_stream
+from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
+from esmfold_peft.metrics.lddt import LDDT, lddt_ca
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.accumulation import accumulation
+from esmfold_peft.training.gradients import discard_step, gradient_norms, step_is_due
 from esmfold_peft.training.optim import build_optimizer
 
 _CLAMP = 10.0  # Å (AF2 Suppl. Alg. 28)
 
 
-class NonFiniteLossError(UserError):
-    """The loss of a chain is NaN or infinite; names the chain and the terms."""
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What a process has seen at a time in the present optimizer step.
+
+    Attributes:
+        batch: the chains.
+        terms: their losses, without graph.
+        scores: their lDDT-Cα; NaN without a resolved pair.
+    """
+
+    batch: Batch
+    terms: LossTerms
+    scores: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationBatch:
+    """Whole chains, scored.
+
+    Attributes:
+        batch: the chains.
+        terms: their losses, backbone errors not clamped.
+        lddt: of their Cα.
+    """
+
+    batch: Batch
+    terms: LossTerms
+    lddt: LDDT
 
 
 class FoldingModule(pl.LightningModule):
     """Trains a folding model.
 
+    All that is drawn at random follows from the seed and the step, so that a step can be done again
+    in another process, and no generator has a state to keep.
+
     Args:
         config: the run's settings.
         model: the model; what requires gradients is trained.
-        base_hash: SHA-256 of the language model's base weights.
+        start: optimizer steps that were done before.
+
+    Attributes:
+        step: optimizer steps done, those before included.
+        micro_batches: what this process has seen since the last step.
+        norms: of the gradient of the latest step before clipping: adapter, trunk, head and total.
+        latest: newest losses and scores by name, for whoever shows them.
     """
 
-    def __init__(self, config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
+    def __init__(self, config: TrainConfig, model: FoldingModel, start: int = 0) -> None:
         super().__init__()
         self.config = config
         self.model = model
-        self.base_hash = base_hash
-        self._scores: dict[str, float] = {}
+        self.start = start
+        self.micro_batches: list[MicroBatch] = []
+        self.norms: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
         self._accumulation = accumulation(config.engine)
-        self._micro_batches: list[dict[str, Tensor]] = []
-        self._train_scores: list[Tensor] = []
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, those before this process included."""
+        return self.start + self.trainer.global_step
+
+    @property
+    def step_is_whole(self) -> bool:
+        """Whether all micro-batches of an optimizer step have been seen."""
+        return len(self.micro_batches) == self._accumulation
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The mean loss of a micro-batch; all processes draw the same number of passes.
+        """The mean loss of a micro-batch; its gradient is NaN where the loss is not finite."""
+        number = len(self.micro_batches)
+        seed_dropout(self.config.seed, self.step, number, self.global_rank)
+        loss, found = self.learn(batch, self.step)
+        self.micro_batches.append(found)
+        return loss
 
-        Raises:
-            NonFiniteLossError: that of a chain is not finite, in any process.
+    def learn(self, batch: Batch, step: int) -> tuple[Tensor, MicroBatch]:
+        """The mean loss of training crops, with its graph, and what is known of each.
+
+        Args:
+            batch: the crops.
+            step: optimizer steps done, which say how often the crops are recycled.
         """
-        recycles = recycles_at(self.global_step, self.config.model.max_recycles, self.config.seed)
         weights = self.config.loss.weights
         output = self.model(
             batch.aatype,
             batch.residue_index,
             batch.mask,
-            recycles,
+            recycles_at(step, self.config.model.max_recycles, self.config.seed),
             heads=heads_to_compute(weights),
         )
         terms = fold_loss(
@@ -64,74 +119,69 @@ class FoldingModule(pl.LightningModule):
             clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
             resolution_range=self.config.loss.resolution,
         )
-        if faults := _everyones(terms.faults(batch.ids), self.device):
-            # A step along a NaN would destroy the model: stop before it.
-            raise NonFiniteLossError(
-                f"step {self.global_step}: the loss is not finite ({'; '.join(faults)})"
-            )
-        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
-        values = {"loss": terms.total, **terms.terms}
-        self._micro_batches.append({k: v.detach().mean() for k, v in values.items()})
-        self._train_scores.append(scores.per_chain)
-        if len(self._micro_batches) == self._accumulation:
-            self._log_step()
-        return terms.total.mean()
+        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask).per_chain
+        loss = terms.total.mean()
+        # A loss that is not finite may have a finite gradient, which must not be learnt from: it
+        # becomes NaN, in every process that the gradient is shared with.
+        poison = torch.where(loss.isfinite(), 0.0, torch.nan)
+        known = LossTerms(terms.total.detach(), {n: t.detach() for n, t in terms.terms.items()})
+        return loss + poison * output.positions.sum(), MicroBatch(batch, known, scores)
 
-    def _log_step(self) -> None:
-        """Logs means over all chains of an optimizer step: its micro-batches, in all processes."""
-        for name in self._micro_batches[0]:
-            mean = torch.stack([values[name] for values in self._micro_batches]).mean()
-            self.log(f"train/{name}", mean, sync_dist=True, batch_size=1)
-        # A crop without a resolved pair has no score: mean over those that have one.
-        scores = torch.cat(self._train_scores)
-        found = torch.stack((scores.nansum(), scores.isfinite().sum()))
-        total, count = self.trainer.strategy.reduce(found, reduce_op="sum").tolist()
-        if count:
-            self.log("train/lddt_ca", total / count, batch_size=1)
-        self._micro_batches, self._train_scores = [], []
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measures the gradient, and leaves out the step if it is not finite."""
+        if not step_is_due(self.trainer):
+            return
+        self.norms = gradient_norms(self.trainer)
+        if not math.isfinite(self.norms["total"]):
+            discard_step(self.trainer)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Folds whole chains and keeps their lDDT-Cα."""
+    def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: Batch, batch_index: int
+    ) -> ValidationBatch:
+        """Folds whole chains and scores them."""
+        weights = self.config.loss.weights
         output = self.model(
-            batch.aatype, batch.residue_index, batch.mask, self.config.model.max_recycles, heads=()
+            batch.aatype,
+            batch.residue_index,
+            batch.mask,
+            self.config.model.max_recycles,
+            heads=heads_to_compute(weights),
+        )
+        unclamped = torch.full_like(batch.resolution, torch.inf)
+        terms = fold_loss(
+            output,
+            batch,
+            weights,
+            clamp=unclamped,
+            resolution_range=self.config.loss.resolution,
         )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
-        self._scores.update(zip(batch.ids, scores.per_chain.tolist(), strict=True))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean lDDT-Cα over all chains of all processes, each counted once."""
-        shares: list[dict[str, float]] = [self._scores]
-        if dist.is_available() and dist.is_initialized():
-            shares = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(shares, self._scores)
-        self._scores = {}
-        scores = np.array(list({k: v for share in shares for k, v in share.items()}.values()))
-        # A chain without a resolved pair has no score.
-        if np.isfinite(scores).any():
-            self.log("validation/lddt_ca", float(np.nanmean(scores)), sync_dist=True)
+        return ValidationBatch(batch, terms, scores)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with its schedule stepped once per optimizer step."""
-        optimizer, schedule = build_optimizer(self.model, self.config.optimizer)
+        fused = self.trainer.strategy.root_device.type == "cuda"
+        optimizer, schedule = build_optimizer(
+            self.model, self.config.optimizer, start=self.start, fused=fused
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),
         }
 
 
-def _everyones(faults: list[str], device: torch.device) -> list[str]:
-    """The faults of all processes, so that all of them stop and none waits for another."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return faults
-    found = torch.tensor(len(faults), device=device)
-    dist.all_reduce(found)
-    if not found:
-        return []
-    shares: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(shares, faults)
-    return [fault for share in shares for fault in share]
+def seed_dropout(seed: int, step: int, number: int, rank: int) -> None:
+    """Seeds PyTorch's generators for one micro-batch.
+
+    Args:
+        seed: of the run.
+        step: optimizer steps done.
+        number: of the micro-batch in its step and process.
+        rank: the process, which draws for itself.
+    """
+    torch.manual_seed(random_seed(seed, DROPOUT, step, number, rank))
 
 
 def recycles_at(step: int, most: int, seed: int) -> int:
     """Recycling passes of an optimizer step: uniform from 0 to `most`, the same everywhere."""
-    return int(np.random.default_rng((seed, step)).integers(most + 1))
+    return int(random_stream(seed, RECYCLES, step).integers(most + 1))

@@ -36,11 +36,17 @@ def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(
-    model: FoldingModel, config: OptimizerConfig
+    model: FoldingModel, config: OptimizerConfig, *, start: int = 0, fused: bool = False
 ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
     """Adam over the trainable parameters, with its schedule in optimizer steps.
 
     Factors of an adapter with a multiplier of their own (LoRA+) are a group of their own.
+
+    Args:
+        model: whose trainable parameters are learnt.
+        config: Adam and its schedule.
+        start: optimizer steps done before.
+        fused: update all parameters by one kernel.
     """
     multipliers = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
     groups = []
@@ -50,9 +56,9 @@ def build_optimizer(
             members = [p for p in parameters if own.get(p, 1.0) == factor]
             rate = config.lr * multipliers[name] * factor
             groups.append({"params": members, "lr": rate, "name": name})
-    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     schedule = optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config)
+        optimizer, lambda step: learning_rate_factor(start + step, config)
     )
     return optimizer, schedule
 

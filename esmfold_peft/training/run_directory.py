@@ -1,11 +1,16 @@
 """The folder of a training run: everything that rebuilds its model.
 
 config.yaml         every setting, written out
-provenance.json     versions, commit, seed, hashes of base weights and data
-metrics.csv         losses and validation lDDT-Cα
+provenance.json     versions, commit, seed, hashes of base weights and data; every session
+status.json         how the run stands or has ended (`status`)
+metrics.csv         losses, norms of gradients, validation scores
+validation/         the scores of every chain, one table for each validation
 leaks.csv           training chains that leak validation chains, where such were allowed
-model.safetensors   the trained tensors (adapter, trunk, head) and what was drawn at random
-adapter/            the adapter alone, where there is one
+checkpoints/        what the run goes on from (`checkpoint`)
+model.safetensors   the model at the newest checkpoint: the moving average of what was trained
+                    (adapter, trunk, head), and what was drawn at random
+adapter/            the adapter of that model alone, where there is one
+nonfinite/          steps that were left out, to be done again by `train --replay`
 
 The frozen language model is named by its hash, and so are ESMFold's published weights.
 """
@@ -32,7 +37,8 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.protein.files import make_folder, read_json, write_atomically
+from esmfold_peft.training.checkpoint import checkpoint_folder, find_step, read_weights
 from esmfold_peft.training.optim import parameter_groups
 
 CONFIG = "config.yaml"
@@ -40,6 +46,8 @@ PROVENANCE = "provenance.json"
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter"
 LEAKS = "leaks.csv"
+
+_ADAPTER_PREFIX = "language_model.adapter."
 
 _PACKAGES = (
     "esmfold-peft",
@@ -67,14 +75,42 @@ def create_run(
         UserError: the folder cannot be made.
     """
     make_folder(config.run)
-    # Who trains from this file allows leaks anew, or not.
-    kept = replace(with_absolute_weights(config), allow_leaks=False)
-    write_atomically(config.run / CONFIG, config_text(kept))
+    write_config(config)
     provenance = _provenance(config, model, base_hash)
     write_atomically(config.run / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
     if leaks:
         write_atomically(config.run / LEAKS, csv_text(Leak, leaks))
-    save_model(config.run, model, base_hash)
+    export_model(config.run, model, kept_tensors(model), base_hash)
+
+
+def begin_session(config: TrainConfig, step: int, processes: int) -> None:
+    """Writes into a run's folder that processes begin to train, and with which settings.
+
+    Args:
+        config: the settings, of which some may have changed since the run was begun.
+        step: optimizer steps done before.
+        processes: that train together.
+    """
+    path = config.run / PROVENANCE
+    content = read_json(path)
+    session = {
+        "step": step,
+        "processes": processes,
+        "command": sys.argv,
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+    }
+    content["sessions"] = [*content.get("sessions", []), session]
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_config(config)
+
+
+def write_config(config: TrainConfig) -> None:
+    """Writes config.yaml, from which the run's model is rebuilt."""
+    # Who trains from this file allows leaks anew, or not, and says whether to go on.
+    kept = replace(with_absolute_weights(config), allow_leaks=False, resume="never")
+    write_atomically(config.run / CONFIG, config_text(kept))
 
 
 def refuse_existing_run(config: TrainConfig) -> None:
@@ -87,21 +123,12 @@ def refuse_existing_run(config: TrainConfig) -> None:
         raise UserError(f"run: {config.run} exists already; choose another folder")
 
 
-def trained_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:
-    """The tensors by name that the run's start does not give back, on the CPU.
+def kept_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:
+    """The tensors by name that the run's start does not give back.
 
     They are the trainable ones, and all that was drawn at random outside the language model, also
     where it is frozen, because another version of PyTorch may draw other numbers.
     """
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in _kept(model).items()}
-
-
-def kept_parameters(model: FoldingModel) -> list[torch.nn.Parameter]:
-    """The parameters among `trained_tensors`."""
-    return [p for p in _kept(model).values() if isinstance(p, torch.nn.Parameter)]
-
-
-def _kept(model: FoldingModel) -> dict[str, torch.Tensor]:
     kept: dict[str, torch.Tensor] = {
         name: p
         for name, p in model.named_parameters()
@@ -111,30 +138,47 @@ def _kept(model: FoldingModel) -> dict[str, torch.Tensor]:
     if adapter is None:
         return kept
     state = adapter.state_dict(keep_vars=True)
-    return kept | {f"language_model.adapter.{name}": tensor for name, tensor in state.items()}
+    return kept | {f"{_ADAPTER_PREFIX}{name}": tensor for name, tensor in state.items()}
 
 
-def save_model(run: Path, model: FoldingModel, base_hash: str) -> None:
-    """Writes the trained tensors of a model, and its adapter apart.
+def export_model(
+    run: Path, model: FoldingModel, tensors: dict[str, torch.Tensor], base_hash: str
+) -> None:
+    """Writes a model as others use it, and its adapter apart.
 
     Args:
         run: folder of the run.
-        model: with whole (not sharded) parameters.
+        model: what the tensors belong to.
+        tensors: `kept_tensors` by name, whole and on the CPU.
         base_hash: SHA-256 of the language model's base weights.
     """
-    data = save(trained_tensors(model), metadata={"base_sha256": base_hash})
-    write_atomically(run / WEIGHTS, data)
-    if model.language_model.adapter is not None:
-        save_adapter(model.language_model.adapter, run / ADAPTER, base_hash)
+    content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(run / WEIGHTS, save(content, metadata={"base_sha256": base_hash}))
+    adapter = model.language_model.adapter
+    if adapter is not None:
+        own = {
+            name.removeprefix(_ADAPTER_PREFIX): tensor
+            for name, tensor in content.items()
+            if name.startswith(_ADAPTER_PREFIX)
+        }
+        state = {name: own[name] for name in adapter.state_dict()}
+        save_adapter(adapter, run / ADAPTER, base_hash, state)
 
 
 def load_model(
-    run: Path, *, chunk: int | None = None, kernels: Kernels = "none"
+    run: Path,
+    *,
+    checkpoint: str | None = None,
+    raw: bool = False,
+    chunk: int | None = None,
+    kernels: Kernels = "none",
 ) -> tuple[FoldingModel, TrainConfig]:
     """Rebuilds the model of a run, in evaluation mode on the CPU.
 
     Args:
         run: folder of the run.
+        checkpoint: last, best or a step; None takes model.safetensors, which is the last one's.
+        raw: take the trained weights as they were, not their moving average.
         chunk: rows of the pair track at a time, whatever the training had; None chooses.
         kernels: those of the Evoformer, whatever the training had.
 
@@ -142,46 +186,122 @@ def load_model(
         The model with its trained tensors, and the run's settings.
 
     Raises:
-        UserError: the folder is not a run or has no model yet, the base weights are not those of
-            the training, or tensors are missing or do not fit.
+        UserError: the folder is not a run or has no such model yet, the base weights are not those
+            of the training, or tensors are missing or do not fit.
     """
-    if not (run / CONFIG).is_file():
-        raise UserError(f"{run}: not the folder of a training run (it has no {CONFIG})")
-    path = run / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint (the run has not saved a model)")
-    config = read_config(run / CONFIG, TrainConfig)
+    require_run(run)
+    tensors, place = _stored_tensors(run, checkpoint, raw)
+    config = run_config(run)
     # How it was trained fast says nothing of this machine; what it computes is the same.
     config = replace(
         config,
         model=replace(config.model, chunk=chunk, kernels=kernels),
         engine=replace(config.engine, compile=False),
     )
-    model, base_hash = build_model(config)
-    _require_hash(run, "language_model_sha256", base_hash, "the language model's weights")
-    if model.published:
-        _require_hash(run, "esmfold_sha256", folding_hash(model), "ESMFold's weights")
-    _fill(model, path)
+    model = rebuild_model(run, config, tensors, place)
     return model.eval(), config
 
 
-def _fill(model: FoldingModel, path: Path) -> None:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a checkpoint ({error})") from error
-    slots = _kept(model)
+def run_config(run: Path) -> TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        UserError: the folder is not a run, or its settings cannot be read.
+    """
+    require_run(run)
+    return read_config(run / CONFIG, TrainConfig)
+
+
+def require_run(run: Path) -> None:
+    """Refuses a folder that no training has made.
+
+    Raises:
+        UserError: it has no settings.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: not the folder of a training run (it has no {CONFIG})")
+
+
+def rebuild_model(
+    run: Path, config: TrainConfig, tensors: dict[str, torch.Tensor], place: Path
+) -> FoldingModel:
+    """Builds the model of a run, with tensors that were kept.
+
+    Args:
+        run: folder of the run.
+        config: its settings.
+        tensors: `kept_tensors` by name.
+        place: where they come from.
+
+    Raises:
+        UserError: the base weights are not those of the training, or tensors are missing or do not
+            fit.
+    """
+    model, base_hash = build_model(config)
+    require_base(run, model, base_hash)
+    fill_model(model, tensors, place)
+    return model
+
+
+def require_base(run: Path, model: FoldingModel, base_hash: str) -> None:
+    """Refuses a model that does not begin with the published weights that a run began with.
+
+    Raises:
+        UserError: they differ, or the run does not say which they were.
+    """
+    _require_hash(run, "language_model_sha256", base_hash, "the language model's weights")
+    if model.published:
+        _require_hash(run, "esmfold_sha256", folding_hash(model), "ESMFold's weights")
+
+
+def fill_model(model: FoldingModel, tensors: dict[str, torch.Tensor], place: Path) -> None:
+    """Copies tensors that were kept into a model.
+
+    Args:
+        model: with whole parameters.
+        tensors: exactly its `kept_tensors` by name.
+        place: where they come from, for messages.
+
+    Raises:
+        UserError: one is missing, unknown or of another shape.
+    """
+    slots = kept_tensors(model)
     for name in sorted(slots.keys() ^ tensors.keys()):
         problem = "is missing" if name in slots else "is not part of the model"
-        raise UserError(f"{path}: tensor {name} {problem}")
+        raise UserError(f"{place}: tensor {name} {problem}")
     for name, parameter in slots.items():
         if parameter.shape != tensors[name].shape:
             raise UserError(
-                f"{path}: tensor {name} has shape {tuple(tensors[name].shape)},"
+                f"{place}: tensor {name} has shape {tuple(tensors[name].shape)},"
                 f" not {tuple(parameter.shape)}"
             )
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, parameter in slots.items():
             parameter.copy_(tensors[name])
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of a run.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint (the run has not saved a model)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a checkpoint ({error})") from error
+
+
+def _stored_tensors(
+    run: Path, checkpoint: str | None, raw: bool
+) -> tuple[dict[str, torch.Tensor], Path]:
+    """Tensors of a model, and where they were found."""
+    if checkpoint is None and not raw:
+        return read_tensors(run / WEIGHTS), run / WEIGHTS
+    step = find_step(run, checkpoint or "last")
+    return read_weights(run, step, raw=raw), checkpoint_folder(run, step)
 
 
 def _require_hash(run: Path, key: str, found: str, what: str) -> None:
@@ -205,10 +325,6 @@ def _provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> dic
     data = {"train": config.data.train, "validation": config.data.validation}
     data |= {f"mix.{path}": Path(path) for path in config.data.mix}
     return {
-        "command": sys.argv,
-        "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in _PACKAGES},
-        "git_commit": _git_commit(),
         "seed": config.seed,
         "parameters": {
             name: sum(p.numel() for p in group) for name, group in parameter_groups(model).items()

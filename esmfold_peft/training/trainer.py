@@ -1,13 +1,14 @@
 """Lightning's Trainer for any engine, from one source of settings."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 
@@ -15,53 +16,73 @@ from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.training.accumulation import accumulation
-from esmfold_peft.training.recount import Recount
+from esmfold_peft.training.launch import (
+    cluster_environment,
+    launched_world,
+    require_gpus,
+    resolved_engine,
+)
 
 
-def build_trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
-    """The Trainer of a run, which writes metrics.csv into the run's folder.
+def build_trainer(
+    config: TrainConfig, callbacks: list[Callback], loggers: list[Logger], start: int = 0
+) -> pl.Trainer:
+    """The Trainer of a run.
+
+    Lightning counts the steps of this process alone, and neither validates nor saves: a callback
+    does, so that a run can go on with other engines.
 
     Args:
         config: the run's settings.
-        callbacks: progress and saving.
+        callbacks: what happens between steps.
+        loggers: what losses and scores are written to.
+        start: optimizer steps done before.
+
+    Raises:
+        UserError: the settings do not fit each other, the launcher or the machine.
     """
-    engine = config.engine
+    world = launched_world(os.environ)
+    engine = resolved_engine(config.engine, world)
+    devices, nodes = engine.devices, engine.nodes
+    assert devices is not None
+    assert nodes is not None
     micro_steps = accumulation(engine)
     choose_device(engine.accelerator)
-    if _on_gpu(engine) and engine.devices > torch.cuda.device_count():
-        raise UserError(
-            f"engine.devices: {engine.devices} asked for, {torch.cuda.device_count()} there"
-        )
-    return pl.Trainer(
+    if _on_gpu(engine):
+        require_gpus(devices, torch.cuda.device_count(), world)
+    # bf16 is an autocast inside the model: the engine must not cast coordinates.
+    untouched = [_Untouched("32-true")] if engine.deepspeed else []
+    trainer = pl.Trainer(
         accelerator=engine.accelerator,
-        devices=engine.devices,
-        num_nodes=engine.nodes,
-        strategy=_strategy(config),
-        # bf16 is an autocast inside the model: the engine must not cast coordinates.
+        devices=devices,
+        num_nodes=nodes,
+        strategy=_strategy(config, devices * nodes),
         precision=None if engine.deepspeed else "32-true",
-        plugins=[_Untouched("32-true")] if engine.deepspeed else None,
-        max_steps=engine.steps,
+        plugins=[cluster_environment(world), *untouched],
+        max_steps=max(engine.steps - start, 0),
         accumulate_grad_batches=micro_steps,
         gradient_clip_val=config.optimizer.clip_norm or None,
-        val_check_interval=engine.validate_every * micro_steps,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if config.data.validation else 0,
+        limit_val_batches=0,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(engine.log_every, max(engine.steps, 1)),
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        logger=CSVLogger(config.run, name="", version="", flush_logs_every_n_steps=1),
-        callbacks=[*callbacks, Recount()],
+        default_root_dir=config.run,  # where Lightning looks for checkpoints of its own
+        logger=loggers,
+        callbacks=callbacks,
     )
+    # Lightning's processes tell each other of a SIGTERM before every micro-batch, and each waits
+    # for its GPU to hear it. Ours do so once in a step (`step_summary`).
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
-def _strategy(config: TrainConfig) -> Strategy | str:
+def _strategy(config: TrainConfig, processes: int) -> Strategy | str:
     engine = config.engine
     if engine.deepspeed is not None:
         return _deepspeed(engine)
-    if engine.devices * engine.nodes > 1:
+    if processes > 1:
         backend = "nccl" if _on_gpu(engine) else "gloo"
         # Heads whose loss has no weight are frozen. Without these two losses parts of the structure
         # module get no gradient either, which DDP must be told to expect.
@@ -70,6 +91,19 @@ def _strategy(config: TrainConfig) -> Strategy | str:
             broadcast_buffers=False, process_group_backend=backend, find_unused_parameters=idle
         )
     return "auto"
+
+
+# Of DeepSpeed's settings those that this project could not save a training under, because they
+# keep parameters or moments in other places or forms, or take steps along a NaN.
+_UNREADABLE = (
+    "compute_grad_norm",
+    "mics_shard_size",
+    "round_robin_gradients",
+    "zenflow",
+    "zero_hpz_partition_size",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_weights",
+)
 
 
 def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
@@ -88,6 +122,8 @@ def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
     if engine.compile and settings["zero_optimization"]["stage"] == 3:
         raise UserError(f"engine.compile: it cannot read the weights that {path} spreads (stage 3)")
     settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
+    # Adam is torch's, also where ZeRO offloads: DeepSpeed's own would have to be compiled first.
+    settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if _on_gpu(engine):
         return DeepSpeedStrategy(config=settings)
     return _CPUDeepSpeedStrategy(config=settings, process_group_backend="gloo")
@@ -102,7 +138,18 @@ def _read_deepspeed(path: Path) -> dict[str, Any]:
     # DeepSpeed ignores keys that it does not know: a misspelt one would train without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    _check_zero(path, zero)
     return settings
+
+
+def _check_zero(path: Path, zero: dict[str, Any]) -> None:
+    for key in _UNREADABLE:
+        if key in zero:
+            raise UserError(f"{path}: zero_optimization.{key}: no training can be saved under it")
+    for key in ("offload_optimizer", "offload_param"):
+        target = zero.get(key) or {}
+        if not isinstance(target, dict) or target.get("device", "none") not in ("none", "cpu"):
+            raise UserError(f'{path}: zero_optimization.{key}.device must be "cpu" or "none"')
 
 
 def _on_gpu(engine: EngineConfig) -> bool:

@@ -7,12 +7,12 @@ them the gradient goes back to the embedding, as it does where something below i
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import EsmConfig, EsmModel
 
 from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice
 from esmfold_peft.adapters.base import Adaptation, AttentionShape, Group
@@ -23,6 +23,9 @@ from esmfold_peft.config import AdapterConfig, Target
 from esmfold_peft.model.esm2_files import hugging_face_settings
 from esmfold_peft.model.esm2_weights import hugging_face_name
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import EsmModel
 
 FROZEN, PEFT, AUTHORS = "frozen", "peft lora", "authors' lorta"
 """Names of the contenders that are no adapter of this project."""
@@ -84,6 +87,8 @@ def build_contenders(
 ) -> dict[str, Contender]:
     """All contenders, checked; those of this project share one language model.
 
+    PEFT takes part where it and transformers are installed, which the package does not need.
+
     Args:
         lm: as `frozen_model` made it.
         kinds: kinds of adapters.
@@ -99,7 +104,8 @@ def build_contenders(
         adapter = insert_adapter(lm, _config_of(kind, config))
         found[kind] = _with_adapter(lm, adapter, aatype, mask)
         lm.adapter = None
-    found[PEFT] = peft_lora(lm, config, lm.tokenize(aatype, mask))
+    if find_spec("peft") and find_spec("transformers"):
+        found[PEFT] = peft_lora(lm, config, lm.tokenize(aatype, mask))
     for name, contender in found.items():
         _require_equal(name, contender, FROZEN, found[FROZEN], mask)
     lorta = _config_of("lorta", config)
@@ -197,6 +203,8 @@ class _Dense(Adaptation):
 
 def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Contender:
     """Hugging Face PEFT's LoRA on transformers' ESM-2 with a language model's weights."""
+    from peft import LoraConfig, get_peft_model
+
     model = hugging_face_model(lm)
     modules = peft_settings(replace(config, kind="lora"), None)["target_modules"]
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=modules)
@@ -212,8 +220,10 @@ def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Conte
 
 
 @torch.no_grad()
-def hugging_face_model(lm: LanguageModel) -> EsmModel:
+def hugging_face_model(lm: LanguageModel) -> "EsmModel":
     """Transformers' ESM-2 with a language model's weights."""
+    from transformers import EsmConfig, EsmModel
+
     config = EsmConfig(**hugging_face_settings(lm.shape))
     model = EsmModel(config, add_pooling_layer=False)
     for name, tensor in lm.official_tensors():

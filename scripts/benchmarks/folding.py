@@ -24,9 +24,7 @@ import resource
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,34 +33,21 @@ from measuring import Step, circumstances, interleaved, peak_memory, ratio
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
+from training_step import FINETUNING, Training, end_to_end, parts, run_of, whole_step
 from transformers import EsmConfig, EsmForProteinFolding
 
 from esmfold_peft.config import (
-    AdapterConfig,
-    DataConfig,
-    EngineConfig,
     EsmfoldConfig,
     LanguageModelConfig,
-    LossWeights,
     ModelConfig,
-    TrainConfig,
 )
-from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
-from esmfold_peft.datasets.features import Features, features
-from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.evoformer import KERNEL_FLAGS
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
-from esmfold_peft.model.output import FoldOutput
-from esmfold_peft.protein.read import read_structure
-
-FINETUNING = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
-EXAMPLE = Path(__file__).parents[2] / "data" / "example"
 
 
 def main(words: list[str] | None = None) -> None:
@@ -221,38 +206,6 @@ def same_weights(blocks: int, width: int) -> tuple[EsmForProteinFolding, Folding
     return reference, ours.eval()
 
 
-def run_of(model: ModelConfig, **engine: object) -> TrainConfig:
-    """Settings of a run with LoRTA in float32, of which no file is read."""
-    return TrainConfig(
-        run=Path("unused"),
-        data=DataConfig(train=Path("unused")),
-        model=model,
-        adapter=AdapterConfig(kind="lorta", rank=8),
-        engine=replace(EngineConfig(precision="float32"), **engine),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What the parts of a training step share."""
-
-    model: FoldingModel
-    batch: Batch
-    recycles: int
-    clamp: Tensor
-
-    def fold(self) -> FoldOutput:
-        """The forward pass."""
-        b = self.batch
-        heads = heads_to_compute(FINETUNING)
-        return self.model(b.aatype, b.residue_index, b.mask, self.recycles, heads=heads)
-
-    def loss(self, output: FoldOutput) -> Tensor:
-        """The loss of a prediction."""
-        terms = fold_loss(output, self.batch, FINETUNING, clamp=self.clamp, resolution_range=None)
-        return terms.total.mean()
-
-
 def measure_training(args: argparse.Namespace, device: torch.device, console: Console) -> dict:
     """Seconds and memory of a step and its parts."""
     model_config = ModelConfig(
@@ -307,92 +260,6 @@ def training_table(args: argparse.Namespace, found: dict[str, dict]) -> Table:
         time = (f"{row['seconds']:.2f}", f"{row['share']:.1%}") if "seconds" in row else ("", "")
         table.add_row(name, *time, f"{row['peak_bytes'] / 2**20:.0f}")
     return table
-
-
-def whole_step(training: Training) -> Step:
-    """Forward and backward pass, and Adam."""
-    trained = [p for p in training.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-6)
-
-    def step() -> None:
-        training.loss(training.fold()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def parts(training: Training) -> dict[str, Step]:
-    """Forward and backward pass of each part alone, on inputs as they have them in a step."""
-    model, batch = training.model, training.batch
-    with torch.no_grad(), torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-        hidden = model.language_model(batch.aatype, batch.mask)
-        m, z = model.trunk.embed(hidden, batch.aatype, batch.residue_index, batch.mask)
-        cb = torch.zeros(*batch.aatype.shape, 3, device=z.device)
-        tracks = model.trunk(m, z, batch.mask, None, cb).float()
-        output = training.fold()
-
-    def language_model() -> tuple[Tensor, ...]:
-        with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-            return (model.language_model(batch.aatype, batch.mask),)
-
-    def trunk(m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-            tracks = model.trunk(m, z, batch.mask, None, cb)
-        return tracks.s, tracks.z
-
-    def structure_module(s: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        made = model.structure_module(s, z, batch.aatype, batch.mask)
-        return made.positions, made.torsions, made.frames.translation, made.s
-
-    def losses() -> None:
-        training.loss(with_leaves(output)).backward()
-
-    return {
-        "language model": partial(forward_backward, model, language_model),
-        "trunk": partial(forward_backward, model, trunk, m, z),
-        "structure module": partial(forward_backward, model, structure_module, tracks.s, tracks.z),
-        "losses": losses,
-    }
-
-
-def with_leaves(output: FoldOutput) -> FoldOutput:
-    """The prediction as if it were parameters."""
-
-    def leaf(value: object) -> object:
-        if isinstance(value, Rigid):
-            return Rigid(*(part.clone().requires_grad_() for part in vars(value).values()))
-        return value.clone().requires_grad_() if isinstance(value, Tensor) else value
-
-    return FoldOutput(**{name: leaf(value) for name, value in vars(output).items()})
-
-
-def forward_backward(
-    model: nn.Module, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
-) -> None:
-    """Runs a part on fresh leaves, and back from all that it gives."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    outputs = part(*leaves)
-    torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
-    model.zero_grad()
-
-
-def end_to_end(length: int) -> Features:
-    """Full-atom chains of the example, one after the other, cut to a length."""
-    names = ("3u8v_A", "4zey_A", "1ubq_A", "1hf9_A")
-    files = {path.name.split(".")[0]: path for path in EXAMPLE.glob("*/*.cif.gz")}
-    chains = [features(read_structure(files[name])) for name in names]
-    while sum(map(len, chains)) < length:
-        chains += chains
-    joined = Features(
-        id="+".join(names),
-        aatype=torch.cat([torch.from_numpy(c.aatype) for c in chains]).numpy(),
-        residue_index=torch.arange(sum(map(len, chains))).numpy(),
-        positions=torch.cat([torch.from_numpy(c.positions) for c in chains]).numpy(),
-        atom_mask=torch.cat([torch.from_numpy(c.atom_mask) for c in chains]).numpy(),
-        resolution=2.0,
-    )
-    return joined.crop(0, length)
 
 
 if __name__ == "__main__":

@@ -2,147 +2,81 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
-import torch
 
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
-from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.datasets.position import order_of, require_order
+from esmfold_peft.datasets.streams import (
+    CROPS,
+    DROPOUT,
+    RECYCLES,
+    STORES,
+    random_seed,
+    random_stream,
+)
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.trainer import build_trainer
-
-
-class Recorder(pl.LightningModule):
-    """Keeps what each optimizer step sees, and at which steps it is validated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: dict[int, list[tuple]] = {}
-        self.validated: list[int] = []
-        self.whole: list[str] = []
-
-    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
-        crops = zip(
-            batch.ids, batch.residue_index[:, 0].tolist(), batch.clamped.tolist(), strict=True
-        )
-        self.seen.setdefault(self.global_step, []).extend(crops)
-        return self.weight.sum()
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self.whole.extend(batch.ids)
-
-    def on_validation_epoch_end(self) -> None:
-        self.validated.append(self.global_step)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class SaveAt(pl.Callback):
-    """Writes a checkpoint after some micro-batch, between two optimizer steps perhaps."""
-
-    def __init__(self, micro_batches: int, path: Path) -> None:
-        self.left = micro_batches
-        self.path = path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.left -= 1
-        if not self.left:
-            trainer.save_checkpoint(self.path)
 
 
 @pytest.fixture
 def config(tmp_path: Path, write_store: Callable, make_chain: Callable) -> TrainConfig:
-    """12 steps of 4 chains, in micro-batches of 2, from two stores."""
+    """Steps of 4 chains, in micro-batches of 2, from two stores."""
     chains = [make_chain(f"t{n}", n) for n in range(50, 57)]
     write_store(tmp_path / "train", chains, ["a", "a", "a", "b", "b", "c", "d"])
     write_store(tmp_path / "distilled", [make_chain(f"d{n}", n) for n in (40, 70)])
-    write_store(tmp_path / "validation", [make_chain(f"v{n}", n) for n in (30, 60, 35)])
     return TrainConfig(
         run=tmp_path / "run",
         data=DataConfig(
             train=tmp_path / "train",
-            validation=tmp_path / "validation",
             mix={str(tmp_path / "distilled"): 0.4},
             crop=20,
             workers=0,
         ),
-        engine=EngineConfig(
-            accelerator="cpu", batch_size=4, micro_batch=2, steps=12, validate_every=3
-        ),
+        engine=EngineConfig(accelerator="cpu", batch_size=4, micro_batch=2, steps=12),
     )
 
 
-def fit(config: TrainConfig, *callbacks: pl.Callback, resume: Path | None = None) -> Recorder:
-    """Trains a recorder with the Trainer and data of a run."""
-    recorder = Recorder()
-    trainer = build_trainer(config, list(callbacks))
-    trainer.fit(recorder, datamodule=ChainDataModule(config), ckpt_path=resume)
-    assert trainer.global_step == config.engine.steps
-    return recorder
+def crops(config: TrainConfig, start: int, *, micro: int = 2, workers: int = 0) -> list[tuple]:
+    """What a process sees from step `start` to step 12."""
+    config = replace(
+        config,
+        engine=replace(config.engine, micro_batch=micro),
+        data=replace(config.data, workers=workers),
+    )
+    batches = iter(ChainDataModule(config, start).train_dataloader())
+    seen = []
+    for batch in islice(batches, (12 - start) * 4 // micro):
+        first = batch.residue_index[:, 0].tolist()
+        seen += zip(batch.ids, first, batch.clamped.tolist(), strict=True)
+    return seen
 
 
-def changed(config: TrainConfig, **engine: int) -> TrainConfig:
-    return replace(config, engine=replace(config.engine, **engine))
-
-
-def with_workers(config: TrainConfig, workers: int) -> TrainConfig:
-    return replace(config, data=replace(config.data, workers=workers))
-
-
-def after(recorder: Recorder, step: int) -> dict[int, list[tuple]]:
-    return {k: seen for k, seen in recorder.seen.items() if k >= step}
-
-
-# Ten micro-batches are five steps; after eleven the sixth step is half done.
-@pytest.mark.parametrize("micro_batches", [10, 11])
+@pytest.mark.parametrize("start", [0, 5, 11])
 @pytest.mark.parametrize(("workers", "micro"), [(0, 2), (2, 2), (0, 1), (0, 4)])
 def test_a_resumed_run_sees_what_it_would_have_seen(
-    micro_batches: int, workers: int, micro: int, config: TrainConfig, tmp_path: Path
+    start: int, workers: int, micro: int, config: TrainConfig
 ):
-    path = tmp_path / "saved.ckpt"
-    whole = fit(config, SaveAt(micro_batches, path))
-    assert [len(seen) for seen in whole.seen.values()] == [4] * 12
-    assert {name[0] for seen in whole.seen.values() for name, _, _ in seen} == {"t", "d"}
-    resumed = fit(changed(with_workers(config, workers), micro_batch=micro), resume=path)
-    assert resumed.seen == after(whole, 5)
-    assert (whole.validated, resumed.validated) == ([3, 6, 9, 12], [6, 9, 12])
-    assert whole.whole == ["v30", "v35", "v60"] * 4
-
-
-def test_a_finished_run_is_extended(config: TrainConfig, tmp_path: Path):
-    whole = fit(config)
-    path = tmp_path / "saved.ckpt"
-    recorder, short = Recorder(), with_workers(changed(config, steps=5), 2)
-    trainer = build_trainer(short, [])
-    trainer.fit(recorder, datamodule=ChainDataModule(short))
-    trainer.save_checkpoint(path)
-    # Workers had read ahead of the fifth step.
-    resumed = fit(with_workers(config, 2), resume=path)
-    assert recorder.seen | resumed.seen == whole.seen
-    # Once more, with batches of another size: the position counts samples.
-    larger = fit(changed(config, batch_size=8, steps=8), resume=path)
-    flat = [crop for seen in after(whole, 5).values() for crop in seen]
-    assert [crop for seen in larger.seen.values() for crop in seen][: len(flat)] == flat[:24]
+    whole = crops(config, 0)
+    assert len(whole) == 48
+    assert {name[0] for name, _, _ in whole} == {"t", "d"}
+    assert crops(config, start, micro=micro, workers=workers) == whole[4 * start :]
 
 
 def test_a_checkpoint_of_other_data_is_refused(
     config: TrainConfig, tmp_path: Path, write_store: Callable, make_chain: Callable
 ):
-    state = ChainDataModule(config).state_dict()
+    state = order_of(config.data, config.seed)
     other = write_store(tmp_path / "other", [make_chain("x", 30)])
 
     def refused(**changes: object) -> str:
         data = {k: v for k, v in changes.items() if k != "seed"}
-        seed = changes.get("seed", config.seed)
-        run = replace(config, data=replace(config.data, **data), seed=seed)
+        run = replace(config.data, **data)
         with pytest.raises(UserError) as raised:
-            ChainDataModule(run).load_state_dict(state)
+            require_order(state, order_of(run, int(changes.get("seed", config.seed))))
         return str(raised.value)
 
     assert "samples: seed: 1 instead of 0" in refused(seed=1)
@@ -150,9 +84,17 @@ def test_a_checkpoint_of_other_data_is_refused(
     assert "data.length_weight: False instead of True" in refused(length_weight=False)
     assert "samples: data.train: manifest " in refused(train=other)
     assert "samples: data.mix: none instead of 0.4 of " in refused(mix={})
-    ChainDataModule(replace(config, data=replace(config.data, crop=10, workers=1))).load_state_dict(
-        state
-    )
+    require_order(state, order_of(replace(config.data, crop=10, workers=1), config.seed))
+
+
+def test_crops_and_the_choice_of_stores_have_streams_of_their_own():
+    keys = [(STORES, 3), (CROPS, 3), (RECYCLES, 3), (DROPOUT, 3), (0, 3), (CROPS, 3, 0), (CROPS,)]
+    drawn = [random_stream(0, *key).random(4).tolist() for key in keys]
+    assert len({tuple(numbers) for numbers in drawn}) == len(keys)
+    seeds = {random_seed(0, DROPOUT, step, micro, rank) for step in range(9) for micro in range(9)
+             for rank in range(9)}  # fmt: skip
+    assert len(seeds) == 729
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def train(work: Path, run: Path, *more: object) -> None:
         "--model.language_model.weights", work / "published",
         "--model.esmfold.weights", work / "published", "--engine.accelerator", "cpu",
         "--engine.precision", "float32", "--engine.batch_size", 2, "--engine.micro_batch", 2,
-        "--engine.log_every", 1, "--optimizer.warmup_steps", 0, "--adapter.kind", "lora",
+        "--log.every", 1, "--optimizer.warmup_steps", 0, "--adapter.kind", "lora",
         *more,
     )  # fmt: skip
 

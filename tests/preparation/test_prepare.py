@@ -245,7 +245,7 @@ def test_two_commands_do_not_write_at_the_same_time(prepare, example: Path, tmp_
     (tmp_path / "store").mkdir()
     with (tmp_path / "store" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process writes to this store"):
+        with pytest.raises(UserError, match="another process writes to this folder"):
             prepare(example / "train")
     prepare(example / "train")
 

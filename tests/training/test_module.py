@@ -11,11 +11,11 @@ from esmfold_peft.config import TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
-from esmfold_peft.errors import UserError
+from esmfold_peft.losses.total import LossTerms, fold_loss
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.residues import encode
-from esmfold_peft.training.module import FoldingModule, recycles_at
+from esmfold_peft.training.module import FoldingModule, recycles_at, seed_dropout
 
 ROOT = Path(__file__).parents[2]
 TRYPTOPHAN = int(encode("W")[0])
@@ -30,7 +30,7 @@ def module(*flags: str) -> FoldingModule:
     config = to_config(
         parser, parser.parse_args([*words, "--run", "r", "--data.train", "t", *flags]), TrainConfig
     )
-    return FoldingModule(config, *build_model(config))
+    return FoldingModule(config, build_model(config)[0])
 
 
 def batch(*sequences: str) -> Batch:
@@ -43,18 +43,47 @@ def batch(*sequences: str) -> Batch:
     return replace(made, positions=positions * atom_mask[..., None], atom_mask=atom_mask)
 
 
-def test_a_chain_whose_loss_is_not_finite_stops_the_step_and_is_named():
+def test_a_loss_that_is_not_finite_is_named_and_reaches_every_gradient():
     trained = module()
     weight = trained.model.trunk.sequence_embedding.amino_acid.weight
     with torch.no_grad():
         weight[TRYPTOPHAN + 1] = torch.nan
-    with pytest.raises(UserError) as raised:
-        trained.training_step(batch("ACDEFG", "ACWD"), 0)
-    message = str(raised.value)
-    assert message.startswith("step 0: the loss is not finite (chain_ACWD: backbone_fape is nan, ")
-    assert "chain_ACDEFG" not in message
+    loss, found = trained.learn(batch("ACDEFG", "ACWD"), step=0)
+    (fault,) = found.terms.faults(found.batch.ids)
+    assert fault.startswith("chain_ACWD: backbone_fape is nan, ")
     for term in ("sidechain_fape", "chi", "violation", "distogram"):
-        assert f"{term} is nan" in message, term
+        assert f"{term} is nan" in fault, term
+    assert loss.isnan()
+
+
+def test_an_infinite_loss_has_no_finite_gradient(monkeypatch: pytest.MonkeyPatch):
+    trained = module()
+
+    def infinite(*arguments, **settings) -> LossTerms:
+        terms = fold_loss(*arguments, **settings)
+        return replace(terms, total=terms.total + torch.inf)
+
+    for loss_of, finite in ((fold_loss, True), (infinite, False)):
+        monkeypatch.setattr("esmfold_peft.training.module.fold_loss", loss_of)
+        trained.zero_grad()
+        loss, _ = trained.learn(batch("ACDEFG"), step=0)
+        loss.backward()
+        gradients = [p.grad for p in trained.parameters() if p.grad is not None]
+        assert bool(torch.nn.utils.get_total_norm(gradients).isfinite()) == finite
+
+
+def test_what_is_drawn_follows_from_the_step():
+    trained = module("--model.evoformer.dropout_msa", "0.3", "--model.structure.dropout", "0.3")
+
+    def loss(*key: int) -> float:
+        seed_dropout(*key)
+        return trained.learn(batch("ACDEFGHIKL"), step=4)[0].item()
+
+    same = loss(0, 4, 1, 0)
+    torch.rand(7)
+    assert loss(0, 4, 1, 0) == same
+    others = [loss(*key) for key in ((1, 4, 1, 0), (0, 5, 1, 0), (0, 4, 2, 0), (0, 4, 1, 1))]
+    assert len({same, *others}) == 5
 
 
 def test_passes_are_uniform_and_follow_from_seed_and_step():
@@ -63,23 +92,6 @@ def test_passes_are_uniform_and_follow_from_seed_and_step():
     assert drawn[:50] == [recycles_at(step, 3, seed=0) for step in range(50)]
     assert drawn[:50] != [recycles_at(step, 3, seed=1) for step in range(50)]
     assert {recycles_at(step, 0, seed=0) for step in range(9)} == {0}
-
-
-def test_the_validation_score_is_the_mean_over_chains_each_once(monkeypatch: pytest.MonkeyPatch):
-    trained, logged = module(), {}
-    monkeypatch.setattr(trained, "log", lambda name, value, **_: logged.update({name: value}))
-
-    def gather(shares: list, own: dict) -> None:
-        # The other process had one of the same chains, and one without a resolved pair.
-        shares[:] = [own, {"b": 0.5, "c": 0.6, "unresolved": float("nan")}]
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    trained._scores = {"a": 0.1, "b": 0.5}
-    trained.on_validation_epoch_end()
-    assert logged == {"validation/lddt_ca": pytest.approx(0.4)}
-    assert trained._scores == {}
 
 
 def test_parts_that_are_frozen_and_heads_without_a_weight_are_not_trained():
@@ -110,10 +122,11 @@ def test_the_score_of_a_chain_does_not_depend_on_its_batch():
     both = replace(both, positions=0.4 * both.positions)  # as dense as an untrained prediction
 
     def scores(*parts: Batch) -> dict[str, float]:
+        found = {}
         with torch.no_grad():
             for part in parts:
-                validated.validation_step(part, 0)
-        found, validated._scores = validated._scores, {}
+                scored = validated.validation_step(part, 0).lddt.per_chain
+                found |= dict(zip(part.ids, scored.tolist(), strict=True))
         return found
 
     def alone(row: int, length: int) -> Batch:

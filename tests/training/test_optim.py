@@ -19,7 +19,6 @@ from esmfold_peft.config import (
 )
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
-from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.module import recycles_at
 from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
 from esmfold_peft.training.trainer import build_trainer
@@ -92,13 +91,6 @@ def _config(adapter: AdapterConfig, folder: Path) -> TrainConfig:
     )
 
 
-def test_accumulation_makes_up_the_batch():
-    engine = EngineConfig(batch_size=32, micro_batch=2, devices=4, nodes=2)
-    assert accumulation(engine) == 2
-    with pytest.raises(UserError, match=r"32 does not divide by .* = 3 x 1 x 2 = 6"):
-        accumulation(replace(engine, devices=3, nodes=1))
-
-
 def test_recycling_is_uniform_and_the_same_in_every_process():
     counts = Counter(recycles_at(step, 3, seed=0) for step in range(8000))
     assert sorted(counts) == [0, 1, 2, 3]
@@ -112,11 +104,11 @@ def test_a_deepspeed_file_may_not_contradict_the_config(tmp_path: Path):
     engine = EngineConfig(accelerator="cpu", deepspeed=path, batch_size=1)
     config = TrainConfig(run=tmp_path, data=DataConfig(train=tmp_path), engine=engine)
     with pytest.raises(UserError, match="gradient_clipping"):
-        build_trainer(config, [])
+        build_trainer(config, [], [])
     for misspelt in ('{"zero_optimisation": {"stage": 1}}', "[]", '{"zero_optimization": 2}'):
         path.write_text(misspelt)
         with pytest.raises(UserError, match=r"zero_optimization\.stage"):
-            build_trainer(config, [])
+            build_trainer(config, [], [])
     path.write_text("{")
     with pytest.raises(UserError, match="not a JSON file"):
-        build_trainer(config, [])
+        build_trainer(config, [], [])

@@ -19,10 +19,12 @@ from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.training.run_directory import (
+    begin_session,
     create_run,
+    export_model,
+    kept_tensors,
     load_model,
     refuse_existing_run,
-    save_model,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -118,9 +120,28 @@ def test_the_provenance_names_what_made_the_run(config: TrainConfig):
     found = json.loads((config.run / "provenance.json").read_text())
     assert found["language_model_sha256"] == base
     assert len(found["manifest_sha256"]["train"]) == 64
-    assert found["packages"]["torch"] == torch.__version__
     # LoRTA r=1 on Q, K, V: 64 + 16 + 4 heads + 3 layers + 3 matrices.
     assert found["parameters"]["adapter"] == 64 + 16 + 4 + 3 + 3
+    begin_session(config, 0, 1)
+    begin_session(replace(config, engine=replace(config.engine, steps=7)), 5, 2)
+    again = json.loads((config.run / "provenance.json").read_text())
+    assert {key: again[key] for key in found} == found
+    sessions = [(s["step"], s["processes"], s["packages"]["torch"]) for s in again["sessions"]]
+    assert sessions == [(0, 1, torch.__version__), (5, 2, torch.__version__)]
+    assert "steps: 7" in (config.run / "config.yaml").read_text()
+
+
+def test_an_adapter_of_539_numbers_is_small(config: TrainConfig):
+    # LoRTA r=1 on query, key and value of ESM-2 35M (LoRTA, section 4.4).
+    shape = replace(config.model.language_model, layers=12, width=480, heads=20)
+    config = replace(
+        config,
+        model=replace(config.model, language_model=shape),
+        adapter=AdapterConfig(kind="lorta", rank=1),
+    )
+    model, base = build_model(config)
+    create_run(config, model, base)
+    assert sum(path.stat().st_size for path in (config.run / "adapter").iterdir()) <= 8 * 1024
 
 
 def test_another_language_model_is_refused(config: TrainConfig):
@@ -173,7 +194,7 @@ def test_saving_again_leaves_no_other_file(config: TrainConfig):
     model, base = trained(config)
     create_run(config, model, base)
     before = sorted(p.name for p in config.run.rglob("*"))
-    save_model(config.run, model, base)
+    export_model(config.run, model, kept_tensors(model), base)
     assert sorted(p.name for p in config.run.rglob("*")) == before
 
 

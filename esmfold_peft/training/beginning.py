@@ -1,0 +1,197 @@
+"""Where a training begins: anew, from another run's model, or from its own newest checkpoint."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.console import report
+from esmfold_peft.datasets.position import manifest_hash, order_of, require_order
+from esmfold_peft.errors import UserError
+from esmfold_peft.model.esmfold_weights import folding_hash
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.checkpoint import (
+    Checkpoint,
+    State,
+    checkpoint_folder,
+    checkpoint_steps,
+    read_checkpoint,
+)
+from esmfold_peft.training.run_directory import (
+    CONFIG,
+    WEIGHTS,
+    fill_model,
+    kept_tensors,
+    read_tensors,
+    require_base,
+    run_config,
+)
+
+_FREE = (
+    "run",
+    "resume",
+    "allow_leaks",
+    "checkpoints",
+    "guard",
+    "log",
+    "start_from",  # its model has been copied
+    "data.train",  # stores may have moved: their manifests are compared
+    "data.validation",
+    "data.mix",
+    "data.workers",
+    "engine.accelerator",
+    "engine.devices",
+    "engine.nodes",
+    "engine.deepspeed",
+    "engine.micro_batch",
+    "engine.compile",
+    "engine.steps",
+    "engine.validate_every",
+    "engine.validation_tokens",
+    "engine.validate_raw",
+    "model.chunk",
+    "model.kernels",
+    "model.evoformer.checkpoint",
+    "model.esmfold.checkpoint",
+    "model.language_model.checkpoint",
+    "model.language_model.weights",  # files may have moved: their hashes are compared
+    "model.esmfold.weights",
+)
+"""Settings that may change when a run is gone on with."""
+
+
+def is_begun(config: TrainConfig) -> bool:
+    """Whether --resume auto finds a run in the folder."""
+    return config.resume == "auto" and (config.run / CONFIG).is_file()
+
+
+def newest_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """What a run goes on from; None at its beginning.
+
+    A checkpoint that is damaged is passed over, and it is said.
+    """
+    if not is_begun(config):
+        return None
+    for step in reversed(checkpoint_steps(config.run)):
+        try:
+            return read_checkpoint(config.run, step)
+        except UserError as error:
+            report(f"{error}; an older checkpoint is looked for")
+    return None
+
+
+def require_same_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    """Refuses to go on with settings that would make another run of it.
+
+    Args:
+        config: of the command.
+        checkpoint: what it would go on from.
+
+    Raises:
+        UserError: names every setting that differs.
+    """
+    before = run_config(config.run)
+    old, new = _flat(before), _flat(config)
+    differing = [name for name in new if old.get(name) != new[name] and not _is_free(name)]
+    if differing:
+        changes = "; ".join(f"{name} is {new[name]}, was {old.get(name)}" for name in differing)
+        raise UserError(
+            f"resume: {config.run} was begun with other settings ({changes}); give it the same, or"
+            f" begin another run with --start_from {config.run}"
+        )
+    if checkpoint is not None:
+        _require_same_data(config, checkpoint.state)
+
+
+def first_state(config: TrainConfig, model: FoldingModel, base_hash: str) -> State:
+    """Where a run stands at its beginning.
+
+    Args:
+        config: the run's settings.
+        model: the model at its start.
+        base_hash: SHA-256 of the language model's base weights.
+    """
+    return State(
+        step=0,
+        ema_updates=0,
+        skipped_steps=0,
+        guard={},
+        order=order_of(config.data, config.seed),
+        validation=_validation_hash(config),
+        base_sha256=base_hash,
+        esmfold_sha256=folding_hash(model) if model.published else None,
+        processes=1,
+        validated=True,
+        best=None,
+    )
+
+
+def load_checkpoint(
+    config: TrainConfig, model: FoldingModel, base_hash: str, checkpoint: Checkpoint
+) -> None:
+    """Fills a model with a checkpoint's weights.
+
+    Raises:
+        UserError: the checkpoint belongs to other base weights, or does not fit.
+    """
+    place = checkpoint_folder(config.run, checkpoint.state.step)
+    published = folding_hash(model) if model.published else None
+    bases = {
+        "the language model's weights": (base_hash, checkpoint.state.base_sha256),
+        "ESMFold's weights": (published, checkpoint.state.esmfold_sha256),
+    }
+    for what, (found, expected) in bases.items():
+        if found != expected:
+            raise UserError(f"{place}: {what} were others (SHA-256 {expected}, now {found})")
+    fill_model(model, checkpoint.weights, place)
+
+
+def load_start(run: Path, model: FoldingModel, base_hash: str) -> None:
+    """Fills a model with the moving average of another run's.
+
+    An adapter starts anew where that run had none.
+
+    Args:
+        run: folder of the other run.
+        model: the model of the new one.
+        base_hash: SHA-256 of the language model's base weights.
+
+    Raises:
+        UserError: the folder is no run, or its model has other base weights or another shape.
+    """
+    run_config(run)
+    require_base(run, model, base_hash)
+    tensors = read_tensors(run / WEIGHTS)
+    if not any(name.startswith("language_model.") for name in tensors):
+        own = kept_tensors(model).items()
+        tensors |= {n: t.detach() for n, t in own if n.startswith("language_model.")}
+    fill_model(model, tensors, run / WEIGHTS)
+
+
+def _require_same_data(config: TrainConfig, state: State) -> None:
+    require_order(state.order, order_of(config.data, config.seed))
+    validation = _validation_hash(config)
+    if validation != state.validation:
+        raise UserError(
+            f"data.validation: {config.data.validation} has not the chains that the run was"
+            " validated on so far"
+        )
+
+
+def _validation_hash(config: TrainConfig) -> str | None:
+    store = config.data.validation
+    return None if store is None else manifest_hash(store)
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its whole name."""
+    if not is_dataclass(config):
+        return {prefix.removesuffix("."): config}
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        found |= _flat(getattr(config, field.name), f"{prefix}{field.name}.")
+    return found

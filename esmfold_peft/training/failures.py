@@ -1,0 +1,46 @@
+"""What a person can do about errors that come from below."""
+
+import torch
+
+from esmfold_peft.config import TrainConfig
+from esmfold_peft.errors import UserError
+
+_CPU_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+
+
+def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
+    """The same error with what helps against it; None for one that is a fault of the program.
+
+    Args:
+        error: what ended a training.
+        config: the run's settings.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _CPU_MEMORY):
+        return UserError(
+            f"not enough memory for data.crop {config.data.crop} and engine.micro_batch"
+            f" {config.engine.micro_batch}: {_advice(config)} ({text[:200]})"
+        )
+    if any(part in text for part in _LOST_PROCESS):
+        return UserError(
+            "another process of the training was lost; when it is clear why, the same command"
+            f" with --resume auto goes on from the newest checkpoint ({text[:200]})"
+        )
+    return None
+
+
+def _advice(config: TrainConfig) -> str:
+    """The two settings that help most, those first that do not change what is computed."""
+    model = config.model
+    trunk = "esmfold" if model.trunk == "esmfold_v1" else "evoformer"
+    advice = []
+    if config.engine.micro_batch > 1:
+        advice.append("a smaller engine.micro_batch (the rest is accumulated)")
+    if not getattr(model, trunk).checkpoint:
+        advice.append(f"model.{trunk}.checkpoint true (activations are computed again)")
+    if not model.language_model.checkpoint:
+        advice.append("model.language_model.checkpoint true (activations are computed again)")
+    advice.append("a smaller data.crop")
+    advice.append("a smaller engine.validation_tokens, if it was a validation")
+    return f"{advice[0]} or {advice[1]} helps"

@@ -1,0 +1,126 @@
+"""Evidence of steps whose loss or gradient was not finite, kept so that they can be done again.
+
+nonfinite/step_00000012/
+  weights.safetensors   the tensors that the step began with
+  rank_0.safetensors    the crops that process 0 saw; ids and faults in the file's header
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from esmfold_peft.console import report
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import make_folder
+from esmfold_peft.training.engine_state import read_parameters
+from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.run_directory import kept_tensors
+
+NONFINITE = "nonfinite"
+WEIGHTS = "weights.safetensors"
+
+_MOST = 10  # steps of a run whose evidence is kept: a run that diverges has thousands
+_TENSORS = [field.name for field in fields(Batch) if field.name != "ids"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What one process saw in a step.
+
+    Attributes:
+        step: optimizer steps that were done before it.
+        rank: the process.
+        batches: its micro-batches in order.
+        faults: chains and terms that were not finite; none if only the gradient was not.
+    """
+
+    step: int
+    rank: int
+    batches: tuple[Batch, ...]
+    faults: tuple[str, ...]
+
+
+def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None:
+    """Writes what all processes saw in a step that was left out, and says so.
+
+    Args:
+        trainer: of the run.
+        module: with the step's micro-batches and the weights that it began with.
+        step: the step's number, from 1.
+    """
+    faults = [f for m in module.micro_batches for f in m.terms.faults(m.batch.ids)]
+    folder = module.config.run / NONFINITE / f"step_{step:08d}"
+    # One process decides: others may already see the folder of this step.
+    known = len(list(folder.parent.glob("step_*"))) if trainer.is_global_zero else 0
+    kept = trainer.strategy.broadcast(known) < _MOST
+    weights = read_parameters(trainer, kept_tensors(module.model)) if kept else {}
+    if kept:
+        make_folder(folder)
+        evidence = Evidence(
+            step - 1,
+            trainer.global_rank,
+            tuple(m.batch for m in module.micro_batches),
+            tuple(faults),
+        )
+        _write(folder / f"rank_{trainer.global_rank}.safetensors", evidence)
+    everyones = _gathered(faults)
+    if trainer.is_global_zero:
+        if kept:
+            save_file(weights, folder / WEIGHTS)
+        what = (
+            f"the loss is not finite ({'; '.join(everyones)})"
+            if everyones
+            else ("the gradient is not finite")
+        )
+        where = f"; kept in {folder}" if kept else ""
+        report(f"step {step}: {what}, nothing is learnt from it{where}")
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Reads what one process saw.
+
+    Raises:
+        UserError: the file is missing, damaged, or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["evidence"])
+            batches = tuple(
+                Batch(
+                    ids=tuple(ids),
+                    **{name: file.get_tensor(f"{number}/{name}") for name in _TENSORS},
+                )
+                for number, ids in enumerate(about["ids"])
+            )
+        return Evidence(about["step"], about["rank"], batches, tuple(about["faults"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not the evidence of a step ({error})") from error
+
+
+def _write(path: Path, evidence: Evidence) -> None:
+    about = {
+        "step": evidence.step,
+        "rank": evidence.rank,
+        "ids": [batch.ids for batch in evidence.batches],
+        "faults": evidence.faults,
+    }
+    tensors = {
+        f"{number}/{name}": getattr(batch, name).cpu().contiguous()
+        for number, batch in enumerate(evidence.batches)
+        for name in _TENSORS
+    }
+    save_file(tensors, path, metadata={"evidence": json.dumps(about)})
+
+
+def _gathered(faults: list[str]) -> list[str]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return faults
+    shares: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, faults)
+    return [fault for share in shares for fault in share]

@@ -1,0 +1,54 @@
+"""Being asked to stop: the step is finished and saved first."""
+
+import signal
+from types import FrameType
+
+from esmfold_peft.console import report
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopSignals:
+    """Turns SIGTERM and SIGUSR1 (which schedulers send before they kill) and Ctrl-C into a wish.
+
+    A second Ctrl-C stops at once.
+
+    Attributes:
+        received: the signal that has come; None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        """Listens until the end of the block."""
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.listen()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leaves the signals to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def listen(self) -> None:
+        """Takes the signals, also from Lightning, whose handler sends messages in the midst."""
+        for number in _SIGNALS:
+            # A shell starts what runs in the background with Ctrl-C ignored.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def ignore_further(self) -> None:
+        """Leaves SIGTERM without effect until the process ends, also after the block.
+
+        Launchers send it to all processes as soon as one has ended, and the exit code would be
+        another.
+        """
+        self._before[signal.SIGTERM] = signal.SIG_IGN
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            report("stopping after this step (Ctrl-C once more stops at once)")
+        self.received = signal.Signals(number)

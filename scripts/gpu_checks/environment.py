@@ -1,0 +1,85 @@
+"""What the checks ran on."""
+
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+from measuring import circumstances
+
+from gpu_checks.report import Row, measured
+from gpu_checks.running import Context
+
+PACKAGES = (
+    *("esmfold-peft", "torch", "numpy", "openfold3", "pytorch-lightning", "deepspeed", "fair-esm"),
+    *("triton", "cuequivariance-torch", "cuequivariance-ops-torch-cu12"),
+    *("cuequivariance-ops-torch-cu13", "nvidia-cutlass", "peft", "transformers"),
+)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Machine, driver, versions and commit, as JSON takes them.
+
+    Args:
+        device: under check.
+    """
+    found: dict[str, object] = dict(circumstances(device))
+    found["packages"] = {name: installed(name) for name in PACKAGES}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "driver": driver(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        }
+    return found
+
+
+def installed(package: str) -> str | None:
+    """Version of a package; None where it is absent."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    """Version of NVIDIA's driver; None where its program cannot say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.partition("\n")[0].strip()
+
+
+def environment_rows(context: Context) -> Iterator[Row]:
+    """Device and versions."""
+    found = environment(context.device)
+    if context.device.type == "cuda":
+        detail = (
+            f"capability {found['capability']}, {int(str(found['memory_bytes'])) / 2**30:.0f} GiB,"
+            f" driver {found['driver']}, CUDA {found['cuda']}"
+        )
+    else:
+        detail = f"{found['threads']} thread(s)"
+    yield measured("device", str(found["device"]), detail=detail)
+    packages = {name: installed(name) for name in PACKAGES}
+    present = ", ".join(f"{name} {text}" for name, text in packages.items() if text)
+    yield measured("packages", f"torch {torch.__version__}", detail=present)
+    modules = ("triton", "cuequivariance_torch", "deepspeed.ops.deepspeed4science")
+    there = [name for name in modules if has_module(name)]
+    yield measured("modules of fused kernels", str(len(there)), detail=", ".join(there) or "none")
+    yield measured("commit", str(found["git_commit"] or "unknown (no clone)"))
+
+
+def has_module(name: str) -> bool:
+    """Whether a module can be found, its parents included; these are imported."""
+    try:
+        return find_spec(name) is not None
+    except ImportError:
+        return False

@@ -1,0 +1,126 @@
+"""What a model computes, and what a card can: matrix products only, two operations for each term.
+
+PyTorch's counter sees matrix products, convolutions and CUDA's fused attention. It does not see
+what is element by element, norms, softmax, distances (`cdist`), which memory bounds and not the
+card's peak, or a kernel that it does not know, such as fused attention on a CPU.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from training_step import Training
+
+from esmfold_peft.model.evoformer import Evoformer
+
+PEAKS = (
+    (("B200",), 2250.0),
+    (("GH200",), 989.0),
+    (("H200",), 989.0),
+    (("H100", "PCIe"), 756.0),
+    (("H100", "NVL"), 835.0),
+    (("H100",), 989.0),
+    (("A100",), 312.0),
+    (("L40S",), 362.0),
+    (("L4",), 121.0),
+    (("A10G",), 70.0),
+    (("A10",), 125.0),
+    (("RTX 4090",), 165.2),
+)
+"""Dense bfloat16 peaks with float32 sums in TFLOPS by the words of a card's name, as NVIDIA states
+them; the first line whose words are all in the name counts."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations for one micro-batch.
+
+    Attributes:
+        recycle: of a pass without gradient.
+        step: forward and backward pass without recycling, nothing computed twice.
+    """
+
+    recycle: float
+    step: float
+
+    def with_recycles(self, recycles: float) -> float:
+        """Operations of a step.
+
+        Args:
+            recycles: passes without gradient, or their mean.
+        """
+        return self.step + recycles * self.recycle
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 operations a second of a card; None where the table has it not.
+
+    Args:
+        device_name: as CUDA gives it, such as NVIDIA H100 80GB HBM3.
+    """
+    words = device_name.replace("-", " ").split()
+    for wanted, peak in PEAKS:
+        if all(set(name.split()) <= set(words) for name in wanted):
+            return peak * 1e12
+    return None
+
+
+def counted(step: Callable[[], object]) -> int:
+    """Operations of matrix products in a step, as PyTorch counts them.
+
+    Args:
+        step: forward, or forward and backward.
+    """
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def model_flops(training: Training) -> Flops:
+    """Operations of a training step of all blocks, counted on one and on two.
+
+    The blocks are alike, so that the rest follows; two of them without recomputation fit anywhere.
+
+    Args:
+        training: a step without recycling.
+    """
+    stack = training.model.trunk.stack
+    blocks = len(stack.blocks)
+    one, two = (_flops_of(training, count) for count in (1, 2))
+    return Flops(
+        recycle=one.recycle + (blocks - 1) * (two.recycle - one.recycle),
+        step=one.step + (blocks - 1) * (two.step - one.step),
+    )
+
+
+def _flops_of(training: Training, blocks: int) -> Flops:
+    model = training.model
+
+    def step() -> None:
+        training.loss(training.fold()).backward()
+        model.zero_grad()
+
+    def fold(recycles: int) -> int:
+        return counted(replace(training, recycles=recycles).fold)
+
+    with first_blocks(model.trunk.stack, blocks):
+        return Flops(recycle=fold(1) - fold(0), step=counted(step))
+
+
+@contextmanager
+def first_blocks(stack: nn.Module, count: int) -> Iterator[None]:
+    """A trunk of a few of its blocks, which keep what they compute for the backward pass.
+
+    Args:
+        stack: of an Evoformer.
+        count: blocks.
+    """
+    assert isinstance(stack, Evoformer)
+    blocks, config = stack.blocks, stack.config
+    stack.blocks, stack.config = blocks[:count], replace(config, checkpoint=False)
+    try:
+        yield
+    finally:
+        stack.blocks, stack.config = blocks, config

@@ -1,0 +1,256 @@
+"""All of scripts/gpu_check.py at tiny sizes on a CPU, and what its verdicts rest on."""
+
+import importlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from esmfold_peft.config import EvoformerConfig
+from esmfold_peft.model.evoformer import Evoformer
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+HARDWARE_OR_PACKAGE = ("absent: ", "not installed", "no peak is known", "tiny: ")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Imports a script, or a file of its checks, by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def tiny(script, tmp_path_factory):
+    """Exit code and JSON of the whole command."""
+    folder = tmp_path_factory.mktemp("gpu_check")
+    output = folder / "found.json"
+    words = ["--tiny", "--device", "cpu", "--minutes", "5", "--output", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr("tempfile.tempdir", str(folder))
+        code = script("gpu_check").main(words)
+    assert not list(folder.glob("gpu_check_*"))  # no scratch is left
+    return code, json.loads(output.read_text())
+
+
+@pytest.mark.slow
+def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
+    code, found = tiny
+    rows = {row["name"]: row for row in found["rows"]}
+    assert len(rows) == len(found["rows"])  # every name once
+    assert [row for row in rows.values() if row["status"] == "failed"] == []
+    skipped = [row for row in rows.values() if row["status"] == "skipped"]
+    assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
+    assert len(skipped) <= 7  # three kernels, their step, the peak, compiling, PEFT
+    assert code == 0
+    assert found["environment"]["torch"] == torch.__version__
+
+
+@pytest.mark.slow
+def test_every_part_has_its_rows(tiny):
+    rows = {row["name"]: row for row in tiny[1]["rows"]}
+    begin = ("small float32: ", "wide float32: ", "wide bf16: ", "kernel ", "training, bf16")
+    begin += ("DeepSpeed ZeRO 2: ", "resumed run: ", "predict, ", "inference, ", "ESM-2 tiny")
+    for words in begin:
+        assert any(name.startswith(words) for name in rows), words
+    step = {name.partition(": ")[2]: row["value"] for name, row in rows.items() if "paper" in name}
+    parts = ("language model", "trunk", "structure module", "losses", "optimizer")
+    assert all(step[part] > 0 for part in (*parts, "operations of the model", "chains a second"))
+    by_recycles = [rows[f"paper step, 2 x 12, {k} recycles"]["value"] for k in range(4)]
+    mean = rows["paper step, 2 x 12, mean over recycles"]
+    assert mean["value"] == pytest.approx(sum(by_recycles) / 4)
+    assert (mean["limit"], mean["relation"]) == (1.0, "goal")
+    assert step["chains a second"] == pytest.approx(2 / mean["value"])
+
+
+@pytest.fixture
+def results(script):
+    """Made-up results of a model."""
+    generator = torch.Generator().manual_seed(0)
+    logits = {"distogram": torch.randn(1, 3, 3, 4, generator=generator)}
+    return script("gpu_checks.parity").Results(
+        positions=10 * torch.randn(1, 3, 14, 3, generator=generator),
+        logits=logits,
+        terms={"chi": torch.tensor([1.5]), "plddt": torch.tensor([4.0])},
+        gradients={"trunk.w": torch.ones(4), "plddt_head.w": torch.full((2,), 0.1)},
+    )
+
+
+def statuses(script, found, expected) -> dict[str, str]:
+    """Status of each row of the comparison."""
+    parity = script("gpu_checks.parity")
+    rows = parity.compare("x", found, expected, parity.FLOAT32)
+    return {row.name.removeprefix("x: "): row.status for row in rows}
+
+
+def test_equal_results_pass(script, results):
+    assert set(statuses(script, results, results).values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "error", "row"),
+    [
+        ("positions", None, 0.002, "positions"),
+        ("logits", "distogram", 0.002, "logits"),
+        ("terms", "chi", 3e-4, "losses"),
+        ("terms", "plddt", 8e-3, "losses by bins"),
+        ("gradients", "trunk.w", 2e-3, "gradients"),
+        ("gradients", "plddt_head.w", 4e-3, "gradients of bins"),
+        ("gradients", "trunk.w", float("nan"), "gradients"),
+        ("positions", None, float("nan"), "positions"),
+    ],
+)
+def test_one_wrong_number_fails_its_row_alone(script, results, part, key, error, row):
+    value = getattr(results, part)
+    wrong = (value if key is None else value[key]).clone()
+    wrong.view(-1)[0] += error * (2 if part == "gradients" else 1)
+    found = replace(results, **{part: wrong if key is None else value | {key: wrong}})
+    failed = {name for name, s in statuses(script, found, results).items() if s == "failed"}
+    assert failed == {row}
+
+
+def test_weights_are_compared_with_how_far_they_moved(script):
+    share = script("gpu_checks.training").share
+    start, end = {"w": torch.zeros(4)}, {"w": torch.full((4,), 2.0)}
+    assert share(end, end, start) == 0
+    assert share({"w": end["w"] + torch.tensor([0.0, 0.0, 0.0, 0.4])}, end, start) == (
+        pytest.approx(0.1)
+    )
+    assert not share(end, start, start) <= 1e9  # nothing moved: no number passes
+
+
+def block_flops(c: EvoformerConfig, n: int) -> int:
+    """Matrix products of one Evoformer block on one chain, counted by hand; 2 for each term."""
+    msa, pair = c.heads_msa * c.c_head_msa, c.heads_pair * c.c_head_pair
+    row_attention = n**2 * c.c_z * c.heads_msa + 5 * n * c.c_m * msa + 2 * n**2 * msa
+    transitions = 2 * c.transition * (n * c.c_m**2 + n**2 * c.c_z**2)
+    # The outer product of one row sums nothing: it is no matrix product.
+    outer = 2 * n * c.c_m * c.c_opm + n**2 * c.c_opm**2 * c.c_z
+    multiplication = n**2 * (5 * c.c_z * c.c_mul + c.c_z**2) + n**3 * c.c_mul
+    attention = n**2 * c.c_z * (c.heads_pair + 5 * pair) + 2 * n**3 * pair
+    return 2 * (row_attention + transitions + outer + 2 * multiplication + 2 * attention)
+
+
+@pytest.mark.parametrize("n", [7, 12])
+def test_operations_of_the_evoformer_are_those_counted_by_hand(script, n):
+    config = EvoformerConfig(
+        c_m=24, c_z=16, c_s=20, heads_msa=3, c_head_msa=5, heads_pair=2, c_head_pair=6,
+        c_opm=4, c_mul=10, transition=2, blocks=1,
+    )  # fmt: skip
+    evoformer = Evoformer(config)
+
+    @torch.no_grad()
+    def fold():
+        mask = torch.ones(1, n, dtype=torch.bool)
+        evoformer(torch.randn(1, n, config.c_m), torch.randn(1, n, n, config.c_z), mask)
+
+    single = 2 * n * config.c_m * config.c_s
+    assert script("gpu_checks.flops").counted(fold) == block_flops(config, n) + single
+
+
+def test_operations_of_two_blocks_give_those_of_all(script):
+    flops, models, paper = (
+        script(f"gpu_checks.{name}") for name in ("flops", "models", "paper_step")
+    )
+    sizes = script("gpu_checks.sizes")
+    model = models.shaken_model(sizes.settings(sizes.small_model(3, 1)))
+    training = paper.training_of(model, models.real_batch(6, 1), 0)
+    found = flops.model_flops(training)
+
+    def step():
+        training.loss(training.fold()).backward()
+
+    assert found.step == flops.counted(step)
+    once, twice = (paper.training_of(model, training.batch, k).fold for k in (1, 2))
+    assert found.recycle == flops.counted(twice) - flops.counted(once)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_peak_of_a_card_by_its_name(script, name, tflops):
+    assert script("gpu_checks.flops").peak_flops(name) == pytest.approx(tflops * 1e12)
+
+
+def test_no_peak_is_made_up(script):
+    for name in ("CPU", "NVIDIA H1000", "NVIDIA L400", "NVIDIA GeForce RTX 4080"):
+        assert script("gpu_checks.flops").peak_flops(name) is None
+
+
+def test_a_kernel_is_absent_with_the_reason(script, monkeypatch):
+    kernels, cuda = script("gpu_checks.fused_kernels"), torch.device("cuda")
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(kernels, "has_module", lambda name: name != "cuequivariance_ops_torch")
+    assert kernels.absence("triton", torch.device("cpu")) == "absent: needs a GPU"
+    assert kernels.absence("triton", cuda) == ""
+    missing = "absent: cuequivariance_ops_torch not installed"
+    assert kernels.absence("cuequivariance", cuda) == missing
+    assert "nvcc" in kernels.absence("deepspeed", cuda)
+
+
+def test_full_sizes_are_not_begun_without_a_gpu(script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check = script("gpu_check")
+    assert check.chosen_device("auto", tiny=True) == torch.device("cpu")
+    with pytest.raises(SystemExit, match="finds no GPU"):
+        check.chosen_device("auto", tiny=False)
+    with pytest.raises(SystemExit, match="finds no GPU"):
+        check.chosen_device("cuda", tiny=True)
+
+
+def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, tmp_path):
+    running, report = (script(f"gpu_checks.{name}") for name in ("running", "report"))
+    path = tmp_path / "found.json"
+
+    def breaks(context):
+        yield report.measured("before", 1.0)
+        raise SystemExit("not comparable")
+
+    def sleeps(context):
+        yield report.measured("begun", float("nan"))
+        time.sleep(30)
+
+    def last(context):
+        written = json.loads(path.read_text())["rows"]
+        yield report.measured("rows written before", len(written))
+
+    check = running.Check
+    checks = [
+        check("breaks", breaks, 5),
+        check("sleeps", sleeps, 0.1, benchmark=True),
+        check("sleeps too", sleeps, 0.1),
+        check("last", last, 5),
+        check("long", last, 5, benchmark=True, needs=1e6),
+        check("also long", last, 5, needs=1e6),
+    ]
+    found = report.Report(path)
+    context = running.Context(torch.device("cpu"), None, tmp_path)
+    running.run_checks(checks, context, found, deadline=time.monotonic() + 60, say=lambda row: None)
+    written = json.loads(path.read_text())
+    assert [(row["name"], row["status"], row["value"]) for row in written["rows"]] == [
+        ("before", "passed", 1.0),
+        ("breaks", "failed", None),
+        ("begun", "passed", "nan"),
+        ("sleeps", "skipped", None),
+        ("begun", "passed", "nan"),
+        ("sleeps too", "failed", None),
+        ("rows written before", "passed", 6),
+        ("long", "skipped", None),
+        ("also long", "failed", None),
+    ]
+    assert "SystemExit: not comparable (test_gpu_check.py:" in written["rows"][1]["detail"]
+    assert written["rows"][7]["detail"] == "no time left"
+    assert written["counts"] == {"passed": 4, "failed": 3, "skipped": 2}

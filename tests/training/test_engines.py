@@ -1,0 +1,105 @@
+"""The same training on every engine: the same losses, the same tensors, the same clip."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.nursery import ROOT, Nursery
+from tests.training.conftest import words
+from tests.training.launching import run_two
+
+STEPS = 20
+STILL = ("--model.evoformer.dropout_msa", 0)  # processes draw dropout for themselves
+SHARDED = ("zero1", "zero2", "zero3")
+# With these a parameter's first step is its clipped gradient.
+GRADIENT = (
+    *("--optimizer.lr", 1e3, "--optimizer.eps", 1e3, "--optimizer.warmup_steps", 0),
+    *("--optimizer.schedule", "constant", "--engine.steps", 1),
+)  # fmt: skip
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by file and name."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    files = ("weights", "ema", "adam")
+    return {f"{f}/{n}": t for f in files for n, t in load_file(folder / f"{f}.safetensors").items()}
+
+
+def deepspeed(engine: str) -> list[object]:
+    if engine == "ddp":
+        return []
+    return ["--engine.deepspeed", ROOT / "configs" / "deepspeed" / f"{engine}.json"]
+
+
+@pytest.fixture(scope="module")
+def single(nursery: Nursery, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps in one process, and one step that is the gradient."""
+    folder = tmp_path_factory.mktemp("single")
+    nursery.run(*words(stores, folder / "run", *STILL, "--engine.steps", STEPS))
+    nursery.run(*words(stores, folder / "start", *STILL, "--engine.steps", 0))
+    nursery.run(*words(stores, folder / "gradient", *STILL, *GRADIENT))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", *SHARDED])
+def test_two_processes_of_every_engine_train_as_one(
+    engine: str, nursery: Nursery, stores: Path, single: Path, tmp_path: Path
+):
+    flags = [*STILL, *deepspeed(engine)]
+    run_two(nursery, *words(stores, tmp_path / "run", *flags, "--engine.steps", STEPS))
+    assert losses(tmp_path / "run") == pytest.approx(losses(single / "run"), rel=1e-4)
+    ours, theirs = (checkpoint(run, STEPS) for run in (tmp_path / "run", single / "run"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name].double(), tensor.double(), rtol=1e-3, atol=1e-4), name
+    # The frozen language model is in no checkpoint, and a shared factor is there once.
+    of_language_model = {n for n in ours if n.startswith("weights/language_model.")}
+    factors = ("a", "b", "c_h", "c_l", "c_m")
+    assert of_language_model == {f"weights/language_model.adapter.{name}" for name in factors}
+    # DeepSpeed's own files are not needed to read it.
+    assert {path.suffix for path in (tmp_path / "run").rglob("*.*")} <= {
+        *(".safetensors", ".json", ".csv", ".yaml"),
+        "",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["single", "ddp", *SHARDED])
+def test_the_clip_of_the_settings_is_the_one_that_is_applied(
+    engine: str, nursery: Nursery, stores: Path, single: Path, tmp_path: Path
+):
+    run = single / "gradient"
+    if engine != "single":
+        run = tmp_path / "run"
+        run_two(nursery, *words(stores, run, *STILL, *GRADIENT, *deepspeed(engine)))
+    moved, start = (load_file(r / "model.safetensors") for r in (run, single / "start"))
+    raw = load_file(run / "checkpoints" / "step_00000001" / "weights.safetensors")
+    assert moved.keys() == raw.keys()
+    squares = sum(float((raw[n].double() - start[n].double()).square().sum()) for n in raw)
+    with (run / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["gradient/total"]) > 1  # 0.3 is asked for in tiny.yaml
+    assert squares**0.5 == pytest.approx(0.3, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_four_micro_batches_of_two_are_one_batch_of_eight(
+    nursery: Nursery, stores: Path, tmp_path: Path
+):
+    flags = [*STILL, "--engine.batch_size", 8, "--engine.steps", 3, "--optimizer.eps", 1e-3]
+    for micro in (2, 8):
+        run = tmp_path / str(micro)
+        nursery.run(*words(stores, run, *flags, "--engine.micro_batch", micro))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "8"), rel=1e-5)
+    ours, theirs = (checkpoint(tmp_path / name, 3) for name in ("2", "8"))
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name].double(), tensor.double(), rtol=1e-3, atol=1e-5), name

@@ -1,0 +1,208 @@
+"""Which processes a launcher has started, as the launchers say it in their environments."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
+
+from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
+from esmfold_peft.errors import UserError
+from esmfold_peft.training.accumulation import accumulation
+from esmfold_peft.training.launch import (
+    World,
+    cluster_environment,
+    launched_world,
+    require_gpus,
+    resolved_engine,
+)
+from esmfold_peft.training.trainer import build_trainer
+
+RANKED = {
+    "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu1",
+    "MASTER_PORT": "29500",
+}  # fmt: skip
+TORCHRUN = RANKED | {
+    "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
+    "GROUP_WORLD_SIZE": "2",
+}  # fmt: skip
+DEEPSPEED = RANKED | {"LOCAL_SIZE": "4", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+# Of a batch script with --nodes=2 --ntasks-per-node=4, before srun (Slurm 22.05).
+BATCH = {
+    "SLURM_JOB_ID": "123456", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NPROCS": "8",
+    "SLURM_NTASKS_PER_NODE": "4", "SLURM_TASKS_PER_NODE": "4(x2)", "SLURM_NNODES": "2",
+    "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+    "SLURM_NODELIST": "gpu[1-2]",
+}  # fmt: skip
+SRUN = BATCH | {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "gpu[1-2]", "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+}  # fmt: skip
+ONE_TASK = SRUN | {
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch):
+    """Makes this process look launched, and forgets the rank that Lightning then keeps."""
+    for name in (rank_zero_only, utilities_rank_zero_only):
+        monkeypatch.setattr(name, "rank", 0)
+
+    def launch(environment: dict[str, str]) -> None:
+        for name in {**TORCHRUN, **DEEPSPEED, **SRUN}:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment"),
+    [
+        ("torchrun", TORCHRUN),
+        ("torchrun", ONE_TASK | TORCHRUN),
+        ("deepspeed", DEEPSPEED),
+        ("deepspeed", ONE_TASK | DEEPSPEED),
+        ("srun", SRUN | {"MASTER_ADDR": "gpu1", "MASTER_PORT": "29500"}),
+    ],
+)
+def test_each_launcher_is_recognised(launcher: str, environment: dict[str, str]):
+    world = launched_world(environment)
+    assert world == World(launcher, 4, 2, 5, 1, 1, "gpu1", 29500)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        BATCH,  # `python` in a batch script
+        BATCH | {"SLURM_STEP_ID": "4294967290"},  # salloc with use_interactive_step
+        BATCH | {"SLURM_STEP_ID": "4294967291"},
+        ONE_TASK,  # `srun --pty bash`
+        # A process that Lightning has started.
+        {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+        ONE_TASK | RANKED,
+    ],
+)
+def test_nobody_launched_these(environment: dict[str, str]):
+    assert launched_world(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (TORCHRUN | {"WORLD_SIZE": "7"}, "torchrun: 4 processes on this one of 2 nodes, 7 in all"),
+        (DEEPSPEED | {"LOCAL_SIZE": "1"}, "deepspeed: 1 process on this one of 2 nodes, 8 in all"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "srun: 3,1 tasks on the nodes"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}, r"srun: 3\(x2\),2 tasks on the nodes"),
+    ],
+)
+def test_nodes_with_different_numbers_of_processes_are_refused(environment: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        launched_world(environment)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("vm", "vm"),
+        ("gpu[03-05,7],cpu1", "gpu03"),
+        ("a,b", "a"),
+        ("rack[1-2]node[08,10]", "rack1node08"),
+        ("gpu[2],gpu[4-5]", "gpu2"),
+    ],
+)
+def test_tasks_of_srun_meet_at_the_first_host(hosts: str, first: str):
+    world = launched_world(SRUN | {"SLURM_STEP_NODELIST": hosts, "SLURM_STEP_TASKS_PER_NODE": "4"})
+    assert world is not None
+    assert world.address == first
+
+
+def test_jobs_and_steps_on_one_node_meet_at_ports_of_their_own():
+    ports = set()
+    for job in range(99_950, 100_050):
+        for step in range(20):
+            ids = {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}
+            world = launched_world(SRUN | ids)
+            assert world is not None
+            ports.add(world.port)
+    assert len(ports) == 100 * 20
+    assert min(ports) >= 15_000
+    assert max(ports) < 30_000
+
+
+def test_settings_of_the_engine_are_the_launchers():
+    world = launched_world(TORCHRUN)
+    for engine in (EngineConfig(), EngineConfig(devices=4), EngineConfig(nodes=2)):
+        assert resolved_engine(engine, world) == replace(engine, devices=4, nodes=2)
+    wrong = "engine.devices: 2, but torchrun started 4 processes on each node"
+    with pytest.raises(UserError, match=wrong):
+        resolved_engine(EngineConfig(devices=2), world)
+    wrong = "engine.nodes: 1, but torchrun started processes on 2 nodes"
+    with pytest.raises(UserError, match=wrong):
+        resolved_engine(EngineConfig(nodes=1), world)
+
+
+def test_without_a_launcher_there_is_one_node():
+    assert resolved_engine(EngineConfig(), None) == EngineConfig(devices=1, nodes=1)
+    assert resolved_engine(EngineConfig(devices=3), None) == EngineConfig(devices=3, nodes=1)
+    with pytest.raises(UserError, match=r"engine.nodes: 2, but no launcher"):
+        resolved_engine(EngineConfig(nodes=2), None)
+
+
+def test_each_process_must_see_all_gpus_of_its_node():
+    require_gpus(4, 4, launched_world(SRUN))
+    require_gpus(1, 8, None)
+    with pytest.raises(UserError, match=r"engine.devices: 4, but there are 2 GPUs here"):
+        require_gpus(4, 2, None)
+    with pytest.raises(UserError, match=r"srun started 4 processes .* sees 1 GPU;.*--gpus-per-nod"):
+        require_gpus(4, 1, launched_world(SRUN))
+    with pytest.raises(UserError, match=r"torchrun started 4 processes .* one for every process$"):
+        require_gpus(4, 3, launched_world(TORCHRUN))
+
+
+def test_accumulation_makes_up_the_batch(launched):
+    launched(SRUN)  # 2 nodes of 4
+    engine = EngineConfig(batch_size=32, micro_batch=2)
+    assert accumulation(engine) == 2
+    with pytest.raises(UserError, match=r"36 does not .* = 4 x 2 x 2 = 16; 32 and 48 do$"):
+        accumulation(replace(engine, batch_size=36))
+    with pytest.raises(UserError, match=r"8 does not .* = 4 x 2 x 2 = 16; 16 does$"):
+        accumulation(replace(engine, batch_size=8))
+    launched({})
+    assert accumulation(engine) == 16
+    assert accumulation(replace(engine, devices=4)) == 4
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, DEEPSPEED, SRUN])
+def test_lightning_has_the_launchers_processes(environment: dict, launched, tmp_path: Path):
+    launched(environment)
+    trainer = build_trainer(_config(tmp_path), [], [])
+    assert (trainer.world_size, trainer.num_nodes, trainer.num_devices) == (8, 2, 4)
+    assert (trainer.global_rank, trainer.local_rank, trainer.node_rank) == (5, 1, 1)
+    assert trainer.strategy.root_device == torch.device("cpu")
+    assert trainer.accumulate_grad_batches == 4
+    environment = cluster_environment(launched_world(os.environ))
+    assert environment.creates_processes_externally
+
+
+@pytest.mark.parametrize("environment", [{}, BATCH, ONE_TASK])
+def test_lightning_is_alone_in_a_batch_script(environment: dict, launched, tmp_path: Path):
+    launched(environment)
+    trainer = build_trainer(_config(tmp_path), [], [])
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
+    # It may start more processes on its own node.
+    more = build_trainer(_config(tmp_path, devices=2), [], [])
+    assert (more.world_size, more.global_rank) == (2, 0)
+    assert not cluster_environment(launched_world(os.environ)).creates_processes_externally
+
+
+def _config(folder: Path, devices: int | None = None) -> TrainConfig:
+    engine = EngineConfig(accelerator="cpu", devices=devices)
+    return TrainConfig(run=folder, data=DataConfig(train=folder), engine=engine)
