@@ -114,8 +114,8 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("--steps", type=int, default=1000, help="of the first stage (default: 1000)")
-    add("--more-steps", type=int, default=700, help="of the second (default: 700)")
+    add("--steps", type=int, default=600, help="of the first stage (default: 600)")
+    add("--more-steps", type=int, default=500, help="of the second (default: 500)")
     add("--lr", type=float, default=3e-3, help="learning rate of the first stage")
     add("--more-lr", type=float, default=1e-3, help="learning rate of the second")
     add("--seed", type=int, default=0, help="of weights and order (default: 0)")

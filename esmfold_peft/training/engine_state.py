@@ -84,16 +84,21 @@ def write_adam(
     members: dict[Tensor, list[tuple[Place, AdamMoments]]] = defaultdict(list)
     for name, place in places(trainer, parameters).items():
         members[place.tensor] += [(place, moments[name])] if name in moments else []
-    state = adam(trainer).state
+    optimizer = adam(trainer)
+    fused = any(group["fused"] for group in optimizer.param_groups)
     for tensor, known in members.items():
-        state.pop(tensor, None)
+        optimizer.state.pop(tensor, None)
         if known:
-            state[tensor] = _adam_state(tensor, known)
+            optimizer.state[tensor] = _adam_state(tensor, known, fused=fused)
 
 
-def _adam_state(tensor: Tensor, members: list[tuple[Place, AdamMoments]]) -> dict[str, Tensor]:
+def _adam_state(
+    tensor: Tensor, members: list[tuple[Place, AdamMoments]], *, fused: bool
+) -> dict[str, Tensor]:
     """What torch's Adam keeps of a tensor that these are in."""
-    state = {"step": torch.tensor(float(max(moments.step for _, moments in members)))}
+    count = float(max(moments.step for _, moments in members))
+    # A fused Adam counts on the parameter's device, any other on the CPU.
+    state = {"step": torch.tensor(count, device=tensor.device if fused else "cpu")}
     for key in ("exp_avg", "exp_avg_sq"):
         flat = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
         for place, moments in members:
