@@ -26,7 +26,7 @@ from esmfold_peft.training.beginning import (
     newest_checkpoint,
     require_same_run,
 )
-from esmfold_peft.training.checkpoint import Checkpoint, State
+from esmfold_peft.training.checkpoint import Checkpoint, State, forget_newer
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.leak_guard import guard
 from esmfold_peft.training.loggers import build_loggers
@@ -88,6 +88,7 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
             create_run(config, model, state.base_sha256, leaks)
             if not begun:
                 opened.enter_context(lock_folder(config.run))
+        forget_newer(config.run, start)
         begin_session(config, start, trainer.world_size)
         assert isinstance(metrics, MetricsFile)
         metrics.rewind(start)

@@ -1,5 +1,6 @@
 """The loaders that Lightning asks for."""
 
+import signal
 from functools import partial
 
 import pytorch_lightning as pl
@@ -92,6 +93,7 @@ class ChainDataModule(pl.LightningDataModule):
             dataset,
             num_workers=self.config.data.workers,
             persistent_workers=self.config.data.workers > 0,
+            worker_init_fn=_deaf,
             pin_memory=torch.cuda.is_available() and self.config.engine.accelerator != "cpu",
             **arguments,
         )
@@ -103,6 +105,12 @@ class ChainDataModule(pl.LightningDataModule):
     @property
     def _world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
+
+
+def _deaf(worker: int) -> None:
+    """Leaves signals that go to all processes to the one that trains, which finishes its step."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate_samples(samples: list[tuple[Features, bool]], length: int | None) -> Batch:

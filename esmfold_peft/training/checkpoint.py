@@ -219,6 +219,20 @@ def read_weights(run: Path, step: int, *, raw: bool) -> dict[str, Tensor]:
     return weights if raw else weights | _read_tensors(folder / AVERAGE, hashes.get(AVERAGE))
 
 
+def forget_newer(run: Path, step: int) -> None:
+    """Removes the checkpoints of later steps than the one that is gone on from: they are damaged.
+
+    Otherwise they would count among the newest, in place of whole ones.
+
+    Args:
+        run: folder of the run.
+        step: of the checkpoint that is gone on from; 0 for the beginning.
+    """
+    for newer in checkpoint_steps(run):
+        if newer > step:
+            _remove(checkpoint_folder(run, newer))
+
+
 def prune_checkpoints(run: Path, keep_last: int, best: Best | None) -> None:
     """Removes all checkpoints but the newest ones and the best one, and what a kill left half.
 

@@ -5,8 +5,11 @@ import torch
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.errors import UserError
 
-_CPU_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+_MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator", "Cannot allocate memory")
+_LOST_PROCESS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    *("remote process exited", "NCCL communicator was aborted"),
+)
 
 
 def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
@@ -17,7 +20,7 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
         config: the run's settings.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _CPU_MEMORY):
+    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _MEMORY):
         return UserError(
             f"not enough memory for data.crop {config.data.crop} and engine.micro_batch"
             f" {config.engine.micro_batch}: {_advice(config)} ({text[:200]})"

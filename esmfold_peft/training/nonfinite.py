@@ -61,18 +61,22 @@ def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None
     kept = trainer.strategy.broadcast(known) < _MOST
     weights = read_parameters(trainer, kept_tensors(module.model)) if kept else {}
     if kept:
-        make_folder(folder)
         evidence = Evidence(
             step - 1,
             trainer.global_rank,
             tuple(m.batch for m in module.micro_batches),
             tuple(faults),
         )
-        _write(folder / f"rank_{trainer.global_rank}.safetensors", evidence)
+        try:
+            make_folder(folder)
+            _write(folder / f"rank_{trainer.global_rank}.safetensors", evidence)
+            if trainer.is_global_zero:
+                save_file(weights, folder / WEIGHTS)
+        except (OSError, SafetensorError, UserError) as error:
+            # The training does not need it.
+            report(f"{folder}: could not be kept ({' '.join(str(error).split())})")
     everyones = _gathered(faults)
     if trainer.is_global_zero:
-        if kept:
-            save_file(weights, folder / WEIGHTS)
         what = (
             f"the loss is not finite ({'; '.join(everyones)})"
             if everyones

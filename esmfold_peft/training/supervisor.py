@@ -91,6 +91,9 @@ class Supervisor(pl.Callback):
         if self._resumed is not None:
             write_adam(trainer, self._trained, self._resumed.adam)
             self._average.write(self._resumed.average, self.state.ema_updates)
+            if trainer.is_global_zero:  # it may have been killed between checkpoint and export
+                tensors = self._resumed.weights | self._resumed.average
+                export_model(self.config.run, module.model, tensors, self.state.base_sha256)
             self._resumed = None  # its tensors are not needed any more
         if not self.state.validated:
             self._validate(trainer, module)
@@ -232,12 +235,12 @@ class Supervisor(pl.Callback):
         guard = self._guard.to_dict()
         self.state = replace(self.state, validated=True, best=best, guard=guard)
         self._validation = score
+        self._log(trainer, found.metrics())
         if trainer.is_global_zero:
             found.write(run, step)
             mark_validated(run, step, best, guard)
             prune_checkpoints(run, self.config.checkpoints.keep_last, best)
         module.latest |= found.metrics()
-        self._log(trainer, found.metrics())
         self.progress.validation_ended(score)
 
     def _validation_advanced(self, trainer: pl.Trainer, chains: int) -> None:
@@ -274,13 +277,14 @@ class Supervisor(pl.Callback):
             write_status(self.config.run, self.status)
 
     def _status(self, name: Name, message: str | None = None) -> Status:
+        score = self._validation
         return Status(
             name,
             step=self.state.step,
             steps=self.config.engine.steps,
             message=message,
             skipped_steps=self.state.skipped_steps,
-            validation=self._validation,
+            validation=score if score is not None and math.isfinite(score) else None,
             best=self.state.best,
         )
 

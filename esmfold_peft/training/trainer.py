@@ -75,6 +75,8 @@ def build_trainer(
     # Lightning's processes tell each other of a SIGTERM before every micro-batch, and each waits
     # for its GPU to hear it. Ours do so once in a step (`step_summary`).
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    # Its handler sends messages wherever the signal finds it, and hangs if it comes to one process.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 
 

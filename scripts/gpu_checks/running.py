@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NO_TIME = "no time left"
 
 
-class OutOfTimeError(Exception):
+class OutOfTimeError(BaseException):
     """A check took longer than it may; no TimeoutError, which code of checks would catch."""
 
 

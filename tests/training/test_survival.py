@@ -200,9 +200,10 @@ def test_sigterm_saves_and_says_that_it_can_go_on(
 ):
     run = tmp_path / "run"
     arguments = [*words(stores, run, "--engine.steps", STEPS), "--resume", "auto"]
+    arguments += ["--data.workers", 2]
     process = nursery.start(*arguments)
     wait_for(lambda: len(rows(run)) >= 5, process)
-    process.send(signal.SIGTERM)
+    process.kill(signal.SIGTERM)  # as schedulers do, to the workers too
     assert process.wait() == 75
     status = json.loads((run / "status.json").read_text())
     assert status["status"] == "interrupted"
