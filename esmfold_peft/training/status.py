@@ -84,8 +84,7 @@ def ended_status(config: TrainConfig) -> Status | None:
         return None
     if status.status not in ("converged", "plateau", "diverged"):
         return None
-    hint = f" (without {STATUS} it would go on)" if status.status == "diverged" else ""
-    report(f"run {config.run} has ended before: {status.sentence()}{hint}")
+    report(f"run {config.run} has ended before: {status.sentence()}")
     return status
 
 
