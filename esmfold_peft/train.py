@@ -88,7 +88,8 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
             create_run(config, model, state.base_sha256, leaks)
             if not begun:
                 opened.enter_context(lock_folder(config.run))
-        forget_newer(config.run, start)
+        if checkpoint is not None:
+            forget_newer(config.run, start)
         begin_session(config, start, trainer.world_size)
         assert isinstance(metrics, MetricsFile)
         metrics.rewind(start)

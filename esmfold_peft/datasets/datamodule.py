@@ -1,6 +1,8 @@
 """The loaders that Lightning asks for."""
 
+import os
 import signal
+import threading
 from functools import partial
 
 import pytorch_lightning as pl
@@ -108,9 +110,20 @@ class ChainDataModule(pl.LightningDataModule):
 
 
 def _deaf(worker: int) -> None:
-    """Leaves signals that go to all processes to the one that trains, which finishes its step."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    """Leaves signals that go to all processes to the one that trains, which finishes its step.
+
+    Its own SIGTERM, by which it ends its workers, is obeyed.
+    """
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _collate_samples(samples: list[tuple[Features, bool]], length: int | None) -> Batch:

@@ -26,6 +26,7 @@ from esmfold_peft.training.run_directory import (
     require_base,
     run_config,
 )
+from esmfold_peft.training.status import read_status
 
 _FREE = (
     "run",
@@ -69,14 +70,23 @@ def newest_checkpoint(config: TrainConfig) -> Checkpoint | None:
     """What a run goes on from; None at its beginning.
 
     A checkpoint that is damaged is passed over, and it is said.
+
+    Raises:
+        UserError: the run has made steps, and no checkpoint of it can be read.
     """
     if not is_begun(config):
         return None
-    for step in reversed(checkpoint_steps(config.run)):
+    steps, status = checkpoint_steps(config.run), read_status(config.run)
+    for step in reversed(steps):
         try:
             return read_checkpoint(config.run, step)
         except UserError as error:
             report(f"{error}; an older checkpoint is looked for")
+    if steps or (status is not None and status.step > 0):
+        raise UserError(
+            f"resume: {config.run} has made steps, and no checkpoint of it can be read; bring one"
+            " back, or choose another folder"
+        )
     return None
 
 

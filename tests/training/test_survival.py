@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -280,3 +281,26 @@ def test_another_number_of_processes_goes_on(
     assert column(run, "train/loss") == pytest.approx(column(alone, "train/loss"), rel=1e-5)
     sessions = json.loads((run / "provenance.json").read_text())["sessions"]
     assert [(s["step"], s["processes"]) for s in sessions] == [(0, 1), (4, 2), (8, 1)]
+
+
+def test_a_training_with_workers_ends_by_itself(stores: Path, tmp_path: Path):
+    # In a process that Python ends, unlike the nursery's: it waits for the loaders' workers.
+    flags = ["--engine.steps", 4, "--data.workers", 2]
+    command = [sys.executable, "-m", "esmfold_peft", *words(stores, tmp_path / "run", *flags)]
+    done = subprocess.run([*map(str, command)], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
+    nursery: Nursery, stores: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    nursery.run(*words(stores, run, "--engine.steps", 4))
+    model = (run / "model.safetensors").read_bytes()
+    for damage in (lambda path: path.write_bytes(b"x"), lambda path: shutil.rmtree(path.parent)):
+        for path in run.glob("checkpoints/*/adam.safetensors"):
+            damage(path)
+        command = words(stores, run, "--engine.steps", 6, "--resume", "auto")
+        assert "no checkpoint of it can be read" in nursery.run(*command, code=2)
+        assert len(rows(run)) == 4
+        assert (run / "model.safetensors").read_bytes() == model
