@@ -15,8 +15,9 @@ from esmfold_peft.config import ReplayConfig, TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.devices import choose_device
+from esmfold_peft.errors import UserError
 from esmfold_peft.training.module import FoldingModule, MicroBatch, seed_dropout
-from esmfold_peft.training.nonfinite import WEIGHTS, Evidence, read_evidence
+from esmfold_peft.training.nonfinite import NONFINITE, WEIGHTS, Evidence, read_evidence
 from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.training.run_directory import read_tensors, rebuild_model, run_config
 
@@ -31,6 +32,8 @@ def run(config: ReplayConfig) -> int:
         UserError: the file is no evidence of a run, or the run's base weights cannot be had.
     """
     path = config.replay.resolve()
+    if len(path.parents) < 3 or path.parents[1].name != NONFINITE:
+        raise UserError(f"replay: {path} is not where a run leaves it, RUN/{NONFINITE}/step_N/")
     evidence = read_evidence(path)
     device = choose_device(config.accelerator)
     folder, home = path.parent, path.parents[2]

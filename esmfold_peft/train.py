@@ -6,7 +6,6 @@ import warnings
 from contextlib import ExitStack
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
@@ -17,7 +16,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
-from esmfold_peft.protein.files import lock_folder
+from esmfold_peft.protein.files import lock_folder, make_folder
 from esmfold_peft.training.beginning import (
     first_state,
     is_begun,
@@ -34,7 +33,12 @@ from esmfold_peft.training.metrics_file import MetricsFile
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.training.progress import TrainingProgress
-from esmfold_peft.training.run_directory import begin_session, create_run, refuse_existing_run
+from esmfold_peft.training.run_directory import (
+    begin_session,
+    create_run,
+    refuse_existing_run,
+    remove_leftovers,
+)
 from esmfold_peft.training.status import EXIT_CODES, Status, ended_status
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.supervisor import Supervisor
@@ -72,6 +76,7 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
     if trainer.is_global_zero:
         if begun:
             opened.enter_context(lock_folder(config.run))
+            remove_leftovers(config.run)
             require_same_run(config, checkpoint)
         else:
             refuse_existing_run(config)
@@ -84,11 +89,14 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
         leaks = guard(data.train, data.validation, allow=config.allow_leaks)
     model, state = _model(config, trainer, checkpoint)
     if trainer.is_global_zero:
+        if not begun:  # another command may have begun it in the meantime
+            make_folder(config.run)
+            opened.enter_context(lock_folder(config.run))
+            refuse_existing_run(config)
+            remove_leftovers(config.run)
         if checkpoint is None:
             create_run(config, model, state.base_sha256, leaks)
-            if not begun:
-                opened.enter_context(lock_folder(config.run))
-        if checkpoint is not None:
+        else:
             forget_newer(config.run, start)
         begin_session(config, start, trainer.world_size)
         assert isinstance(metrics, MetricsFile)
@@ -97,8 +105,6 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
     supervisor.begin(data, state, checkpoint)
     try:
         trainer.fit(FoldingModule(config, model, start), datamodule=data)
-    except SIGTERMException:  # it came before the first step
-        pass
     except SystemExit:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from None
     except RuntimeError as error:

@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from esmfold_peft.errors import UserError
 
+LOCK = ".lock"
+"""File of a folder that one process writes to (`lock_folder`)."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_RATIO = 1032
 """Deflate makes nothing smaller than this many times."""
@@ -121,7 +124,7 @@ def lock_folder(path: Path) -> IO[str]:
         UserError: another process has it, or it cannot be locked.
     """
     try:
-        file = (path / ".lock").open("w")
+        file = (path / LOCK).open("w")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     try:

@@ -132,6 +132,7 @@ def first_state(config: TrainConfig, model: FoldingModel, base_hash: str) -> Sta
         esmfold_sha256=folding_hash(model) if model.published else None,
         processes=1,
         validated=True,
+        score=None,
         best=None,
     )
 

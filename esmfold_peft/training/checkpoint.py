@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class State:
         esmfold_sha256: of ESMFold's published weights, where a run starts with them.
         processes: that trained; another number may go on.
         validated: whether the validation due at this step is done.
+        score: mean lDDT-Cα of the newest validation, 0 to 1; None without.
         best: the best validation so far.
     """
 
@@ -83,6 +84,7 @@ class State:
     esmfold_sha256: str | None
     processes: int
     validated: bool
+    score: float | None
     best: Best | None
 
 
@@ -170,18 +172,16 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"{target}: cannot be written ({error})") from error
 
 
-def mark_validated(run: Path, step: int, best: Best | None, guard: dict[str, Any]) -> None:
-    """Writes into a checkpoint that its validation is done.
+def mark_validated(run: Path, state: State) -> None:
+    """Writes into a checkpoint where the run stands after the validation of its step.
 
     Args:
         run: folder of the run.
-        step: of the checkpoint.
-        best: the best validation so far, this one included.
-        guard: state of the divergence guard after it.
+        state: of the checkpoint's step.
     """
-    folder = checkpoint_folder(run, step)
-    state, hashes = _read_state(folder)
-    _write_state(folder, replace(state, validated=True, best=best, guard=guard), hashes)
+    folder = checkpoint_folder(run, state.step)
+    _, hashes = _read_state(folder)
+    _write_state(folder, state, hashes)
 
 
 def read_state(run: Path, step: int) -> State:

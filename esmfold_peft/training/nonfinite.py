@@ -75,13 +75,12 @@ def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None
         except (OSError, SafetensorError, UserError) as error:
             # The training does not need it.
             report(f"{folder}: could not be kept ({' '.join(str(error).split())})")
+            kept = False
     everyones = _gathered(faults)
     if trainer.is_global_zero:
-        what = (
-            f"the loss is not finite ({'; '.join(everyones)})"
-            if everyones
-            else ("the gradient is not finite")
-        )
+        what = "the gradient is not finite"
+        if everyones:
+            what = f"the loss is not finite ({'; '.join(everyones)})"
         where = f"; kept in {folder}" if kept else ""
         report(f"step {step}: {what}, nothing is learnt from it{where}")
 

@@ -37,7 +37,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.files import make_folder, read_json, write_atomically
+from esmfold_peft.protein.files import LOCK, make_folder, read_json, write_atomically
 from esmfold_peft.training.checkpoint import checkpoint_folder, find_step, read_weights
 from esmfold_peft.training.optim import parameter_groups
 
@@ -119,8 +119,21 @@ def refuse_existing_run(config: TrainConfig) -> None:
     Raises:
         UserError: the folder exists and is not empty.
     """
-    if config.run.exists() and (not config.run.is_dir() or any(config.run.iterdir())):
+    run = config.run
+    if run.exists() and (not run.is_dir() or any(not _is_leftover(p) for p in run.iterdir())):
         raise UserError(f"run: {config.run} exists already; choose another folder")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes what a kill in the midst of writing has left; the folder must be locked."""
+    for path in (*run.iterdir(), *(run / ADAPTER).glob(".*")):
+        if _is_leftover(path) and path.name != LOCK:
+            path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is a lock, or half of another one (`protein.files`)."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def kept_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:

@@ -24,20 +24,16 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         """Listens until the end of the block."""
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        self.listen()
+        for number, handler in self._before.items():
+            # A shell starts what runs in the background with Ctrl-C ignored.
+            if handler != signal.SIG_IGN:
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Leaves the signals to whoever had them."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def listen(self) -> None:
-        """Takes the signals, also from Lightning, whose handler sends messages in the midst."""
-        for number in _SIGNALS:
-            # A shell starts what runs in the background with Ctrl-C ignored.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._receive)
 
     def ignore_further(self) -> None:
         """Leaves SIGTERM without effect until the process ends, also after the block.

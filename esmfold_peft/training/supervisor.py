@@ -27,6 +27,7 @@ from esmfold_peft.training.divergence import (
 )
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engine_state import read_adam, read_parameters, write_adam
+from esmfold_peft.training.failures import explained
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.nonfinite import keep_evidence
 from esmfold_peft.training.progress import TrainingProgress
@@ -66,7 +67,6 @@ class Supervisor(pl.Callback):
         self._resumed: Checkpoint | None = None
         self._guard = GuardState()
         self._stopped = False
-        self._validation: float | None = None
 
     def begin(self, data: ChainDataModule, state: State, resumed: Checkpoint | None) -> None:
         """Says what is trained and where it stands.
@@ -85,6 +85,7 @@ class Supervisor(pl.Callback):
         """Puts Adam and the moving average back, and validates if that is still due."""
         module = _folding(pl_module)
         self._require_one_beginning(trainer)
+        self.state = replace(self.state, processes=trainer.world_size)
         self._trained = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
         self._average = ExponentialAverage(self._trained, self.config.optimizer.ema)
         self._validation_loader = self.data.val_dataloader() if self.data.validation else None
@@ -97,11 +98,8 @@ class Supervisor(pl.Callback):
             self._resumed = None  # its tensors are not needed any more
         if not self.state.validated:
             self._validate(trainer, module)
-        self._conclude(trainer)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals back that Lightning has taken."""
-        self.signals.listen()
+        self._conclude(trainer, beginning=True)
+        self._leave_together(trainer)  # without a step to make, no other hook is called
 
     def on_train_batch_end(
         self,
@@ -127,6 +125,10 @@ class Supervisor(pl.Callback):
         self._conclude(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves with the other processes."""
+        self._leave_together(trainer)
+
+    def _leave_together(self, trainer: pl.Trainer) -> None:
         """Waits for all processes before the first one ends, on which launchers stop the others."""
         if self.status.status in ("interrupted", "diverged"):
             trainer.strategy.barrier()
@@ -139,7 +141,8 @@ class Supervisor(pl.Callback):
         if not trainer.is_global_zero:
             return
         asked = isinstance(exception, (KeyboardInterrupt, SystemExit))
-        message = " ".join(str(exception).split()) or type(exception).__name__
+        cause = explained(exception, self.config) if isinstance(exception, RuntimeError) else None
+        message = " ".join(str(cause or exception).split()) or type(exception).__name__
         self.status = self._status("interrupted" if asked else "failed", message=message)
         write_status(self.config.run, self.status)
 
@@ -205,10 +208,9 @@ class Supervisor(pl.Callback):
         adam = read_adam(trainer, self._trained)
         if trainer.is_global_zero:
             run = self.config.run
-            state = replace(self.state, processes=trainer.world_size)
-            write_checkpoint(run, Checkpoint(state, weights, average, adam))
-            prune_checkpoints(run, self.config.checkpoints.keep_last, state.best)
-            export_model(run, module.model, weights | average, state.base_sha256)
+            write_checkpoint(run, Checkpoint(self.state, weights, average, adam))
+            prune_checkpoints(run, self.config.checkpoints.keep_last, self.state.best)
+            export_model(run, module.model, weights | average, self.state.base_sha256)
 
     def _validate(self, trainer: pl.Trainer, module: FoldingModule) -> None:
         """Scores the validation chains; a stop ends it before its time, and it stays due."""
@@ -225,20 +227,23 @@ class Supervisor(pl.Callback):
                 advanced=lambda chains: self._validation_advanced(trainer, chains),
             )
         except _ValidationStoppedError:
-            self.progress.validation_ended(math.nan)
             return
         step, run, score = self.state.step, self.config.run, found.score
         best = self.state.best
         if math.isfinite(score) and (best is None or score > best.score):
             best = Best(step, score)
         self._guard = observe_validation(self._guard, step, score, self.config.guard)
-        guard = self._guard.to_dict()
-        self.state = replace(self.state, validated=True, best=best, guard=guard)
-        self._validation = score
+        self.state = replace(
+            self.state,
+            validated=True,
+            score=score if math.isfinite(score) else None,
+            best=best,
+            guard=self._guard.to_dict(),
+        )
         self._log(trainer, found.metrics())
         if trainer.is_global_zero:
             found.write(run, step)
-            mark_validated(run, step, best, guard)
+            mark_validated(run, self.state)
             prune_checkpoints(run, self.config.checkpoints.keep_last, best)
         module.latest |= found.metrics()
         self.progress.validation_ended(score)
@@ -256,7 +261,7 @@ class Supervisor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, self.state.step)
 
-    def _conclude(self, trainer: pl.Trainer) -> None:
+    def _conclude(self, trainer: pl.Trainer, *, beginning: bool = False) -> None:
         """Ends the run where it has come to an end, and writes how it stands."""
         verdict = self._guard.verdict
         if verdict is not None:
@@ -272,19 +277,18 @@ class Supervisor(pl.Callback):
             self.status = self._status("running")
         ended = self.status.status != "running"
         trainer.should_stop = ended
-        written = ended or self._checkpoint_due()
+        written = ended or beginning or self._checkpoint_due()
         if written and trainer.is_global_zero:
             write_status(self.config.run, self.status)
 
     def _status(self, name: Name, message: str | None = None) -> Status:
-        score = self._validation
         return Status(
             name,
             step=self.state.step,
             steps=self.config.engine.steps,
             message=message,
             skipped_steps=self.state.skipped_steps,
-            validation=score if score is not None and math.isfinite(score) else None,
+            validation=self.state.score,
             best=self.state.best,
         )
 

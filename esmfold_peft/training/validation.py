@@ -23,6 +23,9 @@ from esmfold_peft.training.module import FoldingModule, ValidationBatch
 
 VALIDATION = "validation"
 
+Row = dict[str, int | float]
+"""What is known of a chain, by column."""
+
 _RAW = "lddt_ca_raw"
 _SCORES = ("lddt_ca", _RAW)
 _DESCRIPTION = ("length", "resolved", "pairs")
@@ -37,7 +40,7 @@ class Validated:
             lddt_ca_raw if the weights as they are were scored too.
     """
 
-    chains: dict[str, dict[str, float]]
+    chains: dict[str, Row]
 
     @property
     def score(self) -> float:
@@ -116,7 +119,7 @@ def _run(
         advanced(len(batch.ids))
 
 
-def _rows(found: ValidationBatch, crop: int) -> Iterator[tuple[str, dict[str, float]]]:
+def _rows(found: ValidationBatch, crop: int) -> Iterator[tuple[str, Row]]:
     """What is known of each chain of a batch.
 
     The loss of a whole chain is scaled as if it were a crop, to stand beside the training loss.
@@ -137,9 +140,9 @@ def _rows(found: ValidationBatch, crop: int) -> Iterator[tuple[str, dict[str, fl
         yield name, {column: values[column][row] for column in values}
 
 
-def _gathered(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+def _gathered(own: dict[str, Row]) -> dict[str, Row]:
     """The rows of all processes; a chain that several have scored is there once."""
-    shares: list[dict[str, dict[str, float]]] = [own]
+    shares: list[dict[str, Row]] = [own]
     if dist.is_available() and dist.is_initialized():
         shares = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(shares, own)

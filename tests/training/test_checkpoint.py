@@ -37,6 +37,7 @@ STATE = State(
     esmfold_sha256=None,
     processes=2,
     validated=False,
+    score=None,
     best=Best(2, 0.1),
 )
 
@@ -91,7 +92,9 @@ def test_checkpoints_have_names(tmp_path: Path):
         write_checkpoint(tmp_path, checkpoint(step))
     with pytest.raises(UserError, match="has not been validated"):
         find_step(tmp_path, "best")
-    mark_validated(tmp_path, 4, Best(2, 0.5), {"x": 1})
+    mark_validated(
+        tmp_path, replace(STATE, step=4, validated=True, best=Best(2, 0.5), guard={"x": 1})
+    )
     assert [find_step(tmp_path, name) for name in ("last", "best", "2")] == [4, 2, 2]
     assert read_state(tmp_path, 4).validated
     assert read_checkpoint(tmp_path, 4).state.guard == {"x": 1}

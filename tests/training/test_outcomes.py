@@ -79,6 +79,9 @@ def test_a_chain_whose_loss_is_not_finite_is_left_out_named_and_kept(
         "train", "--replay", evidence, before=BROKEN_CHAIN.format(value=value), code=1
     )
     assert "3nir_A: backbone_fape is" in again
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(evidence.read_bytes())
+    assert "is not where a run leaves it" in nursery.run("train", "--replay", moved, code=2)
     # Without what breaks it, the step is done as it would have been.
     assert "all is finite this time" in nursery.run("train", "--replay", evidence)
 

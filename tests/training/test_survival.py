@@ -191,7 +191,7 @@ def _write_and_die(run: Path, checkpoint: Checkpoint, moment: int) -> None:
     sys.addaudithook(count)
     state = replace(checkpoint.state, step=6)
     write_checkpoint(run, replace(checkpoint, state=state))
-    mark_validated(run, 6, Best(6, 0.5), {})
+    mark_validated(run, replace(state, validated=True))
     prune_checkpoints(run, 2, Best(6, 0.5))
     os._exit(0)
 
@@ -211,7 +211,9 @@ def test_sigterm_saves_and_says_that_it_can_go_on(
     assert "SIGTERM" in status["message"]
     assert status["step"] == checkpoint_steps(run)[-1] == len(rows(run))
     assert "--resume auto" in process.printed()
-    nursery.run(*arguments)
+    process = nursery.start(*arguments)
+    wait_for(lambda: "running" in (run / "status.json").read_text(), process)
+    assert process.wait() == 0
     assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) == 0
     assert json.loads((run / "status.json").read_text())["status"] == "converged"
 
@@ -304,3 +306,26 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
         assert "no checkpoint of it can be read" in nursery.run(*command, code=2)
         assert len(rows(run)) == 4
         assert (run / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("left", [".lock", ".config.yaml.123.tmp"])
+def test_a_kill_before_the_run_is_named_is_no_run(
+    left: str, nursery: Nursery, stores: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / left).write_text("half")
+    nursery.run(*words(stores, run, "--engine.steps", 1, "--resume", "auto"))
+    assert [path.name for path in run.glob(".*")] == [".lock"]
+
+
+def test_of_two_first_commands_one_begins_the_run(nursery: Nursery, stores: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    processes = [
+        nursery.start(*words(stores, run, "--engine.steps", 6, "--seed", seed)) for seed in range(2)
+    ]
+    codes = [process.wait() for process in processes]
+    assert sorted(codes) == [0, 2]
+    assert f"\nseed: {codes.index(0)}\n" in (run / "config.yaml").read_text()
+    sessions = json.loads((run / "provenance.json").read_text())["sessions"]
+    assert len(sessions) == 1
