@@ -40,7 +40,6 @@ from rich.console import Console
 CHECKS = [
     Check("environment", environment_rows, 60),
     Check("parity", parity, 120),
-    Check("fused kernels", fused_kernels, 260),
     Check("training", learning, 120),
     Check("DeepSpeed ZeRO 2", zero2, 120),
     Check("resuming", resuming, 60),
@@ -48,6 +47,7 @@ CHECKS = [
     Check("paper step", paper_step, 240, benchmark=True, needs=20),
     Check("inference", inference, 60, benchmark=True, needs=5),
     Check("adapters", adapters, 60, benchmark=True, needs=5),
+    Check("fused kernels", fused_kernels, 130),
     Check("step with kernels", with_kernels, 100, benchmark=True, needs=10),
     Check("step compiled", compiled, 240, benchmark=True, needs=20),
 ]

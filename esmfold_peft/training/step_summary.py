@@ -50,7 +50,7 @@ def summarize_step(trainer: pl.Trainer, module: FoldingModule, *, stop: bool) ->
     # A crop without a resolved pair has no score: mean over those that have one.
     scores = torch.cat([m.scores for m in micro_batches])
     found = scores.isfinite()
-    counts = torch.stack([scores.nansum(), found.sum(), found.new_tensor(stop)]).to(means.dtype)
+    counts = torch.stack([scores.nansum(), found.sum(), found.new_full((), stop)]).to(means.dtype)
     total = trainer.strategy.reduce(torch.cat([means, counts]), reduce_op="sum").tolist()
     *losses, score, scored, stops = total
     metrics = {f"train/{n}": v / trainer.world_size for n, v in zip(names, losses, strict=True)}

@@ -26,7 +26,7 @@ MODULES = {
 
 PRECISIONS = ("float32", "bf16")
 
-SECONDS = 120.0
+SECONDS = 60.0
 """DeepSpeed compiles its kernel at first use."""
 
 

@@ -26,6 +26,7 @@ SAME_MOVE = 0.02
 another order each time, and Adam's first steps follow their signs."""
 
 ZERO2_SECONDS = 100.0
+RESUME_SECONDS = 60.0  # in a process of its own: what breaks a GPU there must not break it here
 
 
 def learning(context: Context) -> Iterator[Row]:
@@ -72,7 +73,8 @@ def resuming(context: Context) -> Iterator[Row]:
     steps = context.sizes.compared_steps
     whole = straight(context)
     run = train(context, "resumed", steps // 2)
-    command(*train_words(context, run, steps), "--resume", "auto")
+    words = train_words(context, run, steps)
+    command_apart(*words, "--resume", "auto", seconds=RESUME_SECONDS)
     cpu = context.device.type == "cpu"
     limit = 0.0 if cpu else SAME_MOVE
     detail = f"{steps // 2} steps, then to {steps}; share of what training moved them"
