@@ -116,7 +116,7 @@ def test_empty_lines_are_no_chains(tmp_path: Path):
 
 def test_binary_is_no_manifest(tmp_path: Path):
     path = tmp_path / "manifest.csv"
-    path.write_bytes(gzip.compress(b"id"))
+    path.write_bytes(gzip.compress(b"id", mtime=0))
     with pytest.raises(UserError, match=r"manifest\.csv"):
         read_manifest(path)
 

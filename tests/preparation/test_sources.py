@@ -22,7 +22,11 @@ def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-MEMBERS = {"a.cif": b"data_a\n", "deep/er/b.pdb.gz": gzip.compress(b"ATOM"), "notes.md": b"hello"}
+MEMBERS = {
+    "a.cif": b"data_a\n",
+    "deep/er/b.pdb.gz": gzip.compress(b"ATOM", mtime=0),
+    "notes.md": b"hello",
+}
 
 
 def test_folders_are_walked_by_name_and_everything_in_them_is_listed(tmp_path: Path):

@@ -36,14 +36,14 @@ def pdb_text(path: Path) -> str:
 def test_content_is_read_like_its_file(mmcifs: Path, entry: str, packed: bool) -> None:
     path = mmcifs / f"{entry}.cif"
     data = path.read_bytes()
-    read = parse_chains(gzip.compress(data) if packed else data, PLACE)
+    read = parse_chains(gzip.compress(data, mtime=0) if packed else data, PLACE)
     for ours, expected in zip(read, read_chains(path), strict=True):
         assert_equal(ours, expected)
 
 
 def test_the_content_decides_what_it_is_not_the_place(mmcifs: Path) -> None:
     text = pdb_text(mmcifs / "1ubq.cif")
-    for data in (text.encode(), gzip.compress(text.encode())):
+    for data in (text.encode(), gzip.compress(text.encode(), mtime=0)):
         (read,) = parse_chains(data, PLACE)
         assert read.id == "1ubq_A"
         assert read.sequence == read_structure(mmcifs / "1ubq.cif").sequence
@@ -68,8 +68,8 @@ def test_an_unnamed_entry_is_named_after_the_last_part_of_its_place(
     ("data", "reason"),
     [
         (b"", "the file is empty"),
-        (gzip.compress(b"\n"), "the file is empty"),
-        (gzip.compress(b"data_x\n")[:-9], r"damaged gzip file \(.+\)"),
+        (gzip.compress(b"\n", mtime=0), "the file is empty"),
+        (gzip.compress(b"data_x\n", mtime=0)[:-9], r"damaged gzip file \(.+\)"),
         (b"MKV", "neither mmCIF nor PDB"),
         (b"data_x\n_entry.id X\n", "no coordinates"),
         (b"data_x\n_a.b 'cut", r"not a valid coordinate file \(.+\)"),
@@ -104,7 +104,7 @@ def test_what_is_no_coordinate_file_is_refused_at_once(content: Callable[[], byt
 def test_gzip_that_expands_too_far_is_refused_without_being_held(
     monkeypatch: pytest.MonkeyPatch, members: int
 ) -> None:
-    data = gzip.compress(bytes(64 * MIB // members)) * members
+    data = gzip.compress(bytes(64 * MIB // members), mtime=0) * members
     monkeypatch.setattr(files, "_MOST_BYTES", MIB)
     tracemalloc.start()
     try:
@@ -118,10 +118,10 @@ def test_gzip_that_expands_too_far_is_refused_without_being_held(
 def test_gzip_that_just_fits_is_read(monkeypatch: pytest.MonkeyPatch, mmcifs: Path) -> None:
     data = (mmcifs / "1ubq.cif").read_bytes()
     monkeypatch.setattr(files, "_MOST_BYTES", len(data))
-    assert len(parse_chains(gzip.compress(data), PLACE)) == 1
+    assert len(parse_chains(gzip.compress(data, mtime=0), PLACE)) == 1
     monkeypatch.setattr(files, "_MOST_BYTES", len(data) - 1)
     with pytest.raises(UserError, match="expands to more than"):
-        parse_chains(gzip.compress(data), PLACE)
+        parse_chains(gzip.compress(data, mtime=0), PLACE)
 
 
 def test_the_limit_of_expansion() -> None:

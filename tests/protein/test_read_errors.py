@@ -47,7 +47,7 @@ def test_broken_content(tmp_path: Path, name: str, content: bytes, reason: str) 
 )
 def test_damaged_gzip(mmcifs: Path, tmp_path: Path, cut: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "damaged.cif.gz"
-    path.write_bytes(cut(gzip.compress((mmcifs / "1ubq.cif").read_bytes())))
+    path.write_bytes(cut(gzip.compress((mmcifs / "1ubq.cif").read_bytes(), mtime=0)))
     with pytest.raises(UserError, match=r"damaged\.cif\.gz: damaged gzip file \(.+\)$"):
         read_structure(path)
 

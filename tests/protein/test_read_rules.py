@@ -232,7 +232,7 @@ def test_chains_of_an_unnamed_file_have_different_names(tmp_path: Path) -> None:
 
 def test_gzip_is_known_by_content_not_by_name(mmcifs: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.cif"
-    packed.write_bytes(gzip.compress((mmcifs / "1ubq.cif").read_bytes()))
+    packed.write_bytes(gzip.compress((mmcifs / "1ubq.cif").read_bytes(), mtime=0))
     expected = read_structure(mmcifs / "1ubq.cif")
     assert np.array_equal(read_structure(packed).positions, expected.positions)
 
