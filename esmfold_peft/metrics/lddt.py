@@ -1,24 +1,35 @@
 """The local distance difference test: one definition for training, validation and commands."""
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from esmfold_peft.geometry.ambiguity import is_ambiguous, swap_ambiguous_atoms
-from esmfold_peft.geometry.distances import pairwise_distances
+from esmfold_peft.geometry.tables import tables
+from esmfold_peft.metrics.pairs import Atoms, tally_chosen, tally_in_rows, tally_near
+from esmfold_peft.protein.residues import AATYPE, ATOM14
 
-THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
-"""A pair of atoms is preserved at each of these deviations of its distance, in Å."""
+Naming = Literal["af2", "openstructure"]
+"""Which atoms may be named either way: the oxygens of ASP and GLU and the ring atoms of PHE and
+TYR; or these, NH1 and NH2 of ARG, CD1 and CD2 of LEU, and CG1 and CG2 of VAL."""
 
 CUTOFF = 15.0
 """Pairs count whose reference distance is at most this, in Å."""
 
 _CA = 1
 
+_MIRRORED = {"R": ("NH1", "NH2"), "L": ("CD1", "CD2"), "V": ("CG1", "CG2")}
+"""Atoms whose names OpenStructure lets be exchanged and AF2 does not."""
+
 _BLOCK = 2**19
-"""Pairs of atoms scored at once when all atoms count: at most 75 MB in double precision."""
+"""Pairs looked at together where pairs are chosen: at most 75 MB in double precision."""
+
+_DENSE = 2**23
+"""Pairs scored together on a GPU, one atom of each residue: 700 MB in double precision; a batch of
+32 crops of 384 residues stays in one piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +80,8 @@ def lddt(
     reference distance is at most `cutoff`. The score is the share of pairs whose distance is
     preserved within 0.5, 1, 2 and 4 Å (limits included), averaged over the four. An atom that is
     missing in the prediction, or not finite, loses all its pairs. Stereochemistry is not checked.
-    No gradient; the dtype is that of the coordinates.
+    No gradient; the dtype is that of the coordinates. Memory grows with the atoms, not with their
+    pairs; on a GPU nothing waits for the device.
 
     Args:
         predicted: coordinates of the prediction in Å.
@@ -83,8 +95,11 @@ def lddt(
     # a residue has no score.
     found = torch.ones_like(mask) if predicted_mask is None else predicted_mask
     residue = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-    atoms = _Atoms(predicted, true, mask, found, residue)
-    kept, pairs = _tally(atoms, atoms, cutoff)
+    atoms = Atoms(predicted, true, mask, found, residue)
+    if mask.device.type == "cpu":
+        kept, pairs = tally_near(atoms, mask, None, cutoff, _BLOCK)
+    else:
+        kept, pairs = tally_in_rows(atoms, cutoff, _DENSE)
     # 0 / 0 is the NaN that says "no score".
     return LDDT(kept / pairs, kept.sum(-1) / pairs.sum(-1), pairs.sum(-1) // 2)
 
@@ -117,15 +132,16 @@ def lddt_all_atom(
     *,
     aatype: Int[Tensor, "b n"],
     predicted_atom_mask: Bool[Tensor, "b n 14"] | None = None,
+    naming: Naming = "af2",
 ) -> AllAtomLDDT:
     """Scores all heavy atoms (lDDT, Mariani et al. 2013), as `lddt` does.
 
     Pairs of atoms within one residue do not count (as in OpenStructure and biotite). Atoms that
     differ by name alone may be named as the prediction names them: of the two namings of an ASP,
     GLU, PHE or TYR, the one counts that keeps more distances from its ambiguous atoms to the
-    chain's unambiguous ones; the reference's own if they keep as many. No gradient; the dtype is
-    that of the coordinates, so pass doubles to evaluate. Memory grows with the atoms, not with
-    their pairs.
+    chain's unambiguous ones; the reference's own if they keep as many. The terminal OXT is not
+    scored. No gradient; the dtype is that of the coordinates, so pass doubles to evaluate. Memory
+    grows with the atoms, not with their pairs.
 
     Args:
         predicted: coordinates of the prediction in Å.
@@ -133,14 +149,17 @@ def lddt_all_atom(
         atom_mask: atoms present in the reference.
         aatype: 0 to 20; X, in particular, has no ambiguous atoms.
         predicted_atom_mask: atoms present in the prediction; None if all are.
+        naming: atoms that may be named either way. "openstructure" gives that program's score.
     """
-    # DISCREPANCY: OpenStructure chooses names in the same way, but also those of ARG NH1 and NH2,
-    # LEU CD1 and CD2 and VAL CG1 and CG2. As AF2, we take the first as fixed when a file is read,
-    # and the others tell a mirror image of the residue.
+    # DISCREPANCY: OpenStructure chooses names in the same way, but also those of ARG, LEU and VAL.
+    # As AF2, we take the first as fixed when a file is read, and the others tell a mirror image of
+    # the residue.
     found = torch.ones_like(atom_mask) if predicted_atom_mask is None else predicted_atom_mask
-    true, atom_mask = _named_as_predicted(predicted, true, atom_mask, found, aatype)
+    true, atom_mask = _named_as_predicted(
+        predicted, true, atom_mask, found, _exchanged(aatype, naming)
+    )
     atoms = _flatten(predicted, true, atom_mask, found)
-    kept, pairs = _tally_in_blocks(atoms, atoms.known, atoms.known)
+    kept, pairs = _tally(atoms, atoms.known)
     kept, pairs = kept.view(atom_mask.shape), pairs.view(atom_mask.shape)
     return AllAtomLDDT(
         per_atom=kept / pairs,
@@ -150,43 +169,14 @@ def lddt_all_atom(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Atoms:
-    """Atoms in both structures.
-
-    Attributes:
-        predicted: Å.
-        true: Å; anything where not known.
-        known: present in the reference.
-        found: present in the prediction.
-        residue: atoms of one residue make no pair.
-    """
-
-    predicted: Float[Tensor, "b p 3"]
-    true: Float[Tensor, "b p 3"]
-    known: Bool[Tensor, "b p"]
-    found: Bool[Tensor, "b p"]
-    residue: Int[Tensor, "b p"]
-
-    def select(self, chain: int, atoms: Int[Tensor, "q"]) -> "_Atoms":
-        """Some atoms of one chain, as a batch of one."""
-        return _Atoms(
-            self.predicted[chain, atoms][None],
-            self.true[chain, atoms][None],
-            self.known[chain, atoms][None],
-            self.found[chain, atoms][None],
-            self.residue[chain, atoms][None],
-        )
-
-
 def _flatten(
     predicted: Float[Tensor, "b n 14 3"],
     true: Float[Tensor, "b n 14 3"],
     known: Bool[Tensor, "b n 14"],
     found: Bool[Tensor, "b n 14"],
-) -> _Atoms:
+) -> Atoms:
     residue = torch.arange(known.shape[1], device=known.device)[:, None].expand(known.shape)
-    return _Atoms(
+    return Atoms(
         predicted.flatten(1, 2),
         true.flatten(1, 2),
         known.flatten(1),
@@ -196,31 +186,12 @@ def _flatten(
 
 
 def _tally(
-    rows: _Atoms, columns: _Atoms, cutoff: float
-) -> tuple[Float[Tensor, "b r"], Int[Tensor, "b r"]]:
-    """For every row, its score summed over its pairs with the columns, and how many they are."""
-    true_distance = pairwise_distances(rows.true, columns.true)
-    counted = rows.known[:, :, None] & columns.known[:, None] & (true_distance <= cutoff)
-    counted &= rows.residue[:, :, None] != columns.residue[:, None]
-    found = counted & rows.found[:, :, None] & columns.found[:, None]
-    deviation = (pairwise_distances(rows.predicted, columns.predicted) - true_distance).abs()
-    preserved = sum((deviation <= threshold).to(deviation.dtype) for threshold in THRESHOLDS)
-    return (preserved * found).sum(-1) / len(THRESHOLDS), counted.sum(-1)
-
-
-def _tally_in_blocks(
-    atoms: _Atoms, rows: Bool[Tensor, "b p"], columns: Bool[Tensor, "b p"]
+    atoms: Atoms, rows: Bool[Tensor, "b p"], columns: Bool[Tensor, "b p"] | None = None
 ) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b p"]]:
-    """The same between chosen atoms, a chain and a block of rows at a time; 0 in other rows."""
-    kept = atoms.true.new_zeros(rows.shape)
-    pairs = torch.zeros_like(rows, dtype=torch.long)
-    for chain in range(len(rows)):
-        partners = atoms.select(chain, columns[chain].nonzero()[:, 0])
-        size = max(1, _BLOCK // max(1, partners.known.numel()))
-        for block in rows[chain].nonzero()[:, 0].split(size):
-            block_kept, block_pairs = _tally(atoms.select(chain, block), partners, CUTOFF)
-            kept[chain, block], pairs[chain, block] = block_kept[0], block_pairs[0]
-    return kept, pairs
+    """Scores and pairs of the rows with the columns, or among themselves; 0 in other rows."""
+    if rows.device.type == "cpu":
+        return tally_near(atoms, rows, columns, CUTOFF, _BLOCK)
+    return tally_chosen(atoms, rows, rows if columns is None else columns, CUTOFF, _BLOCK)
 
 
 def _named_as_predicted(
@@ -228,22 +199,39 @@ def _named_as_predicted(
     true: Float[Tensor, "b n 14 3"],
     known: Bool[Tensor, "b n 14"],
     found: Bool[Tensor, "b n 14"],
-    aatype: Int[Tensor, "b n"],
+    exchanged: Int[Tensor, "b n 14"],
 ) -> tuple[Float[Tensor, "b n 14 3"], Bool[Tensor, "b n 14"]]:
     """The reference, each residue under the naming whose ambiguous atoms score better."""
     # Not the distance misfit of AF2 Alg. 26 (`losses.truth`): it cannot weigh a naming under which
     # an atom is missing in the prediction, and need not find the better score.
-    ambiguous = is_ambiguous(aatype)
-    namings = (true, known), swap_ambiguous_atoms(aatype, true, known)
+    ambiguous = exchanged != torch.arange(14, device=exchanged.device)
+    other_true = true.take_along_dim(exchanged[..., None], dim=2)
+    namings = (true, known), (other_true, known.take_along_dim(exchanged, dim=2))
     given, other = (
         _kept_by_residue(_flatten(predicted, *naming, found), ambiguous) for naming in namings
     )
     swap = (other > given)[..., None]
-    (true, known), (other_true, other_known) = namings
-    return torch.where(swap[..., None], other_true, true), torch.where(swap, other_known, known)
+    return torch.where(swap[..., None], other_true, true), torch.where(swap, namings[1][1], known)
 
 
-def _kept_by_residue(atoms: _Atoms, ambiguous: Bool[Tensor, "b n 14"]) -> Float[Tensor, "b n"]:
+def _exchanged(aatype: Int[Tensor, "b n"], naming: Naming) -> Int[Tensor, "b n 14"]:
+    """The column whose atom has each atom's other name; its own where it has none."""
+    if naming == "af2":
+        return tables(aatype.device).ambiguous_swap[aatype]
+    return _openstructure_swap(aatype.device)[aatype]
+
+
+@cache
+def _openstructure_swap(device: torch.device) -> Int[Tensor, "21 14"]:
+    with torch.inference_mode(False):
+        columns = tables(device).ambiguous_swap.clone()
+        for letter, names in _MIRRORED.items():
+            pair = [ATOM14[letter].index(name) for name in names]
+            columns[AATYPE[letter], pair] = columns[AATYPE[letter], pair[::-1]]
+    return columns
+
+
+def _kept_by_residue(atoms: Atoms, ambiguous: Bool[Tensor, "b n 14"]) -> Float[Tensor, "b n"]:
     rows = ambiguous.flatten(1)
-    kept, _ = _tally_in_blocks(atoms, atoms.known & rows, atoms.known & ~rows)
+    kept, _ = _tally(atoms, atoms.known & rows, atoms.known & ~rows)
     return kept.view(ambiguous.shape).sum(-1)

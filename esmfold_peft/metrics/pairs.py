@@ -1,0 +1,203 @@
+"""Counting the pairs of atoms whose distance is preserved: densely, and among neighbours alone."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int64
+from torch import Tensor
+
+from esmfold_peft.geometry.distances import pairwise_distances
+
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
+"""A pair of atoms is preserved at each of these deviations of its distance, in Å."""
+
+Score = tuple[Float[Tensor, "m"], Int[Tensor, "m"]]
+
+_SLACK = 1.01
+"""Pairs up to so many times the cutoff are looked at closely, whatever the rounding before that."""
+
+_SINGLE = 400
+"""Single precision finds these pairs if no point is farther from the center than the square root of
+this times the cutoff (300 Å): squares of distances are then right to 0.2 Å², and 4.5 are left."""
+
+
+@dataclass(frozen=True, eq=False)
+class Atoms:
+    """Atoms in both structures.
+
+    Attributes:
+        predicted: Å.
+        true: Å; anything where not known.
+        known: present in the reference.
+        found: present in the prediction.
+        residue: atoms of one residue make no pair.
+    """
+
+    predicted: Float[Tensor, "b p 3"]
+    true: Float[Tensor, "b p 3"]
+    known: Bool[Tensor, "b p"]
+    found: Bool[Tensor, "b p"]
+    residue: Int[Tensor, "b p"]
+
+    def rows(self, first: int, end: int) -> "Atoms":
+        """A range of the atoms of every chain."""
+        return Atoms(
+            self.predicted[:, first:end],
+            self.true[:, first:end],
+            self.known[:, first:end],
+            self.found[:, first:end],
+            self.residue[:, first:end],
+        )
+
+    def select(self, chain: int, atoms: Int[Tensor, "q"]) -> "Atoms":
+        """Some atoms of one chain, as a batch of one."""
+        return Atoms(
+            self.predicted[chain, atoms][None],
+            self.true[chain, atoms][None],
+            self.known[chain, atoms][None],
+            self.found[chain, atoms][None],
+            self.residue[chain, atoms][None],
+        )
+
+
+def tally(
+    rows: Atoms, columns: Atoms, cutoff: float
+) -> tuple[Float[Tensor, "b r"], Int[Tensor, "b r"]]:
+    """For every row, its score summed over its pairs with the columns, and how many they are.
+
+    This is the definition of the score. It keeps all pairs in memory and waits for no device.
+    """
+    true_distance = pairwise_distances(rows.true, columns.true)
+    counted = rows.known[:, :, None] & columns.known[:, None] & (true_distance <= cutoff)
+    counted &= rows.residue[:, :, None] != columns.residue[:, None]
+    found = counted & rows.found[:, :, None] & columns.found[:, None]
+    deviation = (pairwise_distances(rows.predicted, columns.predicted) - true_distance).abs()
+    preserved = sum((deviation <= threshold).to(deviation.dtype) for threshold in THRESHOLDS)
+    return (preserved * found).sum(-1) / len(THRESHOLDS), counted.sum(-1)
+
+
+def tally_in_rows(
+    atoms: Atoms, cutoff: float, block: int
+) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b p"]]:
+    """`tally` of all atoms with all, about `block` pairs at a time; waits for no device."""
+    batch, count = atoms.known.shape
+    size = max(1, block // max(1, batch * count))
+    starts = range(0, count, size)
+    parts = [tally(atoms.rows(first, first + size), atoms, cutoff) for first in starts]
+    kept, pairs = zip(*parts, strict=True)
+    return torch.cat(kept, -1), torch.cat(pairs, -1)
+
+
+def tally_chosen(
+    atoms: Atoms,
+    rows: Bool[Tensor, "b p"],
+    columns: Bool[Tensor, "b p"],
+    cutoff: float,
+    block: int,
+) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b p"]]:
+    """`tally` between chosen atoms, a chain and `block` pairs at a time; 0 in other rows."""
+    kept = atoms.true.new_zeros(rows.shape)
+    pairs = torch.zeros_like(rows, dtype=torch.long)
+    for chain in range(len(rows)):
+        partners = atoms.select(chain, columns[chain].nonzero()[:, 0])
+        size = max(1, block // max(1, partners.known.numel()))
+        for part in rows[chain].nonzero()[:, 0].split(size):
+            part_kept, part_pairs = tally(atoms.select(chain, part), partners, cutoff)
+            kept[chain, part], pairs[chain, part] = part_kept[0], part_pairs[0]
+    return kept, pairs
+
+
+def tally_near(
+    atoms: Atoms,
+    rows: Bool[Tensor, "b p"],
+    columns: Bool[Tensor, "b p"] | None,
+    cutoff: float,
+    block: int,
+) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b p"]]:
+    """The same numbers as `tally_chosen`, from a list of the pairs that are near.
+
+    Faster on a CPU, where most of the time of `tally` goes into pairs that do not count. With
+    columns None the rows are paired among themselves, each pair once.
+    """
+    kept = atoms.true.new_zeros(rows.shape)
+    pairs = torch.zeros_like(rows, dtype=torch.long)
+    finite = atoms.true.isfinite().all(-1)
+    for chain in range(len(rows)):
+        points = atoms.true[chain].double().numpy()
+        mine = (rows & finite)[chain].numpy().nonzero()[0]
+        others = None if columns is None else (columns & finite)[chain].numpy().nonzero()[0]
+        score = _scorer(atoms, chain, cutoff)
+        for near in _near(points, mine, others, cutoff, block):
+            i, j = map(torch.from_numpy, near)
+            preserved, counted = score(i, j)
+            for ends in (i,) if columns is not None else (i, j):
+                kept[chain].index_add_(0, ends, preserved)
+                pairs[chain].index_add_(0, ends, counted)
+    return kept / len(THRESHOLDS), pairs
+
+
+def _scorer(atoms: Atoms, chain: int, cutoff: float) -> Callable[[Tensor, Tensor], Score]:
+    """Gives, for pairs i, j of one chain, the thresholds kept and whether they count (0 or 1)."""
+    both = torch.cat((atoms.true[chain], atoms.predicted[chain]), -1)
+    found, residue = atoms.found[chain], atoms.residue[chain]
+
+    def score(i: Tensor, j: Tensor) -> Score:
+        # One look-up of both structures; norms as `pairwise_distances` has them, to the last bit.
+        difference = both.index_select(0, i).sub_(both.index_select(0, j))
+        true, predicted = torch.linalg.vector_norm(difference.view(-1, 2, 3), dim=-1).unbind(-1)
+        counted = true <= cutoff
+        counted &= residue.index_select(0, i) != residue.index_select(0, j)
+        deviation = (predicted - true).abs_()
+        # Numbers of one byte: sums of doubles take several times as long.
+        preserved = (deviation <= THRESHOLDS[0]).view(torch.int8)
+        for threshold in THRESHOLDS[1:]:
+            preserved += (deviation <= threshold).view(torch.int8)
+        there = counted & found.index_select(0, i) & found.index_select(0, j)
+        return (preserved * there.view(torch.int8)).to(both.dtype), counted.long()
+
+    return score
+
+
+def _near(
+    points: Float64[np.ndarray, "p 3"],
+    rows: Int64[np.ndarray, "r"],
+    columns: Int64[np.ndarray, "c"] | None,
+    cutoff: float,
+    block: int,
+) -> Iterator[tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]]:
+    """Pairs of a row and a column that may be within the cutoff, and few others."""
+    # In NumPy, which compares and lists several times as fast as torch does on a CPU.
+    reach = _SLACK * cutoff
+    partners = rows if columns is None else columns
+    size = max(1, block // max(1, len(partners)))
+    for first in range(0, len(rows), size):
+        mine = rows[first : first + size]
+        others = rows[first:] if columns is None else columns
+        center = points[mine].mean(0)
+        a, b = points[mine] - center, points[others] - center
+        if len(mine) < len(others):
+            close = np.linalg.norm(b, axis=-1) <= np.linalg.norm(a, axis=-1).max() + reach
+            others, b = others[close], b[close]
+        near = _squared_distances(a, b, single_below=_SINGLE * reach**2) <= reach**2
+        if columns is None:
+            near[:, : len(mine)] &= ~np.tri(len(mine), dtype=bool)
+        place = np.flatnonzero(near)
+        row = place // max(1, len(others))
+        yield mine[row], others[place - row * len(others)]
+
+
+def _squared_distances(
+    points: Float64[np.ndarray, "r 3"], others: Float64[np.ndarray, "c 3"], *, single_below: float
+) -> Float[np.ndarray, "r c"]:
+    """By one product of matrices: fast, and right to some ten roundings of the squared points."""
+    norms, other_norms = ((x * x).sum(-1) for x in (points, others))
+    largest = max(norms.max(initial=0), other_norms.max(initial=0))
+    kind = np.float32 if largest < single_below else np.float64
+    left, right = np.ones((len(points), 5), kind), np.ones((5, len(others)), kind)
+    left[:, :3] = -2 * points
+    left[:, 3] = norms
+    right[:3] = others.T
+    right[4] = other_norms
+    return left @ right

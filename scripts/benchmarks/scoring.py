@@ -1,0 +1,241 @@
+"""What scores cost: lDDT beside biotite's, superpositions beside tmtools', memory of a long chain.
+
+    python scripts/benchmarks/scoring.py FOLDER [--residues 300 400] [--output scoring.json]
+
+FOLDER holds mmCIF files. Each of their first chains with so many resolved residues is scored
+against itself with noise of 1 Å, in one process and one thread, parsing apart; every round scores
+all of them by one method after the other, so that a machine that slows down slows all. lDDT-Cα is
+`lddt_ca`, which `evaluate` calls (float64, with the scores of residues); biotite's is timed twice,
+for the score of the chain alone and with those of the residues, which take a call of their own.
+All atoms: `lddt_all_atom`, which also chooses between the names of symmetric atoms, and biotite's,
+which takes names as they are. Superposition: RMSD, GDT-TS, GDT-HA and TM-score together; tmtools
+gives the TM-score alone. Their numbers must agree before anything is timed.
+
+Times are of the process (CPU time), ratios medians over rounds of paired timings.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import biotite.structure as struc
+import numpy as np
+import tmtools
+import torch
+from measuring import Step, circumstances, interleaved, ratio
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from esmfold_peft.datasets.features import Features, features
+from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
+from esmfold_peft.metrics.superposition import superposition_scores
+from esmfold_peft.protein.read import read_structure
+
+CPU = torch.device("cpu")
+CA = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A chain and a prediction of it, in the form that each program takes.
+
+    Attributes:
+        reference: the chain.
+        predicted: atom14 coordinates of the prediction.
+        tensors: prediction, reference and mask as a batch of one, for lDDT.
+        every, every_predicted: all known atoms for biotite, and the coordinates predicted for them.
+        ca, ca_predicted: the same of Cα.
+    """
+
+    reference: Features
+    predicted: np.ndarray
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    every: struc.AtomArray
+    every_predicted: np.ndarray
+    ca: struc.AtomArray
+    ca_predicted: np.ndarray
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes all numbers."""
+    args = parser().parse_args(words)
+    torch.set_num_threads(1)
+    pairs = read_pairs(args.folder, *args.residues)
+    if not pairs:
+        raise SystemExit(f"{args.folder}: no chain of {args.residues} resolved residues")
+    check(pairs)
+    settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
+    found = {
+        "settings": settings,
+        "circumstances": circumstances(CPU),
+        "pairs": len(pairs),
+        "mean_residues": statistics.fmean(len(pair.ca) for pair in pairs),
+        "mean_atoms": statistics.fmean(len(pair.every) for pair in pairs),
+        "lddt_ca": measure(lddt_ca_steps(pairs), args.rounds, len(pairs)),
+        "lddt_all_atom": measure(all_atom_steps(pairs), max(1, args.rounds // 5), len(pairs)),
+        "superposition": measure(superposition_steps(pairs), max(1, args.rounds // 5), len(pairs)),
+        "memory": measure_memory(args.long),
+    }
+    show(found)
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("folder", type=Path, help="mmCIF files")
+    made.add_argument("--residues", type=int, nargs=2, default=[300, 400], help="fewest and most")
+    made.add_argument("--rounds", type=int, default=25, help="of lDDT-Cα; of others a fifth")
+    made.add_argument("--long", type=int, default=3000, help="residues whose memory is measured")
+    made.add_argument("--output", type=Path, help="JSON file with every number")
+    return made
+
+
+def read_pairs(folder: Path, fewest: int, most: int) -> list[Pair]:
+    """The chains of a folder that have so many resolved residues."""
+    chains = [features(read_structure(path)) for path in sorted(folder.glob("*.cif.gz"))]
+    draws = np.random.RandomState(0)
+    return [
+        make_pair(chain, draws)
+        for chain in chains
+        if fewest <= int(chain.atom_mask[:, CA].sum()) <= most
+    ]
+
+
+def make_pair(chain: Features, draws: np.random.RandomState) -> Pair:
+    """A chain with a noisy copy as its prediction."""
+    noise = draws.randn(*chain.positions.shape)
+    predicted = (chain.positions + noise).astype(np.float32)
+    arrays = (predicted, chain.positions, chain.atom_mask)
+    ca_mask = chain.atom_mask & (np.arange(14) == CA)
+    return Pair(
+        reference=chain,
+        predicted=predicted,
+        tensors=tuple(torch.from_numpy(array)[None] for array in arrays),
+        every=atom_array(chain, chain.atom_mask),
+        every_predicted=predicted[chain.atom_mask],
+        ca=atom_array(chain, ca_mask),
+        ca_predicted=predicted[ca_mask],
+    )
+
+
+def atom_array(chain: Features, mask: np.ndarray) -> struc.AtomArray:
+    """Some atoms of a chain; biotite needs their residues, and no names."""
+    residue, _ = np.nonzero(mask)
+    atoms = struc.AtomArray(len(residue))
+    atoms.coord = chain.positions[mask]
+    atoms.res_id[:], atoms.chain_id[:] = residue + 1, "A"
+    return atoms
+
+
+def check(pairs: list[Pair]) -> None:
+    """Raises an error if the methods do not give the same numbers."""
+    for pair in pairs:
+        by_others = (
+            (ca_score(pair), struc.lddt(pair.ca, pair.ca_predicted), 1e-6),
+            (all_atom_score(pair), struc.lddt(pair.every, pair.every_predicted), 2e-3),
+            (superpositions(pair), tm_score(pair), 1e-6),
+        )
+        for ours, other, limit in by_others:
+            if abs(ours - other) > limit:
+                raise SystemExit(f"{pair.reference.id}: {ours} is not {other}")
+
+
+def ca_score(pair: Pair) -> float:
+    """lDDT-Cα of a pair."""
+    return float(lddt_ca(*pair.tensors).per_chain)
+
+
+def all_atom_score(pair: Pair) -> float:
+    """All-atom lDDT of a pair."""
+    predicted, true, mask = pair.tensors
+    aatype = torch.from_numpy(pair.reference.aatype)[None]
+    return float(lddt_all_atom(predicted.double(), true.double(), mask, aatype=aatype).per_chain)
+
+
+def superpositions(pair: Pair) -> float:
+    """Every score that needs a superposition; gives the TM-score."""
+    mask = pair.reference.atom_mask[:, CA]
+    true = pair.reference.positions[:, CA]
+    return superposition_scores(pair.predicted[:, CA], true, mask, mask).tm_score
+
+
+def tm_score(pair: Pair) -> float:
+    """TM-score of tmtools with the known correspondence of residues."""
+    x, y = pair.ca_predicted.astype(np.float64), pair.ca.coord.astype(np.float64)
+    letters = "A" * len(x)
+    return tmtools.tm_align(x, y, letters, letters, alignment=[letters] * 2).tm_norm_chain2
+
+
+def lddt_ca_steps(pairs: list[Pair]) -> dict[str, Step]:
+    """Ways to lDDT-Cα."""
+    return {
+        "ours": lambda: [ca_score(pair) for pair in pairs] and None,
+        "biotite": lambda: [struc.lddt(pair.ca, pair.ca_predicted) for pair in pairs] and None,
+        "biotite_residues": lambda: (
+            [struc.lddt(pair.ca, pair.ca_predicted, "residue") for pair in pairs] and None
+        ),
+    }
+
+
+def all_atom_steps(pairs: list[Pair]) -> dict[str, Step]:
+    """Ways to the all-atom lDDT."""
+    return {
+        "ours": lambda: [all_atom_score(pair) for pair in pairs] and None,
+        "biotite": lambda: (
+            [struc.lddt(pair.every, pair.every_predicted) for pair in pairs] and None
+        ),
+    }
+
+
+def superposition_steps(pairs: list[Pair]) -> dict[str, Step]:
+    """Ways to the TM-score."""
+    return {
+        "ours": lambda: [superpositions(pair) for pair in pairs] and None,
+        "tmtools": lambda: [tm_score(pair) for pair in pairs] and None,
+    }
+
+
+def measure(steps: dict[str, Step], rounds: int, pairs: int) -> dict[str, float]:
+    """Milliseconds a pair of each way, and how many times faster ours is than the others."""
+    interleaved(steps, 1, CPU)  # warms up
+    times = interleaved(steps, rounds, CPU)
+    found = {
+        f"{name}_ms": 1000 * statistics.median(values) / pairs for name, values in times.items()
+    }
+    for name in list(steps)[1:]:
+        found[f"times_faster_than_{name}"] = ratio(times[name], times["ours"])
+    return found
+
+
+def measure_memory(residues: int) -> dict[str, float]:
+    """Peaks of a process that scores one long chain by one method after the other."""
+    script = Path(__file__).with_name("scoring_memory.py")
+    # glibc otherwise keeps freed memory, and the peak is its own.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, str(script), str(residues)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def show(found: dict) -> None:
+    """Prints every number."""
+    title = f"{found['pairs']} pairs of {found['mean_residues']:.0f} residues"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for part in ("lddt_ca", "lddt_all_atom", "superposition", "memory"):
+        for name, value in found[part].items():
+            table.add_row(f"{part}: {name.replace('_', ' ')}", f"{value:,.4g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
