@@ -1,5 +1,9 @@
 """Fine-tuning of protein structure prediction with tensor-adapted language models.
 
+    import esmfold_peft
+    model = esmfold_peft.load("runs/lorta_r8")
+    prediction = model.fold("MKTAYIAKQRQISFVKSHFSRQ")
+
 Axis words used in shape annotations throughout the package:
 
     b       chains in a batch                 n       residues, padded
@@ -13,3 +17,12 @@ files; lDDT is 0 to 1 inside, pLDDT 0 to 100 in files and tables.
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`load`, imported when it is asked for: the command line's help needs no torch."""
+    if name == "load":
+        from esmfold_peft.prediction.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

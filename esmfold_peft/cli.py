@@ -40,7 +40,12 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
             note="`train --replay FILE` does a step again that was not finite; see its own --help.",
         ),
         "evaluate": _Command(config.EvaluateConfig, "evaluate"),
-        "predict": _Command(config.PredictConfig, "predict", "fasta"),
+        "predict": _Command(
+            config.PredictConfig,
+            "predict",
+            "fasta",
+            note="scripts/predict_ray.py shares the sequences out on a Ray cluster.",
+        ),
     },
     "adapters": {
         "count": _Command(config.CountConfig, "adapter_commands.count"),
@@ -66,6 +71,7 @@ _DESCRIPTIONS = {
 _AFTER_CTRL_C = {
     "prepare": "; give the same command again to go on",
     "train": "; the same command with --resume auto goes on from the newest checkpoint",
+    "predict": "; the same command with --resume goes on",
 }
 """What else is said of a command that was interrupted."""
 

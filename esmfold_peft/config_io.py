@@ -19,6 +19,18 @@ class OneLineParser(ArgumentParser):
     The usage of a hundred settings would bury them.
     """
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Reads flags, written with - or _ between their words."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([self._as_named(word) for word in words], *rest, **kwargs)
+
+    def _as_named(self, word: str) -> str:
+        """A flag as its setting is named; other words as they are."""
+        flag, equals, value = word.partition("=")
+        named = f"--{flag[2:].replace('-', '_')}"
+        known = word.startswith("--") and named in self._option_string_actions
+        return named + equals + value if known else word
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and leaves."""
         print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
@@ -157,9 +169,7 @@ def _add_list(parser: ArgumentParser, kind: type, name: str) -> None:
 def _add_switch(parser: ArgumentParser, kind: type, name: str) -> None:
     """A flag without a value."""
     default = next(field.default for field in fields(kind) if field.name == name)
-    # Both spellings: the one of YAML, and the one that people type.
-    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    parser.add_argument(*names, action=ActionYesNo, default=default, help=_help(kind, name))
+    parser.add_argument(f"--{name}", action=ActionYesNo, default=default, help=_help(kind, name))
 
 
 def _help(kind: type, name: str) -> str:

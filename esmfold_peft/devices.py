@@ -1,21 +1,40 @@
-"""Which device a command runs on."""
+"""Which device a command runs on, and whether its memory was too small."""
+
+import re
 
 import torch
 
 from esmfold_peft.errors import UserError
 
+_MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator", "Cannot allocate memory")
 
-def choose_device(accelerator: str) -> torch.device:
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """The device that a setting names.
 
     Args:
-        accelerator: cpu, gpu, or auto (a GPU if there is one).
+        device: cpu, gpu, cuda:N, or auto (a GPU if there is one).
+        local_rank: of this process on its machine; where GPUs are shared out, it takes the GPU of
+            this number.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: it is none of these, or a GPU is asked for and is not there.
     """
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+    if not re.fullmatch(r"auto|cpu|gpu|cuda:\d+", device):
+        raise UserError(f"device: {device!r} is none of auto, cpu, gpu, cuda:N")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("accelerator: gpu is asked for, and PyTorch finds none")
-    return torch.device("cuda")
+        raise UserError(f"device: {device} is asked for, and PyTorch finds no GPU")
+    found = torch.cuda.device_count()
+    number = int(device[5:]) if ":" in device else local_rank % found
+    if number >= found:
+        raise UserError(f"device: {device} is asked for, and PyTorch finds {found} GPU(s)")
+    return torch.device("cuda", number)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether what was raised says that memory did not suffice, of a device or of the machine."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY)

@@ -19,7 +19,7 @@ from esmfold_peft.datasets.store import Store
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.metrics.lddt import lddt_ca
-from esmfold_peft.model.inference import Folded, fold
+from esmfold_peft.model.inference import Failed, Folded, Query, fold
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.protein.read import read_structure
@@ -124,11 +124,18 @@ def _fold_all(config: EvaluateConfig, chains: list[Features]) -> Iterator[tuple[
     device = choose_device(config.accelerator)
     check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(device)
-    folded = fold(model, chains, recycles=trained.model.max_recycles, max_tokens=config.max_tokens)
+    folded = fold(
+        model,
+        [Query(chain) for chain in chains],
+        recycles=trained.model.max_recycles,
+        max_tokens=config.max_tokens,
+    )
     return ((item.index, _prediction(item)) for item in folded)
 
 
-def _prediction(folded: Folded) -> Prediction:
+def _prediction(folded: Folded | Failed) -> Prediction:
+    if isinstance(folded, Failed):
+        raise UserError(folded.reason)
     everything = torch.ones(folded.positions.shape[:2], dtype=torch.bool)
     return Prediction(folded.positions, everything, 100 * float(folded.plddt.mean()))
 

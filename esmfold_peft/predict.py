@@ -1,110 +1,84 @@
 """`esmfold-peft predict`: sequences to structures."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from esmfold_peft import __version__
 from esmfold_peft.adapter_commands.folders import adapter_folder
 from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice, read_bank
+from esmfold_peft.adapters.io import CONFIG_FILE
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.console import report, watched
-from esmfold_peft.csv_text import csv_text
-from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import weights_hash
-from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.model.inference import Folded, fold, sequence_features, to_structure
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
+from esmfold_peft.model.inference import Failed, Folded
+from esmfold_peft.prediction.complexes import query
+from esmfold_peft.prediction.files import write_files
+from esmfold_peft.prediction.manifest import (
+    OK,
+    TABLE,
+    Journal,
+    PredictionRow,
+    finish,
+    is_there,
+    read_rows,
+    require_new,
+)
+from esmfold_peft.prediction.pages import write_index, write_page
+from esmfold_peft.prediction.predictor import Predictor, load
+from esmfold_peft.prediction.result import Prediction
+from esmfold_peft.prediction.shards import Shard
+from esmfold_peft.prediction.tasks import Task, tasks_of
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
-from esmfold_peft.protein.files import make_folder, write_atomically
-from esmfold_peft.protein.structure import ProteinStructure
-from esmfold_peft.protein.write import to_mmcif, to_pdb
-from esmfold_peft.training.run_directory import load_model
 
-_LONGEST_NAME = 100
+_WARNINGS_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class PredictionRow:
-    """One line of predictions.csv.
+def run(config: PredictConfig, shard: Shard | None = None) -> int:
+    """Folds every record of FASTA files.
 
-    Attributes:
-        id: first word of the FASTA header.
-        header: the whole header.
-        length: residues.
-        replaced: letters B, J, O, U and Z that were folded as X.
-        adapter: the adapter that the record names; empty for the run's own.
-        plddt: mean predicted lDDT-Cα, 0 to 100.
-        pdb: file name; empty where the structure does not fit into the PDB format.
-        mmcif: file name; empty if the record failed.
-        status: "ok", or why there is no structure.
-    """
+    Args:
+        config: the settings.
+        shard: which of several processes this is; None asks the launcher.
 
-    id: str
-    header: str
-    length: int
-    replaced: int
-    adapter: str
-    plddt: float
-    pdb: str
-    mmcif: str
-    status: str
-
-
-def run(config: PredictConfig) -> int:
-    """Folds every record of a FASTA file.
+    Returns:
+        0, or 1 if a record has no structure.
 
     Raises:
-        UserError: the FASTA or the run cannot be read; nothing has been written then.
+        UserError: a file or the model cannot be read, or the output folder has predictions; nothing
+            has been written then.
     """
-    records = read_fasta(config.fasta)
+    started = time.time()
+    shard = Shard.launched() if shard is None else shard
+    if shard.world > 1 and Path("-") in config.fasta:
+        raise UserError("fasta: - is standard input, which several processes cannot all read")
+    if not config.resume:
+        require_new(config.output, shard.rank)
+    records = read_fasta(config.fasta, max_length=config.max_length)
     adapters = [adapter_of(record, config) for record in records]
-    model, trained = load_model(
-        config.run,
-        checkpoint=config.checkpoint,
-        raw=config.raw_weights,
-        chunk=config.chunk,
-        kernels=config.kernels,
+    predictor, bank = _load(config, shard)
+    if shard.rank == 0:
+        _say_warnings(records)
+    tasks = tasks_of(
+        records,
+        [_fingerprint(name, config) for name in adapters],
+        config.num_seeds,
+        _decided_by(config, predictor),
     )
-    bank = _read_bank(config, model)
-    device = choose_device(config.accelerator)
-    check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
-    model.to(device)
-    if bank is not None:
-        bank.to(device)
-    make_folder(config.output)
-    names = file_names([record.id for record in records])
-    chains = [sequence_features(r.id, r.sequence) for r in records]
-    recycles = trained.model.max_recycles if config.recycles is None else config.recycles
-    groups = _by_adapter(adapters, bank)
-    folded = (
-        replace(item, index=places[item.index])
-        for places, choice in groups
-        for item in fold(
-            model,
-            [chains[place] for place in places],
-            recycles=recycles,
-            max_tokens=config.max_tokens,
-            choice=choice,
-        )
-    )
-    rows: dict[int, PredictionRow] = {}
-    for item in watched(folded, "folding", len(records)):
-        place = item.index
-        rows[place] = write_record(
-            config.output, names[place], records[place], item, adapters[place]
-        )
-    table = csv_text(PredictionRow, (rows[index] for index in range(len(records))))
-    write_atomically(config.output / "predictions.csv", table)
-    failed = sum(row.status != "ok" for row in rows.values())
-    report(
-        f"{len(rows) - failed} structures in {config.output}, {failed} failed (predictions.csv)",
-    )
-    return 1 if failed else 0
+    share = shard.share([task.record.length for task in tasks])
+    known = _known_rows(config, tasks) if config.resume else {}
+    todo = [tasks[place] for place in share if tasks[place].name not in known]
+    journal = Journal(config.output, shard.rank)
+    _say_start(todo, len(share), predictor)
+    rows = {}
+    for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
+        rows[task.name] = _written(task, found, config)
+        journal.add(rows[task.name])
+    return _finish(config, tasks, [tasks[place] for place in share], rows, started)
 
 
 def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
@@ -116,7 +90,7 @@ def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
     words = [word for word in record.header.split()[1:] if word.startswith("adapter=")]
     if not words:
         return ""
-    place = f'{config.fasta}:{record.line}: record "{record.id}"'
+    place = f'{record.file}:{record.line}: record "{record.id}"'
     if len(words) > 1:
         raise UserError(f"{place} names two adapters ({words[0]}, {words[1]})")
     name = words[0].removeprefix("adapter=")
@@ -127,79 +101,146 @@ def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
     return name
 
 
-def _read_bank(config: PredictConfig, model: FoldingModel) -> AdapterBank | None:
-    """The adapters that records may name, each checked against the run's language model."""
-    given = config.adapter_folders()
-    if not given:
-        return None
-    folders = {name: adapter_folder(folder) for name, folder in given.items()}
-    language_model = model.language_model
-    return read_bank(folders, language_model, weights_hash(language_model))
-
-
-def _by_adapter(
-    adapters: list[str], bank: AdapterBank | None
-) -> Iterator[tuple[list[int], AdapterChoice | None]]:
-    """Places of the records that use the run's adapter, and of those that name one."""
-    yield [place for place, name in enumerate(adapters) if not name], None
-    places = [place for place, name in enumerate(adapters) if name]
-    if places:
-        assert bank is not None
-        which = torch.tensor([bank.index(adapters[place]) for place in places])
-        yield places, AdapterChoice(bank, which)
-
-
-def file_names(ids: list[str]) -> list[str]:
-    """File names for record ids: safe on every file system, and unique even where case is ignored.
-
-    Letters, digits, ".", "_" and "-" stay; anything else becomes "_". Names that would be equal get
-    a number.
-    """
-    taken: set[str] = set()
-    names = []
-    for name in ids:
-        safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[:_LONGEST_NAME] or "_"
-        unique, count = safe, 1
-        while unique.lower() in taken:
-            count += 1
-            unique = f"{safe}-{count}"
-        taken.add(unique.lower())
-        names.append(unique)
-    return names
-
-
-def _write_pdb(path: Path, structure: ProteinStructure) -> str:
-    """Writes the PDB file and returns its name; "" if the structure is too large for the format."""
-    try:
-        text = to_pdb(structure)
-    except UserError:
-        return ""
-    write_atomically(path, text)
-    return path.name
-
-
-def write_record(
-    output: Path, name: str, record: FastaRecord, folded: Folded, adapter: str = ""
-) -> PredictionRow:
-    """Writes the files of one prediction; one that is not finite gets none and says so.
-
-    Args:
-        output: folder that exists.
-        name: file name without ending.
-        record: what was folded.
-        folded: the prediction.
-        adapter: the one that the record names.
-    """
-    structure = to_structure(name, record.sequence, folded)
-    pdb, mmcif, status = "", "", "ok"
-    if np.isfinite(structure.positions).all() and folded.plddt.isfinite().all():
-        mmcif = f"{name}.cif"
-        write_atomically(output / mmcif, to_mmcif(structure))
-        pdb = _write_pdb(output / f"{name}.pdb", structure)
-    else:
-        status = "the prediction is not finite"
-    plddt = round(100 * float(folded.plddt.mean()), 2)
-    length = len(record.sequence)
-    return PredictionRow(
-        record.id, record.header, length, record.replaced, adapter, plddt, pdb, mmcif, status
+def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank | None]:
+    """The model, and the adapters that records may name, each checked against it."""
+    predictor = load(
+        config.run,
+        esmfold=config.esmfold,
+        language_model=config.language_model,
+        checkpoint=config.checkpoint,
+        raw_weights=config.raw_weights,
+        device=config.device,
+        local_rank=shard.local_rank,
+        precision=config.precision,
+        chunk_size=config.chunk_size,
+        kernels=config.kernels,
     )
+    if config.pae and not predictor.predicts_pae:
+        raise UserError(
+            f"pae: {config.run} did not train its head of aligned errors (loss.weights.pae is 0)"
+        )
+    folders = {name: adapter_folder(path) for name, path in config.adapter_folders().items()}
+    if not folders:
+        return predictor, None
+    language_model = predictor.model.language_model
+    bank = read_bank(folders, language_model, weights_hash(language_model))
+    return predictor, bank.to(next(language_model.parameters()).device)
+
+
+def _decided_by(config: PredictConfig, predictor: Predictor) -> list[object]:
+    """What decides the files of every sequence alike."""
+    recycles = predictor.recycles if config.num_recycles is None else config.num_recycles
+    return [predictor.identity, predictor.model.bf16, recycles, config.pae, config.html]
+
+
+def _fingerprint(name: str, config: PredictConfig) -> str:
+    """An adapter by its name and what it is; its header names its tensors by their hash."""
+    if not name:
+        return ""
+    header = adapter_folder(config.adapter_folders()[name]) / CONFIG_FILE
+    return f"{name} {hashlib.sha256(header.read_bytes()).hexdigest()}"
+
+
+def _known_rows(config: PredictConfig, tasks: Sequence[Task]) -> dict[str, PredictionRow]:
+    """The rows of tasks that are done, by name."""
+    hashes = {task.name: task.hash for task in tasks}
+    found = {row.name: row for row in read_rows(config.output) if row.hash == hashes.get(row.name)}
+    return {name: row for name, row in found.items() if is_there(row, config.output)}
+
+
+def _folded(
+    tasks: Sequence[Task],
+    config: PredictConfig,
+    predictor: Predictor,
+    bank: AdapterBank | None,
+) -> Iterator[tuple[Task, Folded | Failed]]:
+    """The predictions of tasks: those that cannot be folded, the model's own adapter's, others'."""
+    for task in tasks:
+        if task.record.problem:
+            yield task, Failed(0, task.record.problem)
+    good = [task for task in tasks if not task.record.problem]
+    own = [task for task in good if not task.adapter]
+    others = [task for task in good if task.adapter]
+    for group in (own, others):
+        choice = None
+        if group is others and group:
+            assert bank is not None
+            choice = AdapterChoice(bank, torch.tensor([bank.index(t.adapter) for t in group]))
+        results = predictor.fold_all(
+            [query(task.name, task.record.chains, task.seed) for task in group],
+            recycles=config.num_recycles,
+            max_tokens=config.max_tokens_per_batch,
+            choice=choice,
+            pae=config.pae,
+        )
+        for found in results:
+            yield group[found.index], found
+
+
+def _written(task: Task, found: Folded | Failed, config: PredictConfig) -> PredictionRow:
+    """Writes the files of a task and gives its row."""
+    if isinstance(found, Failed):
+        return task.row(found.reason)
+    record = task.record
+    prediction = Prediction.from_folded(task.name, record.header, record.chains, found)
+    files = write_files(config.output, prediction)
+    if config.html:
+        files["html"] = write_page(config.output, prediction, files.values(), _facts(task, config))
+    return task.row(
+        OK,
+        plddt=round(float(prediction.plddt.mean()), 2),
+        ptm=None if found.ptm is None else round(found.ptm, 4),
+        seconds=round(found.seconds, 3),
+        **files,
+    )
+
+
+def _facts(task: Task, config: PredictConfig) -> dict[str, str]:
+    """How a prediction was made, for its page."""
+    facts = {
+        "model": str(config.run or config.esmfold),
+        "adapter": task.adapter,
+        "residues hidden from the language model": "15 %" if task.seed else "",
+        "program": f"esmfold_peft {__version__}",
+        "hash": task.hash,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _finish(
+    config: PredictConfig,
+    tasks: Sequence[Task],
+    share: Sequence[Task],
+    rows: dict[str, PredictionRow],
+    started: float,
+) -> int:
+    """Writes the table if this process is the last, and says how it went."""
+    hashes = {task.name: task.hash for task in tasks}
+    there = {row.name: row for row in read_rows(config.output)}
+    current = {name: row for name, row in there.items() if row.hash == hashes.get(name)} | rows
+    whole = current.keys() == hashes.keys()
+    counted = tasks if whole else share
+    if whole:
+        # A sequence that is no longer in the files keeps its line, as it keeps its files.
+        strangers = [row for name, row in there.items() if name not in hashes]
+        finish(config.output, [*(current[task.name] for task in tasks), *strangers], started)
+        if config.html:
+            write_index(config.output, [current[task.name] for task in tasks])
+    failed = sum(current[task.name].status != OK for task in counted)
+    where = TABLE if whole else "other processes are at work"
+    report(f"{len(counted) - failed} structures in {config.output}, {failed} failed ({where})")
+    return 1 if any(current[task.name].status != OK for task in share) else 0
+
+
+def _say_warnings(records: Sequence[FastaRecord]) -> None:
+    lines = [text for record in records for text in (record.problem, *record.warnings) if text]
+    for line in lines[:_WARNINGS_SHOWN]:
+        report(line)
+    if len(lines) > _WARNINGS_SHOWN:
+        report(f"and {len(lines) - _WARNINGS_SHOWN} more such lines (see {TABLE})")
+
+
+def _say_start(todo: Sequence[Task], share: int, predictor: Predictor) -> None:
+    device = next(predictor.model.parameters()).device
+    done = f", {share - len(todo)} are there already" if share > len(todo) else ""
+    report(f"folding {len(todo)} sequences on {device}{done}")

@@ -143,7 +143,7 @@ def test_an_output_that_is_a_file_is_named(tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [("", "empty"), (">a\n>b\nMKT\n", ":1"), (">a\nMK7T\n", "7")]
+    ("content", "named"), [("", "empty"), ("MKT\n", ":1"), (">a\nMKT\n\0\n", "not a text file")]
 )
 def test_a_broken_fasta_is_named_before_anything_is_written(
     content: str, named: str, tmp_path: Path, capsys

@@ -16,6 +16,8 @@ ORDER = [
     "metrics",
     "losses",
     "training",
+    "evaluation",
+    "prediction",
     "commands",
     "cli",
 ]

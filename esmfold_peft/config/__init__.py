@@ -13,7 +13,6 @@ from esmfold_peft.config.commands import (
     ImportConfig,
     InspectConfig,
     MergeConfig,
-    PredictConfig,
     ReplayConfig,
 )
 from esmfold_peft.config.guard import GuardConfig
@@ -26,6 +25,7 @@ from esmfold_peft.config.model import (
     ModelConfig,
     StructureConfig,
 )
+from esmfold_peft.config.prediction import PredictConfig
 from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
 from esmfold_peft.config.training import (
     CheckpointConfig,
@@ -35,6 +35,7 @@ from esmfold_peft.config.training import (
     LossConfig,
     LossWeights,
     OptimizerConfig,
+    Precision,
     TrainConfig,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PlddtConfig",
+    "Precision",
     "PredictConfig",
     "PrepareConfig",
     "ReplayConfig",

@@ -61,58 +61,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class PredictConfig:
-    """Predicts the structures of sequences.
-
-    Attributes:
-        fasta: FASTA file, plain or gzip.
-        run: folder of a training run.
-        output: folder that receives a PDB and an mmCIF file for each sequence, and predictions.csv.
-        recycles: passes after the first; null takes the run's setting.
-        checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
-            which is that of its last checkpoint.
-        raw_weights: take the weights as they were, not their moving average.
-        accelerator: cpu, gpu, or auto (a GPU if there is one).
-        max_tokens: residues folded at a time, padding included; a longer sequence is folded alone.
-        chunk: rows of the pair track at a time (`model.chunk`): less memory for long sequences.
-        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
-        adapter: adapters that records may use instead of the run's, each as name=folder (of an
-            adapter or a run). A record names one in its header by the word adapter=name. All stay
-            in memory together, and have the same settings (kind, rank, alpha, targets and so on). A
-            second flag adds to the first.
-    """
-
-    fasta: Path
-    run: Path
-    output: Path
-    recycles: int | None = None
-    checkpoint: str | None = None
-    raw_weights: bool = False
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    max_tokens: int = 1024
-    chunk: int | None = None
-    kernels: Kernels = "none"
-    adapter: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_lowest(self, "", 1, "max_tokens", "chunk")
-        check_lowest(self, "", 0, "recycles")
-        for text in self.adapter:
-            name, equals, folder = text.partition("=")
-            if not (name and equals and folder) or name.split() != [name]:
-                raise UserError(f"adapter: {text!r} is not name=folder")
-        names = [text.partition("=")[0] for text in self.adapter]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"adapter: {name} is named twice")
-
-    def adapter_folders(self) -> dict[str, Path]:
-        """The folders of `adapter` by name."""
-        pairs = (text.partition("=") for text in self.adapter)
-        return {name: Path(folder) for name, _, folder in pairs}
-
-
-@dataclass(frozen=True)
 class CountConfig:
     """Counts the trainable parameters of adapters, nothing else of the model included.
 

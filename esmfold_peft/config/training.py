@@ -11,6 +11,7 @@ from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import ModelConfig
 from esmfold_peft.errors import UserError
 
+Precision = Literal["float32", "bf16"]
 ClusterWeight = Literal["inverse", "inverse_sqrt", "none"]
 
 
@@ -176,7 +177,7 @@ class EngineConfig:
     devices: int | None = None
     nodes: int | None = None
     deepspeed: Path | None = None
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     batch_size: int = 32
     micro_batch: int = 1
     compile: bool = False

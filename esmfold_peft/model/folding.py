@@ -87,6 +87,7 @@ class FoldingModel(nn.Module):
         recycles: int,
         choice: AdapterChoice | None = None,
         *,
+        hidden: Bool[Tensor, "b n"] | None = None,
         heads: Collection[Head] = HEADS,
     ) -> FoldOutput:
         """Folds a batch.
@@ -97,12 +98,13 @@ class FoldingModel(nn.Module):
             mask: which residues exist, a prefix of each row.
             recycles: passes after the first; only the last pass is differentiated.
             choice: an adapter of the language model for each chain, instead of its own for all.
+            hidden: residues whose letter the language model does not see; None: it sees all.
             heads: heads to compute; the others' outputs are None.
         """
         with self._autocast(aatype.device):
-            hidden = self.language_model(aatype, mask, choice)
-            m, z = self.trunk.embed(hidden, aatype, residue_index, mask)
-        del hidden
+            levels = self.language_model(aatype, mask, choice, hidden=hidden)
+            m, z = self.trunk.embed(levels, aatype, residue_index, mask)
+        del levels
         tracks: Tracks | None = None
         cb = torch.zeros(*aatype.shape, 3, device=aatype.device)
         for _ in range(recycles):

@@ -1,122 +1,273 @@
-"""Folding many chains without gradients, and turning the result into structures."""
+"""Folding many sequences without gradients, whatever fits into memory at a time."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from esmfold_peft.adapters.bank import AdapterChoice
-from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.buckets import length_buckets
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
-from esmfold_peft.geometry.atoms import atom14_to_atom37, atom14_to_atom37_mask
+from esmfold_peft.devices import is_out_of_memory
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.heads import Head
 from esmfold_peft.protein.residues import ATOM37_INDEX, encode
-from esmfold_peft.protein.structure import ProteinStructure
+
+_CHUNKS = (64, 16, 4, 1)
+"""Rows of the pair track at a time, tried in turn where one sequence alone is too much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A sequence to fold.
+
+    Attributes:
+        features: its residues and their numbers; coordinates are not looked at.
+        kept: residues that the prediction keeps; None: all. A linker between chains is not kept.
+        hidden: residues whose letter the language model does not see; None: it sees all.
+    """
+
+    features: Features
+    kept: Bool[np.ndarray, "n"] | None = None
+    hidden: Bool[np.ndarray, "n"] | None = None
+
+    def __len__(self) -> int:
+        """Number of residues that are folded."""
+        return len(self.features)
 
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """The prediction of one chain, its padding removed.
+    """The prediction of one sequence, padding and what is not kept removed.
 
     Attributes:
-        index: place of the chain in the list that was given.
+        index: place of the sequence in the list that was given.
         positions: atom14 coordinates in Å.
         atom_plddt: expected lDDT of each atom, 0 to 1.
+        pae: expected error in Å of residue j seen from residue i; None if not asked for.
+        ptm: predicted TM-score, 0 to 1; None if `pae` was not asked for.
+        seconds: its share of the time that its batch took.
     """
 
     index: int
     positions: Float32[Tensor, "n 14 3"]
     atom_plddt: Float32[Tensor, "n 37"]
+    pae: Float32[Tensor, "n n"] | None = None
+    ptm: float | None = None
+    seconds: float = 0.0
 
     @property
     def plddt(self) -> Float32[Tensor, "n"]:
         """Expected lDDT of each residue's Cα, 0 to 1."""
         return self.atom_plddt[:, ATOM37_INDEX["CA"]]
 
+    def is_finite(self) -> bool:
+        """Whether all of it are numbers."""
+        tensors = [self.positions, self.atom_plddt] + ([] if self.pae is None else [self.pae])
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A sequence that could not be folded.
+
+    Attributes:
+        index: place of the sequence in the list that was given.
+        reason: why.
+    """
+
+    index: int
+    reason: str
+
 
 def fold(
     model: FoldingModel,
-    chains: list[Features],
+    queries: Sequence[Query],
     *,
     recycles: int,
     max_tokens: int,
     choice: AdapterChoice | None = None,
-) -> Iterator[Folded]:
-    """Folds chains in batches of similar length, shortest first.
+    pae: bool = False,
+) -> Iterator[Folded | Failed]:
+    """Folds sequences in batches of similar length, shortest first.
+
+    A batch that does not fit into memory is halved, and no later one is as large again. A sequence
+    that does not fit alone is done in chunks of the pair track, as are those after it; what does
+    not fit even so, or comes out as something other than numbers, is `Failed`.
 
     Args:
         model: in evaluation mode, on the device to use.
-        chains: residues and numbers are used; coordinates are not looked at.
+        queries: the sequences.
         recycles: passes after the first.
-        max_tokens: residues in a batch, padding included; a longer chain is folded alone.
-        choice: an adapter for each chain, instead of the model's own for all.
+        max_tokens: residues in a batch, padding included; a longer sequence is folded alone.
+        choice: an adapter for each sequence, instead of the model's own for all.
+        pae: predict aligned errors and the TM-score too.
 
     Yields:
-        Every chain once, in the order of their lengths.
+        Every sequence once, in the order of their lengths.
     """
-    device = next(model.parameters()).device
-    for indices in length_buckets([len(chain) for chain in chains], max_tokens):
-        batch = collate([chains[i] for i in indices], [False] * len(indices)).to(device)
-        own = (
-            None if choice is None else AdapterChoice(choice.bank, choice.which[indices].to(device))
-        )
-        yield from _fold_batch(model, batch, indices, recycles, own)
+    folder = _Folder(model, queries, recycles, choice, ("plddt", "pae") if pae else ("plddt",))
+    for places in length_buckets([len(query) for query in queries], max_tokens):
+        for part in folder.parts(places):
+            yield from folder.fold(part)
 
 
-def sequence_features(name: str, sequence: str) -> Features:
-    """Features of a sequence without a structure."""
+def sequence_features(
+    name: str, sequence: str, residue_index: Int64[np.ndarray, "n"] | None = None
+) -> Features:
+    """Features of a sequence without a structure.
+
+    Args:
+        name: of the sequence.
+        sequence: n one-letter codes.
+        residue_index: numbers of its residues; None: 0 to n - 1.
+    """
     n = len(sequence)
     return Features(
         id=name,
         aatype=encode(sequence),
-        residue_index=np.arange(n),
+        residue_index=np.arange(n) if residue_index is None else residue_index,
         positions=np.zeros((n, 14, 3), dtype=np.float32),
         atom_mask=np.zeros((n, 14), dtype=bool),
         resolution=float("nan"),
     )
 
 
-def to_structure(name: str, sequence: str, folded: Folded) -> ProteinStructure:
-    """A prediction as a structure with pLDDT, 0 to 100, as B-factors.
+class _Folder:
+    """Folds batches, and learns how much fits into memory.
 
-    Args:
-        name: id of the structure.
-        sequence: the one-letter codes that were folded.
-        folded: the prediction of them.
+    Attributes:
+        fits: residues of a batch, padding included, of which more did not fit; None: not met yet.
     """
-    n, aatype = len(sequence), torch.from_numpy(encode(sequence))[None]
-    positions = atom14_to_atom37(aatype, folded.positions[None])[0].numpy()
-    mask = atom14_to_atom37_mask(aatype, torch.ones(1, n, 14, dtype=torch.bool))[0].numpy()
-    return ProteinStructure(
-        id=name,
-        sequence=sequence,
-        residue_index=np.arange(n, dtype=np.int32),
-        residue_names=("",) * n,
-        positions=positions,
-        atom_mask=mask,
-        b_factors=(mask * 100 * folded.atom_plddt.numpy()).astype(np.float32),
-    )
+
+    def __init__(
+        self,
+        model: FoldingModel,
+        queries: Sequence[Query],
+        recycles: int,
+        choice: AdapterChoice | None,
+        heads: tuple[Head, ...],
+    ) -> None:
+        self.model = model
+        self.queries = queries
+        self.recycles = recycles
+        self.choice = choice
+        self.heads: tuple[Head, ...] = heads
+        self.fits: int | None = None
+
+    def parts(self, places: list[int]) -> Iterator[list[int]]:
+        """A batch, cut into as many as what was too large before demands."""
+        longest = max(len(self.queries[place]) for place in places)
+        most = len(places) if self.fits is None else max(1, self.fits // longest)
+        for start in range(0, len(places), most):
+            yield places[start : start + most]
+
+    def fold(self, places: list[int]) -> Iterator[Folded | Failed]:
+        """Folds a batch, in halves or chunks where memory does not suffice."""
+        results = self._attempt(places)
+        if isinstance(results, list):
+            yield from results
+        elif len(places) > 1:
+            half = (len(places) + 1) // 2
+            self.fits = half * max(len(self.queries[place]) for place in places)
+            yield from self.fold(places[:half])
+            yield from self.fold(places[half:])
+        else:
+            yield self._in_chunks(places[0], results)
+
+    def _in_chunks(self, place: int, reason: str) -> Folded | Failed:
+        stack = self.model.trunk.stack
+        for chunk in _CHUNKS:
+            if stack.chunk is not None and stack.chunk <= chunk:
+                continue
+            stack.chunk = chunk
+            results = self._attempt([place])
+            if isinstance(results, list):
+                return results[0]
+            reason = results
+        n = len(self.queries[place])
+        return Failed(place, f"not enough memory for {n:,} residues ({reason})")
+
+    def _attempt(self, places: list[int]) -> list[Folded | Failed] | str:
+        """The predictions of a batch, or what was said when memory did not suffice."""
+        started = time.perf_counter()
+        try:
+            results = self._run(places)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # The error holds the tensors of the attempt; only its words may leave this block.
+            reason = " ".join(str(error).split())[:200]
+        else:
+            seconds = (time.perf_counter() - started) / len(places)
+            return [self._checked(result, seconds) for result in results]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return reason
+
+    def _checked(self, folded: Folded, seconds: float) -> Folded | Failed:
+        if not folded.is_finite():
+            return Failed(folded.index, "the prediction is not finite")
+        return replace(folded, seconds=seconds)
+
+    @torch.inference_mode()
+    def _run(self, places: list[int]) -> list[Folded]:
+        queries = [self.queries[place] for place in places]
+        device = next(self.model.parameters()).device
+        batch = collate([q.features for q in queries], [False] * len(queries)).to(device)
+        output = self.model(
+            batch.aatype,
+            batch.residue_index,
+            batch.mask,
+            self.recycles,
+            self._choice(places, device),
+            hidden=_padded([q.hidden for q in queries], batch.mask),
+            heads=self.heads,
+        )
+        kept = [_kept(query) for query in queries]
+        pae = output.pae if "pae" in self.heads else None
+        ptm = output.ptm(_stacked(kept, batch.mask)).tolist() if "pae" in self.heads else None
+        positions, plddt = output.positions.cpu(), output.atom_plddt.cpu()
+        return [
+            Folded(
+                index=place,
+                positions=positions[row, : len(own)][own],
+                atom_plddt=plddt[row, : len(own)][own],
+                pae=None if pae is None else pae[row, : len(own), : len(own)].cpu()[own][:, own],
+                ptm=None if ptm is None else ptm[row],
+            )
+            for row, (place, own) in enumerate(zip(places, kept, strict=True))
+        ]
+
+    def _choice(self, places: list[int], device: torch.device) -> AdapterChoice | None:
+        if self.choice is None:
+            return None
+        return AdapterChoice(self.choice.bank, self.choice.which[places].to(device))
 
 
-@torch.inference_mode()
-def _fold_batch(
-    model: FoldingModel,
-    batch: Batch,
-    indices: list[int],
-    recycles: int,
-    choice: AdapterChoice | None,
-) -> list[Folded]:
-    output = model(
-        batch.aatype, batch.residue_index, batch.mask, recycles, choice, heads=("plddt",)
-    )
-    lengths = batch.mask.sum(-1).tolist()
-    positions, plddt = output.positions.cpu(), output.atom_plddt.cpu()
-    return [
-        Folded(index, positions[row, :n], plddt[row, :n])
-        for row, (index, n) in enumerate(zip(indices, lengths, strict=True))
-    ]
+def _kept(query: Query) -> Bool[Tensor, "n"]:
+    if query.kept is None:
+        return torch.ones(len(query), dtype=torch.bool)
+    return torch.from_numpy(query.kept)
+
+
+def _padded(
+    given: Sequence[Bool[np.ndarray, "_"] | None], mask: Bool[Tensor, "b n"]
+) -> Bool[Tensor, "b n"] | None:
+    """Masks of residues as one tensor, False in the padding; None where no sequence has one."""
+    if all(own is None for own in given):
+        return None
+    masks = [torch.zeros(0).bool() if own is None else torch.tensor(own) for own in given]
+    return _stacked(masks, mask)
+
+
+def _stacked(masks: list[Bool[Tensor, "_"]], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+    result = torch.zeros(mask.shape, dtype=torch.bool)
+    for row, own in enumerate(masks):
+        result[row, : len(own)] = own
+    return result.to(mask.device)

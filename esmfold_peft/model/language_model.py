@@ -135,6 +135,8 @@ class LanguageModel(nn.Module):
         aatype: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
         choice: AdapterChoice | None = None,
+        *,
+        hidden: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n l d"]:
         """Hidden states of the residues at every level.
 
@@ -142,6 +144,7 @@ class LanguageModel(nn.Module):
             aatype: residues (`protein.residues`).
             mask: which residues exist, a prefix of each row.
             choice: an adapter for each sequence, instead of the model's own for all of them.
+            hidden: residues that are read as <mask>; None reads all.
 
         Returns:
             Level 0 is the embedding, level i the output of layer i, the last one after the final
@@ -149,7 +152,7 @@ class LanguageModel(nn.Module):
         """
         tokens = self.tokenize(aatype, mask)
         attended = tokens != ALPHABET.padding_idx
-        x = self.embed_tokens(tokens) * EMBEDDING_SCALE * attended[..., None]
+        x = self.embed_tokens(tokens) * _embedding_scale(attended, hidden)[..., None]
         dtype = _product_dtype(x)
         cos, sin = _rotary_tables(tokens.shape[1], self.rotary_frequencies)
         bias = x.new_zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)
@@ -294,6 +297,22 @@ def _rotate(x: Float[Tensor, "b t 2 h d_h"], shared: _Pass) -> Float[Tensor, "b 
     """Turns channels (i, i + d_h/2) by the angle of their position, in float32."""
     halves_swapped = x.roll(x.shape[-1] // 2, -1)
     return torch.addcmul(x * shared.cos, halves_swapped, shared.sin).to(x.dtype)
+
+
+def _embedding_scale(
+    attended: Bool[Tensor, "b t"], hidden: Bool[Tensor, "b n"] | None
+) -> Float[Tensor, "b t"]:
+    """What embeddings are multiplied by: 0 for padding and <mask>, more the more tokens are masked.
+
+    ESM-2 was trained with 12 % of its tokens masked, whose embeddings were 0 (fair-esm's
+    `token_dropout`); <cls> and <eos> count as tokens.
+    """
+    scale = EMBEDDING_SCALE * attended.float()
+    if hidden is None:
+        return scale
+    masked = F.pad(hidden, (1, 1)) & attended
+    share = masked.sum(1, keepdim=True) / attended.sum(1, keepdim=True)
+    return scale.masked_fill(masked, 0.0) / (1 - share)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

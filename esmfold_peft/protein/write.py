@@ -1,14 +1,20 @@
-"""Writing one chain as PDB or mmCIF."""
+"""Writing chains, one or all of a model, as PDB or mmCIF."""
+
+import itertools
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
 
 import gemmi
 import numpy as np
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.modelcif import ModelRecord, add_model
 from esmfold_peft.protein.residues import ATOM14, ATOM37, ATOM37_INDEX, ONE_TO_THREE
 from esmfold_peft.protein.structure import ProteinStructure
 
-_ENTITY = "1"
 # The widths of the columns of the PDB format.
+_PDB_CHAINS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 _PDB_RESIDUES = 9_999
 _PDB_NUMBERS = (-999, 9_999)
 _PDB_ATOMS = 99_999
@@ -24,118 +30,180 @@ _SCHEME = [
 ]
 
 
-def to_pdb(structure: ProteinStructure, chain: str = "A") -> str:
-    """Writes a chain in PDB format: SEQRES with every residue, ATOM, TER, END.
+def to_pdb(structure: ProteinStructure | Sequence[ProteinStructure], chain: str = "A") -> str:
+    """Writes the chains of a model in PDB format: SEQRES with every residue, ATOM, TER, END.
 
     Residues have the author's numbers, or `residue_index + 1` where there are none, as in a
     prediction.
 
     Args:
-        structure: the chain; its `b_factors` fill the B-factor column.
-        chain: one letter or digit.
+        structure: one chain, or several of one model, which are named A to Z, a to z, 0 to 9; their
+            `b_factors` fill the B-factor column.
+        chain: one letter or digit, the name of a single chain.
 
     Raises:
-        UserError: the chain does not fit into the columns of the format (numbers over 9,999, more
-            than 99,999 atoms, coordinates outside -999.999 to 9999.999 Å, a chain name of several
-            characters), or a coordinate is not finite.
+        UserError: the chains do not fit into the columns of the format (more than 62, numbers
+            over 9,999, more than 99,999 atoms, coordinates outside -999.999 to 9999.999 Å, a chain
+            name of several characters), or a coordinate is not finite.
     """
-    _check_finite(structure)
-    _check_columns(structure, chain)
+    chains = _named(structure, chain, _pdb_names())
+    _check_finite(chains)
+    _check_columns(chains)
     options = gemmi.PdbWriteOptions(minimal=True)
     options.seqres_records = True
     options.cryst1_record = False
     options.end_record = True
-    return _to_gemmi(structure, chain).make_pdb_string(options)
+    return _to_gemmi(chains).make_pdb_string(options)
 
 
-def to_mmcif(structure: ProteinStructure, chain: str = "A") -> str:
-    """Writes a chain as mmCIF: entry, experiment if known, entity, sequence, numbering, atoms.
+def to_mmcif(
+    structure: ProteinStructure | Sequence[ProteinStructure],
+    chain: str = "A",
+    model: ModelRecord | None = None,
+) -> str:
+    """Writes the chains of a model as mmCIF: entry, experiment if known, entities, numbers, atoms.
 
     label_seq_id counts the residues of `sequence` from 1, as the format demands; the author's
     numbers are those of the structure, or `residue_index + 1` where there are none, as in a
-    prediction.
+    prediction. Chains of the same sequence are one entity.
 
     Args:
-        structure: the chain; its `b_factors` fill B_iso_or_equiv, its `id` is the entry's.
-        chain: author's and label name of the chain.
+        structure: one chain, or several of one model, which are named A to Z, AA, AB, ...; their
+            `b_factors` fill B_iso_or_equiv. The `id` and the experiment of the first are the
+            entry's.
+        chain: author's and label name of a single chain.
+        model: of a prediction, adds the categories of ModelCIF and rounds coordinates to 0.001 Å
+            and B-factors (pLDDT) to 0.01.
 
     Raises:
         UserError: a coordinate is not finite.
     """
-    _check_finite(structure)
+    chains = _named(structure, chain, _mmcif_names())
+    _check_finite(chains)
+    first = next(iter(chains.values()))
     document = gemmi.cif.Document()
-    block = document.add_new_block(
-        "".join(c if c.isalnum() or c in "-_." else "_" for c in structure.id)
-    )
-    block.set_pair("_entry.id", gemmi.cif.quote(structure.id))
-    _add_experiment(block, structure)
-    _to_gemmi(structure, chain).update_mmcif_block(block, gemmi.MmcifOutputGroups(False, **_GROUPS))
-    _complete_sequence(block, structure)
-    _add_numbering(block, structure, chain)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", first.id)
+    block = document.add_new_block(name)
+    block.set_pair("_entry.id", gemmi.cif.quote(first.id if model is None else name))
+    _add_experiment(block, first)
+    whole = _to_gemmi(chains)
+    if model is not None:
+        _round(whole)
+    whole.update_mmcif_block(block, gemmi.MmcifOutputGroups(False, **_GROUPS))
+    sequences = _sequences(chains)
+    _complete_sequences(block, sequences)
+    _add_numbering(block, chains)
+    if model is not None:
+        add_model(block, chains, sequences, model)
     return document.as_string()
 
 
-def _check_finite(structure: ProteinStructure) -> None:
-    broken = structure.atom_mask & ~(
-        np.isfinite(structure.positions).all(-1) & np.isfinite(structure.b_factors)
-    )
-    if broken.any():
-        place, column = np.argwhere(broken)[0].tolist()
-        residue = f"{structure.sequence[place]}{_number(structure, place)}"
-        raise UserError(f"{structure.id}: {ATOM37[column]} of residue {residue} is not finite")
+def _named(
+    structure: ProteinStructure | Sequence[ProteinStructure], chain: str, names: Iterator[str]
+) -> dict[str, ProteinStructure]:
+    """The chains by their names in the file."""
+    if isinstance(structure, ProteinStructure):
+        return {chain: structure}
+    return {next(names): part for part in structure}
 
 
-def _check_columns(structure: ProteinStructure, chain: str) -> None:
+def _pdb_names() -> Iterator[str]:
+    """A to Z, a to z, 0 to 9, and from there on names that do not fit."""
+    return itertools.chain(_PDB_CHAINS, map(str, itertools.count(len(_PDB_CHAINS) + 1)))
+
+
+def _mmcif_names() -> Iterator[str]:
+    """A to Z, AA, AB, ..."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            yield "".join(letters)
+
+
+def _sequences(chains: Mapping[str, ProteinStructure]) -> list[str]:
+    """The sequences of the entities, which are numbered from 1."""
+    return list(dict.fromkeys(chain.sequence for chain in chains.values()))
+
+
+def _check_finite(chains: Mapping[str, ProteinStructure]) -> None:
+    for name, chain in chains.items():
+        finite = np.isfinite(chain.positions).all(-1) & np.isfinite(chain.b_factors)
+        broken = np.argwhere(chain.atom_mask & ~finite)
+        if len(broken):
+            place, column = broken[0].tolist()
+            residue = f"{chain.sequence[place]}{_number(chain, place)}"
+            whose = f" of chain {name}" if len(chains) > 1 else ""
+            raise UserError(
+                f"{chain.id}: {ATOM37[column]} of residue {residue}{whose} is not finite"
+            )
+
+
+def _check_columns(chains: Mapping[str, ProteinStructure]) -> None:
     """Refuses what the PDB format cannot hold.
 
     gemmi would cut it off, or number it in a way (hybrid-36) that few readers know.
     """
-    numbers = np.array([gemmi.SeqId(_number(structure, p)).num for p in range(len(structure))])
-    known = structure.atom_mask
-    for fits, what in (
-        (len(chain) == 1, f'the chain name "{chain}" is not one character'),
-        (len(structure) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"),
-        (_within(numbers, _PDB_NUMBERS), f"residue numbers outside {_PDB_NUMBERS}"),
-        (int(known.sum()) < _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
-        (
-            _within(structure.positions[known], _PDB_COORDINATES),
-            f"coordinates outside {_PDB_COORDINATES} Å",
-        ),
-        (
-            _within(structure.b_factors[known], _PDB_B_FACTORS),
-            f"B-factors outside {_PDB_B_FACTORS}",
-        ),
-    ):
+    # A TER has a number too.
+    serials = sum(int(chain.atom_mask.sum()) + 1 for chain in chains.values())
+    reasons = [
+        (len(chains) <= len(_PDB_CHAINS), f"more than {len(_PDB_CHAINS)} chains"),
+        (serials <= _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
+    ]
+    for name, chain in chains.items():
+        reasons += _chain_fits(name, chain)
+    for fits, what in reasons:
         if not fits:
-            raise UserError(f"{structure.id}: does not fit the PDB format ({what}); write mmCIF")
+            entry = next(iter(chains.values())).id
+            raise UserError(f"{entry}: does not fit the PDB format ({what}); write mmCIF")
+
+
+def _chain_fits(name: str, chain: ProteinStructure) -> Iterator[tuple[bool, str]]:
+    """For each limit of the format whether a chain obeys it, and what is wrong if not."""
+    numbers = np.array([gemmi.SeqId(_number(chain, p)).num for p in range(len(chain))])
+    known = chain.atom_mask
+    yield len(name) == 1, f'the chain name "{name}" is not one character'
+    yield len(chain) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"
+    yield _within(numbers, _PDB_NUMBERS), f"residue numbers outside {_PDB_NUMBERS}"
+    inside = _within(chain.positions[known], _PDB_COORDINATES)
+    yield inside, f"coordinates outside {_PDB_COORDINATES} Å"
+    inside = _within(chain.b_factors[known], _PDB_B_FACTORS)
+    yield inside, f"B-factors outside {_PDB_B_FACTORS}"
 
 
 def _within(values: np.ndarray, limits: tuple[float, float] | tuple[int, int]) -> bool:
     return bool(((values >= limits[0]) & (values <= limits[1])).all())
 
 
-def _to_gemmi(structure: ProteinStructure, chain_name: str) -> gemmi.Structure:
-    chain = gemmi.Chain(chain_name)
-    for place, letter in enumerate(structure.sequence):
-        if structure.atom_mask[place].any():
-            residue = chain.add_residue(_residue(structure, place, ONE_TO_THREE[letter]))
-            residue.subchain = chain_name
+def _to_gemmi(chains: Mapping[str, ProteinStructure]) -> gemmi.Structure:
     model = gemmi.Model(1)
-    model.add_chain(chain)
+    sequences = _sequences(chains)
+    entities = [_entity(number, sequence) for number, sequence in enumerate(sequences, start=1)]
+    for name, structure in chains.items():
+        entity = entities[sequences.index(structure.sequence)]
+        entity.subchains = [*entity.subchains, name]
+        model.add_chain(_chain(name, structure))
     result = gemmi.Structure()
-    result.name = structure.id
+    result.name = next(iter(chains.values())).id
     result.add_model(model)
-    result.entities.append(_entity(structure, chain_name))
+    for entity in entities:
+        result.entities.append(entity)
     return result
 
 
-def _entity(structure: ProteinStructure, chain_name: str) -> gemmi.Entity:
-    entity = gemmi.Entity(_ENTITY)
+def _entity(number: int, sequence: str) -> gemmi.Entity:
+    entity = gemmi.Entity(str(number))
     entity.entity_type = gemmi.EntityType.Polymer
     entity.polymer_type = gemmi.PolymerType.PeptideL
-    entity.full_sequence = [ONE_TO_THREE[letter] for letter in structure.sequence]
-    entity.subchains = [chain_name]
+    entity.full_sequence = [ONE_TO_THREE[letter] for letter in sequence]
     return entity
+
+
+def _chain(name: str, structure: ProteinStructure) -> gemmi.Chain:
+    chain = gemmi.Chain(name)
+    for place, letter in enumerate(structure.sequence):
+        if structure.atom_mask[place].any():
+            residue = chain.add_residue(_residue(structure, place, ONE_TO_THREE[letter]))
+            residue.subchain = name
+    return chain
 
 
 def _residue(structure: ProteinStructure, place: int, name: str) -> gemmi.Residue:
@@ -144,7 +212,6 @@ def _residue(structure: ProteinStructure, place: int, name: str) -> gemmi.Residu
     residue.seqid = gemmi.SeqId(_number(structure, place))
     residue.label_seq = place + 1
     residue.entity_type = gemmi.EntityType.Polymer
-    residue.entity_id = _ENTITY
     residue.het_flag = "A"
     for atom_name in (*ATOM14[structure.sequence[place]], "OXT"):
         column = ATOM37_INDEX[atom_name]
@@ -177,25 +244,40 @@ def _add_experiment(block: gemmi.cif.Block, structure: ProteinStructure) -> None
         block.set_pair("_pdbx_audit_revision_history.revision_date", revision)
 
 
-def _complete_sequence(block: gemmi.cif.Block, structure: ProteinStructure) -> None:
+def _round(structure: gemmi.Structure) -> None:
+    """Takes off the digits of float32, a quarter of a file, that say nothing in a prediction."""
+    for site in structure[0].all():
+        site.atom.pos = gemmi.Position(*(round(x, 3) for x in site.atom.pos.tolist()))
+        site.atom.b_iso = round(site.atom.b_iso, 2)
+
+
+def _complete_sequences(block: gemmi.cif.Block, sequences: Sequence[str]) -> None:
     """Adds what gemmi leaves out and biotite or the dictionary ask for."""
-    polymers = block.find_loop("_entity_poly.entity_id").get_loop()
-    canonical = gemmi.cif.quote(structure.sequence)
-    polymers.add_columns(["_entity_poly.pdbx_seq_one_letter_code_can"], canonical)
+    canonical = "_entity_poly.pdbx_seq_one_letter_code_can"
+    block.find_loop("_entity_poly.entity_id").get_loop().add_columns([canonical], "?")
+    for sequence, row in zip(sequences, block.find([canonical]), strict=True):
+        row[0] = gemmi.cif.quote(sequence)
     for row in block.find("_entity_poly_seq.", ["hetero"]):
         row[0] = "n"
 
 
-def _add_numbering(block: gemmi.cif.Block, structure: ProteinStructure, chain: str) -> None:
+def _add_numbering(block: gemmi.cif.Block, chains: Mapping[str, ProteinStructure]) -> None:
     """Adds the table that says which residues have coordinates and how the author numbered them."""
     loop = block.init_loop("_pdbx_poly_seq_scheme.", _SCHEME)
+    sequences = _sequences(chains)
+    for name, chain in chains.items():
+        for row in _numbering(name, chain, str(sequences.index(chain.sequence) + 1)):
+            loop.add_row(row)
+
+
+def _numbering(name: str, structure: ProteinStructure, entity: str) -> Iterator[list[str]]:
     for place, letter in enumerate(structure.sequence):
-        name, label = ONE_TO_THREE[letter], str(place + 1)
+        residue, label = ONE_TO_THREE[letter], str(place + 1)
         seqid = gemmi.SeqId(_number(structure, place))
         number, modelled = str(seqid.num), structure.atom_mask[place].any()
         numbered = modelled or not any(structure.residue_names)
-        loop.add_row(
-            [chain, _ENTITY, label, name, label, chain, "n"]
+        yield (
+            [name, entity, label, residue, label, name, "n"]
             + [number if numbered else "?", seqid.icode.strip() or "."]
-            + ([number, name, name] if modelled else ["?", "?", "?"])
+            + ([number, residue, residue] if modelled else ["?", "?", "?"])
         )

@@ -4,7 +4,8 @@ import os
 
 from esmfold_peft.config import EngineConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.launch import launched_world, resolved_engine
+from esmfold_peft.training.launch import resolved_engine
+from esmfold_peft.training.world import launched_world
 
 
 def accumulation(engine: EngineConfig) -> int:

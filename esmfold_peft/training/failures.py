@@ -1,11 +1,9 @@
 """What a person can do about errors that come from below."""
 
-import torch
-
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.devices import is_out_of_memory
 from esmfold_peft.errors import UserError
 
-_MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator", "Cannot allocate memory")
 _LOST_PROCESS = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
     *("remote process exited", "NCCL communicator was aborted"),
@@ -20,7 +18,7 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
         config: the run's settings.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _MEMORY):
+    if is_out_of_memory(error):
         return UserError(
             f"not enough memory for data.crop {config.data.crop} and engine.micro_batch"
             f" {config.engine.micro_batch}: {_advice(config)} ({text[:200]})"

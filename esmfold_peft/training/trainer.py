@@ -18,10 +18,10 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.launch import (
     cluster_environment,
-    launched_world,
     require_gpus,
     resolved_engine,
 )
+from esmfold_peft.training.world import launched_world
 
 
 def build_trainer(

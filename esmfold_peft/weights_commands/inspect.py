@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esmfold_peft.config import InspectConfig
-from esmfold_peft.weights_commands.contents import Contents, Part, Unused, contents_of, nested
+from esmfold_peft.model.contents import Contents, Part, Unused, contents_of, nested
 
 _PIPED_WIDTH = 120
 """Columns where there is no terminal."""

@@ -37,9 +37,9 @@ def predicting(context: Context) -> Iterator[Row]:
     detail = f"mean pLDDT {min(plddt):.1f} to {max(plddt):.1f}"
     yield at_least("predict, bf16: finite, pLDDT within 0 to 100", inside, SEQUENCES, detail=detail)
     run = straight(context)
-    _, here = read(predict(context, fasta, run, accelerator, "here", "--recycles", 0))
+    _, here = read(predict(context, fasta, run, accelerator, "here", "--num_recycles", 0))
     # One at a time: on a CPU that is another path than a padded batch.
-    alone = ("--recycles", 0, "--max_tokens", 1)
+    alone = ("--num_recycles", 0, "--max_tokens_per_batch", 1)
     _, there = read(predict(context, fasta, run, "cpu", "on_cpu", *alone))
     pairs = zip(here, there, strict=True)
     off = max(float(np.linalg.norm(a - b, axis=1).max()) for a, b in pairs)
@@ -52,7 +52,7 @@ def first_records(path: Path) -> Path:
     Args:
         path: of the file.
     """
-    records = itertools.islice(read_fasta(EXAMPLE / "sequences.fasta"), SEQUENCES)
+    records = itertools.islice(read_fasta([EXAMPLE / "sequences.fasta"]), SEQUENCES)
     path.write_text("".join(f">{record.header}\n{record.sequence}\n" for record in records))
     return path
 
@@ -71,7 +71,7 @@ def predict(
         flags: more of them.
     """
     output = context.scratch / name
-    words = ("--run", run, "--output", output, "--accelerator", accelerator)
+    words = ("--run", run, "--output", output, "--device", accelerator)
     command("predict", fasta, *words, *flags)
     return output
 

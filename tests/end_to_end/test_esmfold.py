@@ -1,9 +1,6 @@
 """The released ESMFold through the commands: inspected, trained, evaluated, used to predict."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gemmi
@@ -14,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmConfig, EsmForProteinFolding
 
 from esmfold_peft.protein.residues import ATOM37_INDEX
+from tests.nursery import nursery
 
 ROOT = Path(__file__).parents[2]
 FROZEN = ("--model.freeze", "[trunk,head]", "--loss.weights.resolved", 0)
@@ -22,15 +20,7 @@ SEQUENCE = "MKTAYIAKQRGWDEFHNPSLVC"
 
 def esmfold_peft(*arguments: object, fails: bool = False) -> str:
     """Runs one command and returns what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "esmfold_peft", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    return done.stderr if fails else done.stdout
+    return nursery().run(*arguments, code=2 if fails else 0)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +110,16 @@ def test_the_published_model_predicts_what_transformers_does(
 ):
     train(work, work / "untrained", *FROZEN, "--engine.steps", 0)
     esmfold_peft("predict", work / "x.fasta", "--run", work / "untrained", "--output", work / "out")
+    # The same without a run.
+    esmfold_peft(
+        "predict", work / "x.fasta", "--esmfold", work / "published", "--output", work / "direct",
+        "--pae",
+    )  # fmt: skip
+    assert (work / "direct" / "x.pdb").read_text() == (work / "out" / "x.pdb").read_text()
     theirs = reference.infer(SEQUENCE)  # four passes, as ours by default
+    arrays = np.load(work / "direct" / "x.pae.npz")
+    np.testing.assert_allclose(arrays["pae"], theirs["predicted_aligned_error"][0], atol=1e-3)
+    assert float(arrays["ptm"]) == pytest.approx(float(theirs["ptm"]), abs=1e-4)
     ours = atoms(work / "out" / "x.cif")
     places = theirs["positions"][-1, 0]
     columns = theirs["residx_atom37_to_atom14"][0]

@@ -92,6 +92,24 @@ def fair_esm_levels(model, tokens):
     return torch.stack([representations[i] for i in sorted(representations)], dim=2)[:, 1:-1]
 
 
+def test_hidden_residues_are_fair_esms_masks(fair_esm, tmp_path):
+    """Embeddings of <mask> are zero and the others larger, by what fair-esm calls token dropout."""
+    save_official(fair_esm, tmp_path / "esm2_x.pt")
+    ours = LanguageModel(SHAPE).eval()
+    load_esm2(ours, tmp_path / "esm2_x.pt")
+    aatype, mask = chains()
+    hidden = torch.rand(3, 14, generator=torch.Generator().manual_seed(2)) < 0.3
+    hidden[2] = False
+    tokens = ours.tokenize(aatype, mask)
+    tokens[:, 1:-1][hidden & mask] = ALPHABET.mask_idx
+    with torch.no_grad():
+        theirs = fair_esm(tokens, repr_layers=range(SHAPE.layers + 1))["representations"]
+        reference = torch.stack([theirs[k][:, 1:-1] for k in range(SHAPE.layers + 1)], dim=2)
+        assert_all_levels_agree(ours(aatype, mask, hidden=hidden), reference, mask)
+        nothing = ours(aatype, mask, hidden=torch.zeros_like(hidden))
+        assert torch.equal(nothing, ours(aatype, mask))
+
+
 def test_padded_batch_equals_fair_esm(lm, fair_esm):
     aatype, mask = chains()
     letters = "ARNDCQEGHILKMFPSTWYVX"

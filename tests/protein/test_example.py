@@ -79,7 +79,7 @@ def test_no_two_chains_are_more_than_forty_percent_identical(
 def test_the_fasta_holds_four_of_the_chains_and_two_others(
     chains: dict[str, ProteinStructure], example: Path
 ) -> None:
-    records = {record.id: record.sequence for record in read_fasta(example / "sequences.fasta")}
+    records = {record.id: record.sequence for record in read_fasta([example / "sequences.fasta"])}
     known = {name for name in records if name in chains}
     assert known == {"1ubq_A", "3dxs_A", "4qiv_C", "4wsz_B"}
     assert all(records[name] == chains[name].sequence for name in known)

@@ -13,13 +13,12 @@ from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.launch import (
-    World,
     cluster_environment,
-    launched_world,
     require_gpus,
     resolved_engine,
 )
 from esmfold_peft.training.trainer import build_trainer
+from esmfold_peft.training.world import World, launched_world
 
 RANKED = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu1",

@@ -1,0 +1,1 @@
+"""Sequences to structures: what `predict` and `esmfold_peft.load` are made of."""

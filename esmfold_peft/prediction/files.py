@@ -1,0 +1,71 @@
+"""The files of one prediction."""
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from esmfold_peft.prediction.result import Prediction
+
+LARGEST_ERROR = 31.75
+"""Å that the last bin of aligned errors stands for (`model.confidence`)."""
+
+
+def write_files(folder: Path, prediction: "Prediction") -> dict[str, str]:
+    """Writes structure and aligned errors, each file whole or not at all.
+
+    Args:
+        folder: is made where it is missing.
+        prediction: what to write; finite.
+
+    Returns:
+        Names of the files by kind: mmcif, pdb (unless the structure does not fit into the format),
+        pae_npz and pae_json (if PAE was predicted).
+    """
+    make_folder(folder)
+    name = prediction.name
+    written = {"mmcif": f"{name}.cif"}
+    write_atomically(folder / written["mmcif"], prediction.to_mmcif())
+    try:
+        pdb = prediction.to_pdb()
+    except UserError:  # it says so in the table by an empty cell; the mmCIF file has everything
+        pdb = None
+    if pdb is not None:
+        written["pdb"] = f"{name}.pdb"
+        write_atomically(folder / written["pdb"], pdb)
+    if prediction.pae is not None:
+        written |= {"pae_npz": f"{name}.pae.npz", "pae_json": f"{name}.pae.json"}
+        write_atomically(folder / written["pae_npz"], pae_npz(prediction))
+        write_atomically(folder / written["pae_json"], pae_json(prediction))
+    return written
+
+
+def pae_npz(prediction: "Prediction") -> bytes:
+    """NumPy's arrays pae (n, n) in Å, plddt (n) 0 to 100, ptm (), chain_lengths, compressed."""
+    assert prediction.pae is not None
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        pae=prediction.pae,
+        plddt=prediction.plddt,
+        ptm=np.float32(prediction.ptm),
+        chain_lengths=np.array([len(chain) for chain in prediction.chains]),
+    )
+    return stream.getvalue()
+
+
+def pae_json(prediction: "Prediction") -> str:
+    """Aligned errors as the AlphaFold database gives them (version 4): whole Å, one matrix."""
+    assert prediction.pae is not None
+    rows = np.rint(prediction.pae).astype(int).tolist()
+    content = {
+        "predicted_aligned_error": rows,
+        "max_predicted_aligned_error": LARGEST_ERROR,
+    }
+    return json.dumps([content], separators=(",", ":")) + "\n"

@@ -1,0 +1,210 @@
+"""What a `predict` has done: predictions.csv, and before that is whole, a journal.
+
+Each process appends a line of JSON to a journal of its own when the files of a sequence are
+written, so that a kill loses nothing but the sequences at hand. Whoever finishes when every
+sequence has a row writes predictions.csv and removes the journals. Processes need not know each
+other: all rows are in files before anybody looks for them.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from esmfold_peft.csv_text import csv_text
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import make_folder, write_atomically
+
+TABLE = "predictions.csv"
+OK = "ok"
+
+_JOURNAL = ".predictions.{rank}.jsonl"
+_FILES = ("pdb", "mmcif", "pae_npz", "pae_json", "html")
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """One line of predictions.csv.
+
+    Attributes:
+        name: of the files, unique in the folder.
+        id: first word of the FASTA header.
+        header: the whole header.
+        fasta: the file that the record is in.
+        line: of its header, from 1.
+        chains: how many there are.
+        length: residues of all chains.
+        replaced: letters B, J, O, U and Z that were folded as X.
+        adapter: the adapter that the record names; empty for the model's own.
+        seed: 0 is the prediction, others have residues hidden from the language model.
+        plddt: mean predicted lDDT-Cα, 0 to 100; empty if the record failed, as all that follows but
+            status and warnings.
+        ptm: predicted TM-score, 0 to 1; empty without --pae.
+        seconds: time of folding, a share of its batch's.
+        status: "ok", or why there is no structure.
+        warnings: what may be wrong with the sequence.
+        pdb: file name; empty where the structure does not fit into the PDB format.
+        mmcif: file name.
+        pae_npz: file name; empty without --pae.
+        pae_json: file name; empty without --pae.
+        html: file name; empty without --html.
+        hash: SHA-256 of the sequence, the model and the settings that decide the files.
+    """
+
+    name: str
+    id: str
+    header: str
+    fasta: str
+    line: int
+    chains: int
+    length: int
+    replaced: int
+    adapter: str
+    seed: int
+    plddt: float | None
+    ptm: float | None
+    seconds: float | None
+    status: str
+    warnings: str
+    pdb: str
+    mmcif: str
+    pae_npz: str
+    pae_json: str
+    html: str
+    hash: str
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that there are."""
+        return [name for kind in _FILES if (name := getattr(self, kind))]
+
+
+class Journal:
+    """The rows that one process has written.
+
+    Args:
+        output: folder; it is made where it is missing.
+        rank: of the process.
+
+    Raises:
+        UserError: the file cannot be written, or another process has it.
+    """
+
+    def __init__(self, output: Path, rank: int) -> None:
+        make_folder(output)
+        path = output / _JOURNAL.format(rank=rank)
+        try:
+            self._file = path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"output: another process predicts into {output}") from error
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+        # A kill may have left half a line.
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+
+    def add(self, row: PredictionRow) -> None:
+        """Keeps a row, whose files are written."""
+        self._file.write(json.dumps(asdict(row)).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def require_new(output: Path, rank: int) -> None:
+    """Refuses a folder that has predictions.
+
+    Args:
+        output: folder that may be missing.
+        rank: of this process; others may have begun with the same command.
+
+    Raises:
+        UserError: there are predictions.
+    """
+    for name in (TABLE, _JOURNAL.format(rank=rank)):
+        if (output / name).exists():
+            raise UserError(
+                f"output: {output} has predictions already; --resume goes on with them, or choose"
+                " another folder"
+            )
+
+
+def read_rows(output: Path) -> list[PredictionRow]:
+    """All rows of a folder, the newer ones of a name last; those that cannot be read are left out.
+
+    Args:
+        output: folder that may be missing.
+    """
+    # The journals first: who removes them has written the table before.
+    journals = [row for path in sorted(_journals(output)) for row in _journal_rows(path)]
+    return [*_table_rows(output / TABLE), *sorted(journals, key=lambda row: row.status == OK)]
+
+
+def is_there(row: PredictionRow, output: Path) -> bool:
+    """Whether a prediction succeeded and has all its files."""
+    return row.status == OK and all((output / name).is_file() for name in row.files)
+
+
+def finish(output: Path, rows: Sequence[PredictionRow], started: float) -> None:
+    """Writes predictions.csv and removes what it replaces.
+
+    Args:
+        output: the folder.
+        rows: all of the table.
+        started: time since the epoch when this process began: unfinished files that are older are
+            what a kill has left.
+    """
+    write_atomically(output / TABLE, csv_text(PredictionRow, rows))
+    leftovers = (path for path in output.glob(".*.tmp") if path.stat().st_mtime < started)
+    for path in (*_journals(output), *leftovers):
+        path.unlink(missing_ok=True)
+
+
+def _journals(output: Path) -> Iterable[Path]:
+    return output.glob(_JOURNAL.format(rank="*"))
+
+
+def _journal_rows(path: Path) -> Iterable[PredictionRow]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # another process has just put it into the table
+        return
+    for line in lines[:-1]:
+        yield PredictionRow(**json.loads(line))
+
+
+def _table_rows(path: Path) -> list[PredictionRow]:
+    """The rows of a table.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(), newline=""))
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    try:
+        return [PredictionRow(**_typed(row)) for row in reader]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not the table of an earlier prediction ({error})") from error
+
+
+def _typed(cells: dict[str, str]) -> dict[str, Any]:
+    kinds = {field.name: field.type for field in fields(PredictionRow)}
+    values: dict[str, Any] = {}
+    for name, text in cells.items():
+        kind = kinds[name]
+        if kind is str:
+            values[name] = text
+        elif kind is int:
+            values[name] = int(text)
+        else:
+            values[name] = float(text) if text else None
+    return values

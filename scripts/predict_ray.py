@@ -1,0 +1,109 @@
+"""`esmfold-peft predict` on a Ray cluster: a list of sequences shared out among workers.
+
+    pip install 'esmfold-peft[ray]'
+    python scripts/predict_ray.py --workers 8 sequences.fasta --run runs/x --output predictions
+
+Words after this script's own flags are those of `predict`, which every worker runs for its share,
+as it would under torchrun. A worker that is lost, with its node or by running out of memory, is
+started anew and goes on with what is not done. All nodes need the same paths: FASTA, model and
+output lie on a shared disk. `--gpus 0.5` puts two workers on a GPU. Without a cluster's address
+(`--address`, or RAY_ADDRESS) Ray starts on this machine.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from esmfold_peft.cli import parse
+from esmfold_peft.config import PredictConfig
+from esmfold_peft.config_io import to_config
+from esmfold_peft.errors import UserError
+from esmfold_peft.predict import run as predict
+from esmfold_peft.prediction.manifest import require_new
+from esmfold_peft.prediction.shards import Shard
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs all workers and returns the highest of their exit codes.
+
+    Args:
+        words: of the command line.
+    """
+    parser = _parser()
+    own, rest = parser.parse_known_args(words)
+    if own.workers < 1:
+        parser.error("--workers: less than 1")
+    try:
+        import ray
+    except ImportError:
+        parser.error("Ray is not installed: pip install 'esmfold-peft[ray]'")
+    parsed = parse(["predict", *rest])
+    try:
+        config = to_config(parsed.parser, parsed.values, PredictConfig)
+        for rank in range(0 if config.resume else own.workers):
+            require_new(config.output, rank)
+    except UserError as error:
+        parser.error(str(error))
+    # A worker that is started anew finds what the lost one has done.
+    config = replace(_absolute(config), resume=True)
+    ray.init(address=own.address, include_dashboard=False)
+    # An exception of a worker is final; only its loss is not.
+    work = ray.remote(num_gpus=own.gpus, num_cpus=own.cpus, max_retries=own.retries)(predict_share)
+    found = [work.remote(config, rank, own.workers) for rank in range(own.workers)]
+    codes = ray.get(found)
+    for line in dict.fromkeys(line for _, line in codes if line):
+        print(line, file=sys.stderr)
+    return max(code for code, _ in codes)
+
+
+def _absolute(config: PredictConfig) -> PredictConfig:
+    """The same files, named so that a worker finds them from its own folder."""
+    adapters = config.adapter_folders().items()
+    esmfold = config.esmfold
+    return replace(
+        config,
+        fasta=tuple(path if str(path) == "-" else path.resolve() for path in config.fasta),
+        output=config.output.resolve(),
+        run=None if config.run is None else config.run.resolve(),
+        esmfold=esmfold if esmfold in (None, "pretrained") else str(Path(esmfold).resolve()),
+        adapter=tuple(f"{name}={folder.resolve()}" for name, folder in adapters),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage="%(prog)s [--workers N] [--gpus N] [--address A] FASTA --run RUN --output FOLDER ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--address", help="of the cluster (default: RAY_ADDRESS, else this machine)")
+    add("--workers", type=int, default=1, help="processes (default: 1)")
+    add("--gpus", type=float, default=1, help="of each; 0 for none (default: 1)")
+    add("--cpus", type=float, default=1, help="of each (default: 1)")
+    add("--retries", type=int, default=3, help="of a lost worker (default: 3)")
+    return parser
+
+
+def predict_share(config: PredictConfig, rank: int, workers: int) -> tuple[int, str]:
+    """Predicts one worker's share.
+
+    Args:
+        config: settings of `predict`.
+        rank: of the worker.
+        workers: in all.
+
+    Returns:
+        The exit code, and a line if a setting or an input is wrong.
+    """
+    try:
+        # Of the GPUs of its machine Ray shows a worker its own.
+        return predict(config, Shard(rank, workers, local_rank=0)), ""
+    except UserError as error:
+        return 2, f"predict: error: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A record for pages: a real chain with pLDDT of all bands, and what a browser makes of a page."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from esmfold_peft.prediction.page import PageRecord
+from esmfold_peft.protein.read import read_structure
+from esmfold_peft.protein.write import to_pdb
+
+
+def real_record(example: Path, header: str = "1oai_A nuclear export factor") -> PageRecord:
+    """A chain of 59 residues as if it were predicted, numbered from 1."""
+    chain = read_structure(example / "held_out" / "1oai_A.cif.gz")
+    count = len(chain)
+    plddt = (70 + 28 * np.cos(np.arange(count) / 9)).astype(np.float32)
+    predicted = replace(
+        chain, b_factors=np.repeat(plddt[:, None], 37, 1), residue_names=("",) * count
+    )
+    return PageRecord(
+        name="1oai_A",
+        header=header,
+        chains=(chain.sequence,),
+        pdb_text=to_pdb(predicted),
+        plddt=plddt,
+        pae=np.random.default_rng(0).uniform(0, 31.75, (count, count)).astype(np.float32),
+        ptm=0.81,
+        facts={"recycles": "3"},
+        files=("1oai_A.pdb", "1oai_A.cif"),
+    )
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it.
+
+    Attributes:
+        tags: names of all elements, in order.
+        attributes: (element, attribute, value) of all.
+        texts: (tag before it, text), the tag of an end with its slash.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.texts.append((tag, ""))
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        self.texts.append((f"/{tag}", ""))
+
+    def handle_data(self, data):
+        tag, text = self.texts[-1] if self.texts else ("", "")
+        self.texts[-1:] = [(tag, text + data)]
+
+    def scripts(self) -> list[str]:
+        return [text for tag, text in self.texts if tag == "script"]
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, name, value in self.attributes if name == attribute]
