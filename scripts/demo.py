@@ -99,7 +99,7 @@ def evaluate(out: Path, name: str, split: str) -> float:
     """Mean lDDT-Cα of a run on a set of chains."""
     scores = out / "scores" / f"{name}_{split}"
     command(
-        "evaluate", "--run", out / name, "--references", out / "chains" / split,
+        "evaluate", "--run", out / name, "--store", out / "chains" / split,
         "--output", scores,
     )  # fmt: skip
     return json.loads((scores / "summary.json").read_text())["lddt_ca"]

@@ -173,6 +173,7 @@ def test_evaluate_needs_one_source(tmp_path: Path, capsys):
         ["evaluate", "--references", str(tmp_path), "--output", str(tmp_path / "out")], capsys
     )
     assert "--run" in line
+    assert not (tmp_path / "out").exists()
 
 
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))

@@ -8,13 +8,13 @@ Ahdritz et al. 2024, "ESMFold" Lin et al. 2023, "LoRTA" Hounie et al. 2024 (arXi
 from esmfold_peft.config.adapter import AdapterConfig, AdapterKind, Target
 from esmfold_peft.config.commands import (
     CountConfig,
-    EvaluateConfig,
     ExportConfig,
     ImportConfig,
     InspectConfig,
     MergeConfig,
     ReplayConfig,
 )
+from esmfold_peft.config.evaluation import EvaluateConfig, MatchMethod, Split
 from esmfold_peft.config.guard import GuardConfig
 from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import (
@@ -60,6 +60,7 @@ __all__ = [
     "LogConfig",
     "LossConfig",
     "LossWeights",
+    "MatchMethod",
     "MergeConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -68,6 +69,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "ReplayConfig",
+    "Split",
     "StructureConfig",
     "Target",
     "TrainConfig",

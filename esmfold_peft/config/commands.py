@@ -6,7 +6,7 @@ from typing import Literal
 
 from esmfold_peft.config.adapter import AdapterKind, Target
 from esmfold_peft.config.checks import check_lowest
-from esmfold_peft.config.model import Kernels, LanguageModelConfig
+from esmfold_peft.config.model import LanguageModelConfig
 from esmfold_peft.errors import UserError
 
 
@@ -21,43 +21,6 @@ class ReplayConfig:
 
     replay: Path
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Scores predicted structures by lDDT-Cα: those of a run's model, or files.
-
-    Attributes:
-        references: store of the true structures.
-        output: folder that receives scores.csv and summary.json.
-        run: folder of a training run, whose model folds the references' sequences.
-        predictions: folder of predicted structures named <chain id>.pdb or .cif, instead of a run.
-        checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
-            which is that of its last checkpoint.
-        raw_weights: take the weights as they were, not their moving average.
-        accelerator: cpu, gpu, or auto (a GPU if there is one).
-        max_tokens: residues folded at a time, padding included; a longer chain is folded alone.
-        chunk: rows of the pair track at a time (`model.chunk`): less memory for long chains.
-        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
-    """
-
-    references: Path
-    output: Path
-    run: Path | None = None
-    predictions: Path | None = None
-    checkpoint: str | None = None
-    raw_weights: bool = False
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    max_tokens: int = 1024
-    chunk: int | None = None
-    kernels: Kernels = "none"
-
-    def __post_init__(self) -> None:
-        check_lowest(self, "", 1, "max_tokens", "chunk")
-        if (self.run is None) == (self.predictions is None):
-            raise UserError("give either --run or --predictions")
-        if self.run is None and (self.checkpoint is not None or self.raw_weights):
-            raise UserError("checkpoint and raw_weights: only with --run")
 
 
 @dataclass(frozen=True)

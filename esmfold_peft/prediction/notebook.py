@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from esmfold_peft.prediction.html_text import escaped
 from esmfold_peft.prediction.page import BANDS
 
-_SIZE = {"width": 640, "height": 420}
+_WIDTH, _HEIGHT = 640, 420
 _HINT = "<p><code>pip install 'esmfold-peft[notebook]'</code> shows the structure here in 3D.</p>"
 
 
@@ -28,9 +28,9 @@ def notebook_html(pdb_text: str, facts: Mapping[str, str]) -> str:
 
 
 def _view(pdb_text: str) -> str:
-    import py3Dmol  # pyright: ignore[reportMissingImports]  # optional
+    import py3Dmol  # optional
 
-    view = py3Dmol.view(**_SIZE)
+    view = py3Dmol.view(width=_WIDTH, height=_HEIGHT)
     view.addModel(pdb_text, "pdb")
     for (chain, colour), residues in residues_by_colour(pdb_text).items():
         view.setStyle({"chain": chain, "resi": residues}, {"cartoon": {"color": colour}})

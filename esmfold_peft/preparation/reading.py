@@ -78,7 +78,7 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
     if item.fault:
         return left_out(item, item.kind, item.fault)
     try:
-        chains = parse_chains(_content(item) if content is None else content, item.place)
+        chains = parse_chains(read_content(item) if content is None else content, item.place)
     except OSError as error:
         return left_out(item, "unreadable", error.strerror or str(error))
     except UserError as error:
@@ -95,8 +95,11 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
     return Read(item.place, tuple(kept), tuple(records), tuple(rejected))
 
 
-def _content(item: Item) -> bytes:
+def read_content(item: Item) -> bytes:
     """The bytes that were listed; half of a file that grows or shrinks may look like a whole one.
+
+    Args:
+        item: not a member of a compressed tar.
 
     Raises:
         UserError: the file changed.

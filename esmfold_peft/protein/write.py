@@ -158,7 +158,7 @@ def _check_columns(chains: Mapping[str, ProteinStructure]) -> None:
 
 def _chain_fits(name: str, chain: ProteinStructure) -> Iterator[tuple[bool, str]]:
     """For each limit of the format whether a chain obeys it, and what is wrong if not."""
-    numbers = np.array([gemmi.SeqId(_number(chain, p)).num for p in range(len(chain))])
+    numbers = np.array([_seqid(chain, p).num for p in range(len(chain))])
     known = chain.atom_mask
     yield len(name) == 1, f'the chain name "{name}" is not one character'
     yield len(chain) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"
@@ -209,7 +209,7 @@ def _chain(name: str, structure: ProteinStructure) -> gemmi.Chain:
 def _residue(structure: ProteinStructure, place: int, name: str) -> gemmi.Residue:
     residue = gemmi.Residue()
     residue.name = name
-    residue.seqid = gemmi.SeqId(_number(structure, place))
+    residue.seqid = _seqid(structure, place)
     residue.label_seq = place + 1
     residue.entity_type = gemmi.EntityType.Polymer
     residue.het_flag = "A"
@@ -224,6 +224,13 @@ def _residue(structure: ProteinStructure, place: int, name: str) -> gemmi.Residu
         atom.b_iso = float(structure.b_factors[place, column])
         residue.add_atom(atom)
     return residue
+
+
+def _seqid(structure: ProteinStructure, place: int) -> gemmi.SeqId:
+    text = _number(structure, place)
+    code = "" if text[-1].isdigit() else text[-1]
+    # From one text gemmi would make the code lower case.
+    return gemmi.SeqId(int(text.removesuffix(code)), code or " ")
 
 
 def _number(structure: ProteinStructure, place: int) -> str:
@@ -273,7 +280,7 @@ def _add_numbering(block: gemmi.cif.Block, chains: Mapping[str, ProteinStructure
 def _numbering(name: str, structure: ProteinStructure, entity: str) -> Iterator[list[str]]:
     for place, letter in enumerate(structure.sequence):
         residue, label = ONE_TO_THREE[letter], str(place + 1)
-        seqid = gemmi.SeqId(_number(structure, place))
+        seqid = _seqid(structure, place)
         number, modelled = str(seqid.num), structure.atom_mask[place].any()
         numbered = modelled or not any(structure.residue_names)
         yield (

@@ -146,8 +146,8 @@ def test_an_adapter_alone_is_trained_and_kept(work: Path):
     assert learnt
     assert all(tensor.abs().max() > 0 for tensor in learnt)  # zero at the start
     esmfold_peft("predict", work / "x.fasta", "--run", run, "--output", work / "adapted")
-    esmfold_peft("evaluate", "--run", run, "--references", work / "chains",
-                 "--output", work / "scores", "--chunk", 7)  # fmt: skip
+    esmfold_peft("evaluate", "--run", run, "--store", work / "chains",
+                 "--output", work / "scores", "--chunk_size", 7)  # fmt: skip
     assert len((work / "scores" / "scores.csv").read_text().splitlines()) == 3
 
 

@@ -202,3 +202,15 @@ def test_writing_that_fails_keeps_the_old_file(
 def test_writing_into_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.txt: No such file or directory$"):
         write_atomically(tmp_path / "absent" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("code", ["A", "a", ""])
+def test_insertion_codes_keep_their_case(code: str) -> None:
+    structure = replace(
+        prediction("GAV"), residue_names=("-1", "52", f"52{code}" if code else "53")
+    )
+    for text in (to_pdb(structure), to_mmcif(structure)):
+        read = gemmi.read_pdb_string(text) if text.startswith("SEQRES") else None
+        block = None if read else gemmi.cif.read_string(text).sole_block()
+        model = (read or gemmi.make_structure_from_block(block))[0]
+        assert [str(residue.seqid) for residue in model[0]] == list(structure.residue_names)

@@ -134,7 +134,7 @@ def test_evaluation_gives_the_scores_of_the_validation(
         "raw": ["--checkpoint", 4, "--raw-weights"],
         "early": ["--checkpoint", 2],
     }.items():
-        command = ["evaluate", "--run", run, "--references", stores / "held_out"]
+        command = ["evaluate", "--run", run, "--store", stores / "held_out"]
         nursery.run(*command, "--output", tmp_path / name, *flags)
         found[name] = scores(tmp_path / name / "scores.csv", "lddt_ca")
     average, raw = (scores(validated, column) for column in ("lddt_ca", "lddt_ca_raw"))

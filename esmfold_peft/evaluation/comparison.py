@@ -1,0 +1,196 @@
+"""Two evaluations of the same chains set against each other."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from esmfold_peft.errors import UserError
+from esmfold_peft.evaluation.bootstrap import mean_interval
+from esmfold_peft.evaluation.scoring import METRICS, SCORED, Score
+from esmfold_peft.evaluation.tables import SCORES, Columns, read_scores
+from esmfold_peft.protein.files import read_json
+
+_LOWER_IS_BETTER = ("rmsd",)
+_NOT_A_QUALITY = ("plddt",)
+"""A higher one is no better prediction, so that nobody wins."""
+
+Key = tuple[str, str]
+"""Split and id of a chain."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of the second evaluation minus that of the first, over the chains that both have.
+
+    Attributes:
+        count: chains that have it in both.
+        one: mean of the first.
+        other: mean of the second.
+        difference: mean of the differences, second minus first.
+        low: lower end of the 95 % bootstrap interval of the mean difference.
+        high: its upper end.
+        wilcoxon_p: of the two-sided signed-rank test (Wilcoxon 1945); None where no chain differs.
+        wins: chains on which the second is better (a lower RMSD, a higher other score); None for
+            pLDDT.
+        ties: chains with equal values.
+        losses: chains on which the first is better.
+    """
+
+    count: int
+    one: float | None = None
+    other: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    wilcoxon_p: float | None = None
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two tables of scores, joined.
+
+    Attributes:
+        keys: split and id of the chains with scores in both, sorted; the split is "" where ids
+            alone tell the chains of both tables apart.
+        one: their rows in the first.
+        other: their rows in the second.
+        only_one: chains with scores in the first alone.
+        only_other: chains with scores in the second alone.
+    """
+
+    keys: list[Key]
+    one: list[Score]
+    other: list[Score]
+    only_one: list[Key]
+    only_other: list[Key]
+
+    def differences(self) -> dict[str, Difference]:
+        """What each metric says."""
+        return {
+            name: difference(name, *(_values(rows, name) for rows in (self.one, self.other)))
+            for name in METRICS
+        }
+
+    def columns(self) -> Columns:
+        """A line for each chain that both have: every metric twice, and the difference."""
+        table: Columns = {
+            "id": [name for _, name in self.keys],
+            "split": [split for split, _ in self.keys],
+        }
+        for name in METRICS:
+            one, other = (_values(rows, name) for rows in (self.one, self.other))
+            for column, values in ((name + "_1", one), (name + "_2", other)):
+                table[column] = _cells(values)
+            table[name + "_difference"] = _cells(other - one)
+        return table
+
+    def summary(self) -> dict[str, Any]:
+        """What comparison.json says of the chains."""
+        return {
+            "chains": len(self.keys),
+            "metrics": {name: asdict(found) for name, found in self.differences().items()},
+            "only_in_the_first": [_shown(key) for key in self.only_one],
+            "only_in_the_second": [_shown(key) for key in self.only_other],
+        }
+
+
+def column_types(columns: Columns) -> dict[str, type]:
+    """The types of the columns of a comparison."""
+    return {name: str if name in ("id", "split") else float for name in columns}
+
+
+def compare_folders(one: Path, other: Path) -> Comparison:
+    """Joins what two evaluations wrote by id, and by split too where one has an id twice.
+
+    Raises:
+        UserError: a folder is no output of evaluate, or they have no chain in common.
+    """
+    tables = [_scored_rows(folder) for folder in (one, other)]
+    by_split = any(len({row.id for row in rows}) < len(rows) for rows in tables)
+    first, second = (
+        {(row.split if by_split else "", row.id): row for row in rows} for rows in tables
+    )
+    keys = sorted(first.keys() & second.keys())
+    if not keys:
+        examples = " and ".join(_shown(next(iter(t), ("", "none"))) for t in (first, second))
+        raise UserError(f"{one} and {other}: no chain has scores in both (such as {examples})")
+    return Comparison(
+        keys=keys,
+        one=[first[key] for key in keys],
+        other=[second[key] for key in keys],
+        only_one=sorted(first.keys() - second.keys()),
+        only_other=sorted(second.keys() - first.keys()),
+    )
+
+
+def difference(
+    name: str, one: Float64[np.ndarray, "n"], other: Float64[np.ndarray, "n"]
+) -> Difference:
+    """Compares a metric over the chains that have it in both.
+
+    Args:
+        name: of the metric, which says whether more is better.
+        one: values of the first evaluation, NaN where there is none.
+        other: of the second, in the same order.
+    """
+    known = np.isfinite(one) & np.isfinite(other)
+    one, other = one[known], other[known]
+    if not len(one):
+        return Difference(0)
+    change = other - one
+    low, high = mean_interval(change)
+    better, worse = int((change > 0).sum()), int((change < 0).sum())
+    if name in _LOWER_IS_BETTER:
+        better, worse = worse, better
+    judged = name not in _NOT_A_QUALITY
+    return Difference(
+        count=len(one),
+        one=float(one.mean()),
+        other=float(other.mean()),
+        difference=float(change.mean()),
+        low=low,
+        high=high,
+        wilcoxon_p=_wilcoxon(change),
+        wins=better if judged else None,
+        ties=int((change == 0).sum()) if judged else None,
+        losses=worse if judged else None,
+    )
+
+
+def _wilcoxon(change: Float64[np.ndarray, "n"]) -> float | None:
+    from scipy.stats import wilcoxon
+
+    if not change.any():
+        return None
+    result: Any = wilcoxon(change[change != 0])
+    return float(result.pvalue)
+
+
+def _scored_rows(folder: Path) -> list[Score]:
+    if not (folder / f"{SCORES}.csv").is_file() or not (folder / "summary.json").is_file():
+        raise UserError(f"{folder}: no output of evaluate (scores.csv and summary.json)")
+    if "metrics" not in read_json(folder / "summary.json"):
+        raise UserError(f"{folder}: no output of evaluate (its summary.json is another one)")
+    return [row for row in read_scores(folder / f"{SCORES}.csv") if row.status == SCORED]
+
+
+def _values(rows: Sequence[Score], name: str) -> Float64[np.ndarray, "n"]:
+    values = (getattr(row, name) for row in rows)
+    return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def _cells(values: Float64[np.ndarray, "n"]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _shown(key: Key) -> str:
+    split, name = key
+    return f"{split}/{name}" if split else name

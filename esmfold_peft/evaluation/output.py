@@ -1,0 +1,163 @@
+"""The files of an evaluation or a comparison, and what is printed of them."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.table import Table
+
+from esmfold_peft.config import EvaluateConfig
+from esmfold_peft.config_io import config_text
+from esmfold_peft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED
+from esmfold_peft.evaluation.comparison import Comparison, column_types
+from esmfold_peft.evaluation.plots import FOLDER, draw_comparison, draw_scores
+from esmfold_peft.evaluation.scoring import METRICS, SCORED, Scored
+from esmfold_peft.evaluation.tables import (
+    RESIDUES,
+    SCORES,
+    score_columns,
+    score_types,
+    write_residues,
+    write_table,
+)
+from esmfold_peft.protein.files import make_folder, write_atomically
+
+SUMMARY = "summary.json"
+_COMPARISON = "comparison"
+_PACKAGES = ("esmfold-peft", "torch", "numpy", "scipy", "gemmi", "biopython", "tmtools")
+_LABELS = {
+    "lddt_ca": "lDDT-Cα",
+    "lddt_ca_residue_mean": "lDDT-Cα, residues",
+    "lddt_all_atom": "lDDT, all atoms",
+    "rmsd": "RMSD (Å)",
+    "gdt_ts": "GDT-TS",
+    "gdt_ha": "GDT-HA",
+    "tm_score": "TM-score",
+    "plddt": "pLDDT",
+}
+
+
+def write_scores(
+    config: EvaluateConfig, results: Sequence[Scored], summary: dict[str, Any]
+) -> None:
+    """Writes tables, figures and, when they are there, the summary; replaces earlier ones.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    output = config.output
+    _remove(output, (SCORES, RESIDUES), (SUMMARY,), ("distribution", "length", "calibration"))
+    rows = [result.row for result in results]
+    write_table(output / SCORES, score_columns(rows), score_types())
+    if config.per_residue:
+        write_residues(output / RESIDUES, results)
+    if config.plots:
+        scored = [row for row in rows if row.status == SCORED]
+        draw_scores(output, scored, summary["calibration"])
+    _write_json(output / SUMMARY, summary | _provenance(config))
+
+
+def write_comparison(config: EvaluateConfig, found: Comparison) -> None:
+    """Writes comparison.csv, .parquet and .json, and a figure.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    output = config.output
+    make_folder(output)
+    _remove(output, (_COMPARISON,), (f"{_COMPARISON}.json",), (_COMPARISON,))
+    columns = found.columns()
+    write_table(output / _COMPARISON, columns, column_types(columns))
+    pairs = zip(columns["lddt_ca_1"], columns["lddt_ca_2"], strict=True)
+    known = [pair for pair in pairs if None not in pair]
+    if config.plots and known:
+        one, other = zip(*known, strict=True)
+        draw_comparison(output, one, other, (str(config.compare[0]), str(config.compare[1])))
+    _write_json(output / f"{_COMPARISON}.json", found.summary() | _provenance(config))
+
+
+def score_tables(summary: dict[str, Any], title: str) -> list[Table]:
+    """A table of the metrics, one for each split."""
+    parts = summary.get("splits", {"": summary})
+    titles = {name: f"{title}: {name}" if name else title for name in parts}
+    return [_score_table(part, titles[name]) for name, part in parts.items()]
+
+
+def comparison_table(found: Comparison, config: EvaluateConfig) -> Table:
+    """A line for each metric."""
+    one, other = config.compare
+    title = f"{other} (second) against {one} (first): {len(found.keys)} chains in both"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    for column in ("first", "second", "change", "95 %", "p", "win/tie/loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in found.differences().items():
+        if row.count:
+            places = _places(name)
+            counts = "" if row.wins is None else f"{row.wins}/{row.ties}/{row.losses}"
+            table.add_row(
+                _LABELS[name],
+                f"{row.one:.{places}f}",
+                f"{row.other:.{places}f}",
+                f"{row.difference:+.{places}f}",
+                f"{row.low:+.{places}f} {row.high:+.{places}f}",
+                "" if row.wilcoxon_p is None else f"{row.wilcoxon_p:.1g}",
+                counts,
+            )
+    return table
+
+
+def _score_table(part: dict[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("metric")
+    for column in ("chains", "mean", "95 %", "median"):
+        table.add_column(column, justify="right")
+    for name in METRICS:
+        found = part["metrics"][name]
+        if not found["count"]:
+            continue
+        places = _places(name)
+        table.add_row(
+            _LABELS[name],
+            str(found["count"]),
+            f"{found['mean']:.{places}f}",
+            f"{found['low']:.{places}f} to {found['high']:.{places}f}",
+            f"{found['median']:.{places}f}",
+        )
+    error = part["calibration"]["mean_absolute_error"]
+    if error is not None:
+        table.add_row("calibration error", "", f"{error:.3f}", "", "")
+    return table
+
+
+def _places(name: str) -> int:
+    """Decimal places that mean something."""
+    return {"rmsd": 2, "plddt": 1}.get(name, 3)
+
+
+def _remove(
+    output: Path, tables: tuple[str, ...], files: tuple[str, ...], figures: tuple[str, ...]
+) -> None:
+    """Removes what an earlier command wrote, some of which this one may not write again."""
+    names = [f"{table}{ending}" for table in tables for ending in (".csv", ".parquet")]
+    for name in (*files, *names, *(f"{FOLDER}/{figure}.png" for figure in figures)):
+        (output / name).unlink(missing_ok=True)
+
+
+def _provenance(config: EvaluateConfig) -> dict[str, Any]:
+    return {
+        "bootstrap": {"seed": SEED, "resamples": RESAMPLES, "confidence": CONFIDENCE},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
+        "settings": yaml.safe_load(config_text(config)),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text.encode(errors="backslashreplace") + b"\n")

@@ -1,0 +1,122 @@
+"""Figures of scores. matplotlib is imported when the first one is drawn."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esmfold_peft.evaluation.scoring import Score
+from esmfold_peft.protein.files import make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FOLDER = "plots"
+
+_BLUE, _GREY, _RED = "#3b6ea5", "#9a9a9a", "#b5483a"
+_DOTS = 150
+"""Per inch."""
+
+
+def draw_scores(output: Path, rows: Sequence[Score], calibration: dict[str, Any]) -> list[Path]:
+    """Draws the distribution of lDDT-Cα, lDDT-Cα by length, and the calibration of pLDDT.
+
+    Args:
+        output: folder of the evaluation.
+        rows: chains with scores.
+        calibration: of summary.json; without residues there is no such figure.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    known = [
+        (row.length, row.lddt_ca)
+        for row in rows
+        if row.length is not None and row.lddt_ca is not None and math.isfinite(row.lddt_ca)
+    ]
+    figures: dict[str, Callable[[Axes], None]] = {}
+    if known:
+        lengths, scores = zip(*known, strict=True)
+        figures["distribution"] = lambda axes: _distribution(axes, scores)
+        figures["length"] = lambda axes: _by_length(axes, lengths, scores)
+    if calibration["bins"]:
+        figures["calibration"] = lambda axes: _calibration(axes, calibration)
+    return [_write(output, name, draw) for name, draw in figures.items()]
+
+
+def draw_comparison(
+    output: Path, one: Sequence[float], other: Sequence[float], names: tuple[str, str]
+) -> Path:
+    """Draws the lDDT-Cα of the same chains in two evaluations against each other.
+
+    Args:
+        output: folder of the comparison.
+        one: scores of the first.
+        other: scores of the second, in the same order.
+        names: of both.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+
+    def draw(axes: "Axes") -> None:
+        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
+        axes.scatter(one, other, s=10, color=_BLUE, alpha=0.7, linewidths=0)
+        axes.set(xlabel=f"lDDT-Cα, {names[0]}", ylabel=f"lDDT-Cα, {names[1]}")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+
+    return _write(output, "comparison", draw)
+
+
+def _distribution(axes: "Axes", scores: Sequence[float]) -> None:
+    mean = sum(scores) / len(scores)
+    axes.hist(scores, bins=[k / 20 for k in range(21)], color=_BLUE)
+    axes.axvline(mean, color=_RED, linewidth=1, label=f"mean {mean:.3f}")
+    axes.set(xlabel="lDDT-Cα", ylabel=f"chains (of {len(scores)})", xlim=(0, 1))
+    axes.locator_params(axis="y", integer=True)
+    axes.legend(frameon=False)
+
+
+def _by_length(axes: "Axes", lengths: Sequence[int], scores: Sequence[float]) -> None:
+    axes.scatter(lengths, scores, s=10, color=_BLUE, alpha=0.7, linewidths=0)
+    axes.set(xlabel="length (residues)", ylabel="lDDT-Cα", ylim=(0, 1))
+    axes.set_xlim(left=0)
+
+
+def _calibration(axes: "Axes", found: dict[str, Any]) -> None:
+    bins = found["bins"]
+    axes.plot([0, 100], [0, 1], color=_GREY, linewidth=1, label="perfect")
+    most = max(b["residues"] for b in bins)
+    axes.bar(
+        [(b["from"] + b["to"]) / 2 for b in bins],
+        [0.2 * b["residues"] / most for b in bins],
+        width=4.6,
+        color=_GREY,
+        alpha=0.35,
+        label="residues",
+    )
+    label = f"mean absolute error {found['mean_absolute_error']:.3f}"
+    axes.plot(
+        [b["plddt"] for b in bins], [b["lddt_ca"] for b in bins], "o-", color=_BLUE, label=label
+    )
+    axes.set(xlabel="pLDDT", ylabel="lDDT-Cα of the residues", xlim=(0, 100), ylim=(0, 1))
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _write(output: Path, name: str, draw: Callable[["Axes"], None]) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    draw(figure.add_subplot())
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, dpi=_DOTS, format="png")
+    make_folder(output / FOLDER)
+    path = output / FOLDER / f"{name}.png"
+    write_atomically(path, stream.getvalue())
+    return path
