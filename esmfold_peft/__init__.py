@@ -16,6 +16,13 @@ Axis words used in shape annotations throughout the package:
 files; lDDT is 0 to 1 inside, pLDDT 0 to 100 in files and tables.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esmfold_peft.prediction.predictor import load
+
+__all__ = ["__version__", "load"]
+
 __version__ = "0.1.0"
 
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-_STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
+# ":100:" is a place in a file, not an emoji.
+_STDERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _SECONDS_BETWEEN_LINES = 60.0
 
 Item = TypeVar("Item")

@@ -1,16 +1,15 @@
 """Which device a command runs on, and whether its memory was too small."""
 
-import re
-
 import torch
 
+from esmfold_peft.config.checks import check_device
 from esmfold_peft.errors import UserError
 
 _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator", "Cannot allocate memory")
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device that a setting names.
+    """The device that a setting names; a GPU becomes the current one of the process.
 
     Args:
         device: cpu, gpu, cuda:N, or auto (a GPU if there is one).
@@ -20,8 +19,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: it is none of these, or a GPU is asked for and is not there.
     """
-    if not re.fullmatch(r"auto|cpu|gpu|cuda:\d+", device):
-        raise UserError(f"device: {device!r} is none of auto, cpu, gpu, cuda:N")
+    check_device(device)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -30,7 +28,9 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     number = int(device[5:]) if ":" in device else local_rank % found
     if number >= found:
         raise UserError(f"device: {device} is asked for, and PyTorch finds {found} GPU(s)")
-    return torch.device("cuda", number)
+    chosen = torch.device("cuda", number)
+    torch.cuda.set_device(chosen)  # kernels that are no part of PyTorch start on the current one
+    return chosen
 
 
 def is_out_of_memory(error: BaseException) -> bool:

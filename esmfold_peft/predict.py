@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +19,17 @@ from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.inference import Failed, Folded
 from esmfold_peft.prediction.complexes import query
 from esmfold_peft.prediction.files import write_files
+from esmfold_peft.prediction.index_page import INDEX_FILE
 from esmfold_peft.prediction.manifest import (
     OK,
     TABLE,
+    UNFINISHED,
     Journal,
     PredictionRow,
     finish,
     is_there,
     read_rows,
+    remove_others,
     require_new,
 )
 from esmfold_peft.prediction.pages import write_index, write_page
@@ -57,9 +61,9 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
     if shard.world > 1 and Path("-") in config.fasta:
         raise UserError("fasta: - is standard input, which several processes cannot all read")
     if not config.resume:
-        require_new(config.output, shard.rank)
-    records = read_fasta(config.fasta, max_length=config.max_length)
-    adapters = [adapter_of(record, config) for record in records]
+        require_new(config.output)
+    given = read_fasta(config.fasta, max_length=config.max_length)
+    records, adapters = zip(*(_with_adapter(record, config) for record in given), strict=True)
     predictor, bank = _load(config, shard)
     if shard.rank == 0:
         _say_warnings(records)
@@ -69,16 +73,33 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
         config.num_seeds,
         _decided_by(config, predictor),
     )
-    share = shard.share([task.record.length for task in tasks])
-    known = _known_rows(config, tasks) if config.resume else {}
-    todo = [tasks[place] for place in share if tasks[place].name not in known]
+    shard.meet()
+    own = [tasks[place] for place in shard.share([task.record.length for task in tasks])]
+    earlier = read_rows(config.output)
+    todo = [task for task in own if not _is_done(task, earlier, config)]
     journal = Journal(config.output, shard.rank)
-    _say_start(todo, len(share), predictor)
+    _say_start(len(todo), len(own), predictor)
     rows = {}
-    for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
-        rows[task.name] = _written(task, found, config)
-        journal.add(rows[task.name])
-    return _finish(config, tasks, [tasks[place] for place in share], rows, started)
+    try:
+        for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
+            if task.name in earlier:
+                journal.add(task.row(UNFINISHED))
+            rows[task.name] = _written(task, found, config)
+            journal.add(rows[task.name])
+    except UserError as error:  # a full disk, for example
+        report(f"{error}; {len(rows)} of {len(todo)} are done, --resume goes on with the others")
+        return 1
+    shard.wait()
+    code = _finish(config, tasks, own, rows, started) if shard.ends() else 0
+    return shard.agreed(code)
+
+
+def _with_adapter(record: FastaRecord, config: PredictConfig) -> tuple[FastaRecord, str]:
+    """A record and the adapter that it names; one that names a wrong one cannot be folded."""
+    try:
+        return record, adapter_of(record, config)
+    except UserError as error:
+        return replace(record, chains=(), problem=record.problem or str(error)), ""
 
 
 def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
@@ -117,7 +138,8 @@ def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank |
     )
     if config.pae and not predictor.predicts_pae:
         raise UserError(
-            f"pae: {config.run} did not train its head of aligned errors (loss.weights.pae is 0)"
+            f"pae: {config.run} did not train its head of aligned errors (loss.weights.pae is 0 in"
+            " it and in what it started from, if that is still there)"
         )
     folders = {name: adapter_folder(path) for name, path in config.adapter_folders().items()}
     if not folders:
@@ -141,11 +163,10 @@ def _fingerprint(name: str, config: PredictConfig) -> str:
     return f"{name} {hashlib.sha256(header.read_bytes()).hexdigest()}"
 
 
-def _known_rows(config: PredictConfig, tasks: Sequence[Task]) -> dict[str, PredictionRow]:
-    """The rows of tasks that are done, by name."""
-    hashes = {task.name: task.hash for task in tasks}
-    found = {row.name: row for row in read_rows(config.output) if row.hash == hashes.get(row.name)}
-    return {name: row for name, row in found.items() if is_there(row, config.output)}
+def _is_done(task: Task, earlier: Mapping[str, PredictionRow], config: PredictConfig) -> bool:
+    """Whether files of the same sequence, model and settings are there."""
+    row = earlier.get(task.name)
+    return row is not None and row.hash == task.hash and is_there(row, config.output)
 
 
 def _folded(
@@ -178,14 +199,24 @@ def _folded(
 
 
 def _written(task: Task, found: Folded | Failed, config: PredictConfig) -> PredictionRow:
-    """Writes the files of a task and gives its row."""
+    """Writes the files of a task, removes those it had before, and gives its row."""
+    row = _failed_or_written(task, found, config)
+    remove_others(row, config.output)
+    return row
+
+
+def _failed_or_written(task: Task, found: Folded | Failed, config: PredictConfig) -> PredictionRow:
     if isinstance(found, Failed):
         return task.row(found.reason)
     record = task.record
     prediction = Prediction.from_folded(task.name, record.header, record.chains, found)
-    files = write_files(config.output, prediction)
-    if config.html:
-        files["html"] = write_page(config.output, prediction, files.values(), _facts(task, config))
+    try:
+        files = write_files(config.output, prediction)
+        if config.html:
+            facts = _facts(task, config)
+            files["html"] = write_page(config.output, prediction, files.values(), facts)
+    except MemoryError:
+        return task.row("not enough memory to write the files")
     return task.row(
         OK,
         plddt=round(float(prediction.plddt.mean()), 2),
@@ -210,37 +241,47 @@ def _facts(task: Task, config: PredictConfig) -> dict[str, str]:
 def _finish(
     config: PredictConfig,
     tasks: Sequence[Task],
-    share: Sequence[Task],
+    own: Sequence[Task],
     rows: dict[str, PredictionRow],
     started: float,
 ) -> int:
-    """Writes the table if this process is the last, and says how it went."""
-    hashes = {task.name: task.hash for task in tasks}
-    there = {row.name: row for row in read_rows(config.output)}
-    current = {name: row for name, row in there.items() if row.hash == hashes.get(name)} | rows
-    whole = current.keys() == hashes.keys()
-    counted = tasks if whole else share
+    """Writes the table if every sequence has a row, and says how it went."""
+    there = read_rows(config.output) | rows
+    current = {
+        task.name: task.described(there[task.name])
+        for task in tasks
+        if task.name in there
+        and there[task.name].hash == task.hash
+        and there[task.name].status != UNFINISHED
+    }
+    whole = len(current) == len(tasks)
     if whole:
         # A sequence that is no longer in the files keeps its line, as it keeps its files.
-        strangers = [row for name, row in there.items() if name not in hashes]
-        finish(config.output, [*(current[task.name] for task in tasks), *strangers], started)
+        strangers = [row for name, row in there.items() if name not in current]
+        table = [*(current[task.name] for task in tasks), *strangers]
         if config.html:
-            write_index(config.output, [current[task.name] for task in tasks])
+            write_index(config.output, table)
+        elif not any(row.html for row in table):
+            (config.output / INDEX_FILE).unlink(missing_ok=True)
+        finish(config.output, table, started)
+    counted = tasks if whole else own
     failed = sum(current[task.name].status != OK for task in counted)
     where = TABLE if whole else "other processes are at work"
     report(f"{len(counted) - failed} structures in {config.output}, {failed} failed ({where})")
-    return 1 if any(current[task.name].status != OK for task in share) else 0
+    return 1 if failed else 0
 
 
 def _say_warnings(records: Sequence[FastaRecord]) -> None:
-    lines = [text for record in records for text in (record.problem, *record.warnings) if text]
+    """Prints what cannot be folded, and then what may not be meant."""
+    lines = [record.problem for record in records if record.problem]
+    lines += [text for record in records for text in record.warnings]
     for line in lines[:_WARNINGS_SHOWN]:
         report(line)
     if len(lines) > _WARNINGS_SHOWN:
         report(f"and {len(lines) - _WARNINGS_SHOWN} more such lines (see {TABLE})")
 
 
-def _say_start(todo: Sequence[Task], share: int, predictor: Predictor) -> None:
+def _say_start(todo: int, own: int, predictor: Predictor) -> None:
     device = next(predictor.model.parameters()).device
-    done = f", {share - len(todo)} are there already" if share > len(todo) else ""
-    report(f"folding {len(todo)} sequences on {device}{done}")
+    there = f", {own - todo} are there already" if own > todo else ""
+    report(f"folding {todo} sequences on {device}{there}")

@@ -20,12 +20,12 @@ from esmfold_peft.config import PredictConfig
 from esmfold_peft.config_io import to_config
 from esmfold_peft.errors import UserError
 from esmfold_peft.predict import run as predict
-from esmfold_peft.prediction.manifest import require_new
+from esmfold_peft.prediction.manifest import OK, read_rows, require_new
 from esmfold_peft.prediction.shards import Shard
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs all workers and returns the highest of their exit codes.
+    """Runs all workers and returns the exit code of `predict`.
 
     Args:
         words: of the command line.
@@ -41,8 +41,10 @@ def main(words: list[str] | None = None) -> int:
     parsed = parse(["predict", *rest])
     try:
         config = to_config(parsed.parser, parsed.values, PredictConfig)
-        for rank in range(0 if config.resume else own.workers):
-            require_new(config.output, rank)
+        if Path("-") in config.fasta:
+            raise UserError("fasta: - is standard input, which workers cannot read")
+        if not config.resume:
+            require_new(config.output)
     except UserError as error:
         parser.error(str(error))
     # A worker that is started anew finds what the lost one has done.
@@ -54,21 +56,27 @@ def main(words: list[str] | None = None) -> int:
     codes = ray.get(found)
     for line in dict.fromkeys(line for _, line in codes if line):
         print(line, file=sys.stderr)
-    return max(code for code, _ in codes)
+    if any(code == 2 for code, _ in codes):
+        return 2
+    return int(any(row.status != OK for row in read_rows(config.output).values()))
 
 
 def _absolute(config: PredictConfig) -> PredictConfig:
     """The same files, named so that a worker finds them from its own folder."""
     adapters = config.adapter_folders().items()
-    esmfold = config.esmfold
     return replace(
         config,
-        fasta=tuple(path if str(path) == "-" else path.resolve() for path in config.fasta),
+        fasta=tuple(path.resolve() for path in config.fasta),
         output=config.output.resolve(),
         run=None if config.run is None else config.run.resolve(),
-        esmfold=esmfold if esmfold in (None, "pretrained") else str(Path(esmfold).resolve()),
+        esmfold=_absolute_weights(config.esmfold),
+        language_model=_absolute_weights(config.language_model),
         adapter=tuple(f"{name}={folder.resolve()}" for name, folder in adapters),
     )
+
+
+def _absolute_weights(weights: str | None) -> str | None:
+    return weights if weights in (None, "pretrained") else str(Path(weights).resolve())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,6 @@
-"""Checks of numbers that several settings share."""
+"""Checks that several settings share."""
+
+import re
 
 from esmfold_peft.errors import UserError
 
@@ -13,6 +15,16 @@ def check_lowest(config: object, prefix: str, lowest: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= lowest:
             raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
+
+
+def check_device(device: str) -> None:
+    """Refuses what names no device.
+
+    Raises:
+        UserError: it is none of auto, cpu, gpu, cuda:N.
+    """
+    if not re.fullmatch(r"auto|cpu|gpu|cuda:\d+", device):
+        raise UserError(f"device: {device!r} is none of auto, cpu, gpu, cuda:N")
 
 
 def check_shares(config: object, prefix: str, *names: str) -> None:

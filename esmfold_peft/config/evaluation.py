@@ -1,18 +1,17 @@
 """Settings of `evaluate`."""
 
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from esmfold_peft.config.checks import check_lowest
+from esmfold_peft.config.checks import check_device, check_lowest
 from esmfold_peft.config.model import Kernels
+from esmfold_peft.config.training import Precision
 from esmfold_peft.errors import UserError
 
 MatchMethod = Literal["auto", "sequence", "number", "alignment"]
 Split = Literal["train", "validation"]
 
-_DEVICE = re.compile(r"auto|cpu|gpu|cuda:\d+")
 _FILES = ("predictions", "references", "pairs", "match")
 _FOLDING = (
     *("store", "splits", "checkpoint", "raw_weights", "device", "precision"),
@@ -36,8 +35,8 @@ class EvaluateConfig:
             reference_chain (the author's names) and id. With predictions or references given the
             cells of that column are names in them, otherwise paths, relative to the CSV's folder.
         match: how residues find each other: by their place in the deposited sequence
-            (label_seq_id, SEQRES), by the author's residue number, or by alignment; auto takes the
-            first of these under which the letters agree.
+            (label_seq_id, SEQRES), by the author's residue number, or by alignment; auto tries
+            equal sequences, the author's numbers, places, and alignment, in this order.
         run: folder of a training run, whose model folds the sequences of stores, uncropped.
         store: stores of true structures that the run's model is scored on.
         splits: the run's own stores, train or validation, instead; validation by default.
@@ -73,7 +72,7 @@ class EvaluateConfig:
     checkpoint: str | None = None
     raw_weights: bool = False
     device: str = "auto"
-    precision: Literal["float32", "bf16"] | None = None
+    precision: Precision | None = None
     num_recycles: int | None = None
     max_tokens_per_batch: int = 1024
     chunk_size: int | None = None
@@ -82,8 +81,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_lowest(self, "", 1, "max_tokens_per_batch", "chunk_size")
         check_lowest(self, "", 0, "workers", "num_recycles")
-        if not _DEVICE.fullmatch(self.device):
-            raise UserError(f"device: {self.device!r} is not auto, cpu, gpu or cuda:N")
+        check_device(self.device)
         if self.compare:
             self._check_compare()
         elif self.run is not None:

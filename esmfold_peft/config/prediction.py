@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmfold_peft.config.checks import check_lowest
+from esmfold_peft.config.checks import check_device, check_lowest
 from esmfold_peft.config.model import Kernels
 from esmfold_peft.config.training import Precision
 from esmfold_peft.errors import UserError
@@ -76,6 +76,7 @@ class PredictConfig:
         numbers = ("num_seeds", "max_tokens_per_batch", "chunk_size", "max_length")
         check_lowest(self, "", 1, *numbers)
         check_lowest(self, "", 0, "num_recycles")
+        check_device(self.device)
         if (self.run is None) == (self.esmfold is None):
             raise UserError("give either --run or --esmfold")
         if self.run is None and (self.checkpoint is not None or self.raw_weights):

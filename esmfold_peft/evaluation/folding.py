@@ -63,6 +63,7 @@ def open_model(config: EvaluateConfig) -> Folder:
         UserError: the run has no such model, or the device or kernels cannot be used.
     """
     assert config.run is not None
+    device = choose_device(config.device)
     model, trained = load_model(
         config.run,
         checkpoint=config.checkpoint,
@@ -72,7 +73,6 @@ def open_model(config: EvaluateConfig) -> Folder:
     )
     if config.precision is not None:
         model.bf16 = config.precision == "bf16"
-    device = choose_device(config.device)
     check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(device)
     recycles = trained.model.max_recycles if config.num_recycles is None else config.num_recycles
@@ -89,7 +89,7 @@ def folded_pairs(folder: Folder, stores: dict[str, Store]) -> Iterator[Pair]:
 
 
 def _fold(folder: Folder, split: str, store: Store, chains: list[Features]) -> Iterator[Pair]:
-    queries = [Query(chain, np.ones(len(chain), dtype=bool)) for chain in chains]
+    queries = [Query(chain) for chain in chains]
     results = fold(folder.model, queries, recycles=folder.recycles, max_tokens=folder.max_tokens)
     for result in results:
         chain = chains[result.index]
@@ -109,6 +109,6 @@ def _chain(folded: Folded) -> FoldedChain:
     positions = folded.positions.numpy()
     return FoldedChain(
         positions=positions,
-        atom_mask=folded.positions.isfinite().all(-1).numpy(),
+        atom_mask=np.ones(positions.shape[:2], dtype=bool),
         plddt=100 * folded.plddt.numpy().astype(np.float64),
     )

@@ -11,6 +11,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
+from esmfold_peft import __version__
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.config_io import config_text
 from esmfold_peft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED
@@ -29,7 +30,7 @@ from esmfold_peft.protein.files import make_folder, write_atomically
 
 SUMMARY = "summary.json"
 _COMPARISON = "comparison"
-_PACKAGES = ("esmfold-peft", "torch", "numpy", "scipy", "gemmi", "biopython", "tmtools")
+_PACKAGES = ("torch", "numpy", "scipy", "gemmi", "biopython")
 _LABELS = {
     "lddt_ca": "lDDT-Cα",
     "lddt_ca_residue_mean": "lDDT-Cα, residues",
@@ -152,7 +153,7 @@ def _remove(
 def _provenance(config: EvaluateConfig) -> dict[str, Any]:
     return {
         "bootstrap": {"seed": SEED, "resamples": RESAMPLES, "confidence": CONFIDENCE},
-        "versions": {"python": platform.python_version()}
+        "versions": {"esmfold_peft": __version__, "python": platform.python_version()}
         | {name: version(name) for name in _PACKAGES},
         "settings": yaml.safe_load(config_text(config)),
     }

@@ -14,6 +14,7 @@ from esmfold_peft.datasets.buckets import length_buckets
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.devices import is_out_of_memory
+from esmfold_peft.model.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import Head
 from esmfold_peft.protein.residues import ATOM37_INDEX, encode
@@ -112,9 +113,14 @@ def fold(
         Every sequence once, in the order of their lengths.
     """
     folder = _Folder(model, queries, recycles, choice, ("plddt", "pae") if pae else ("plddt",))
-    for places in length_buckets([len(query) for query in queries], max_tokens):
-        for part in folder.parts(places):
-            yield from folder.fold(part)
+    stack = model.trunk.stack
+    before = stack.chunk
+    try:
+        for places in length_buckets([len(query) for query in queries], max_tokens):
+            for part in folder.parts(places):
+                yield from folder.fold(part)
+    finally:
+        stack.chunk = before
 
 
 def sequence_features(
@@ -132,8 +138,9 @@ def sequence_features(
         id=name,
         aatype=encode(sequence),
         residue_index=np.arange(n) if residue_index is None else residue_index,
-        positions=np.zeros((n, 14, 3), dtype=np.float32),
-        atom_mask=np.zeros((n, 14), dtype=bool),
+        # Of a million sequences in a file no zeros need lie in memory.
+        positions=np.broadcast_to(np.float32(0), (n, 14, 3)),
+        atom_mask=np.broadcast_to(np.False_, (n, 14)),
         resolution=float("nan"),
     )
 
@@ -181,16 +188,15 @@ class _Folder:
             yield self._in_chunks(places[0], results)
 
     def _in_chunks(self, place: int, reason: str) -> Folded | Failed:
-        stack = self.model.trunk.stack
+        n, stack = len(self.queries[place]), self.model.trunk.stack
         for chunk in _CHUNKS:
-            if stack.chunk is not None and stack.chunk <= chunk:
+            if chunk >= (_usual_chunk(n) if stack.chunk is None else stack.chunk):
                 continue
             stack.chunk = chunk
             results = self._attempt([place])
             if isinstance(results, list):
                 return results[0]
             reason = results
-        n = len(self.queries[place])
         return Failed(place, f"not enough memory for {n:,} residues ({reason})")
 
     def _attempt(self, places: list[int]) -> list[Folded | Failed] | str:
@@ -248,6 +254,11 @@ class _Folder:
         if self.choice is None:
             return None
         return AdapterChoice(self.choice.bank, self.choice.which[places].to(device))
+
+
+def _usual_chunk(n: int) -> int:
+    """About as many rows as a block handles of itself: the logits of four heads are its largest."""
+    return max(2, NUMBERS_AT_ONCE // (4 * n * n))
 
 
 def _kept(query: Query) -> Bool[Tensor, "n"]:

@@ -152,7 +152,8 @@ class LanguageModel(nn.Module):
         """
         tokens = self.tokenize(aatype, mask)
         attended = tokens != ALPHABET.padding_idx
-        x = self.embed_tokens(tokens) * _embedding_scale(attended, hidden)[..., None]
+        x = self.embed_tokens(tokens)
+        x = x * _embedding_scale(attended, hidden).to(x.dtype)[..., None]
         dtype = _product_dtype(x)
         cos, sin = _rotary_tables(tokens.shape[1], self.rotary_frequencies)
         bias = x.new_zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)

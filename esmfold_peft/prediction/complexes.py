@@ -73,7 +73,7 @@ def query(name: str, chains: Sequence[str], seed: int = 0) -> Query:
 def _hidden(sequence: str, seed: int) -> Bool[np.ndarray, "n"]:
     digest = hashlib.sha256(sequence.encode()).digest()
     stream = random_stream(seed, int.from_bytes(digest[:4]), int.from_bytes(digest[4:8]))
-    count = round(HIDDEN_SHARE * len(sequence))
+    count = max(1, round(HIDDEN_SHARE * len(sequence)))
     hidden = np.zeros(len(sequence), dtype=bool)
     hidden[stream.permutation(len(sequence))[:count]] = True
     return hidden

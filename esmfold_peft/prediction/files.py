@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.prediction.names import file_names
 from esmfold_peft.protein.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def write_files(folder: Path, prediction: "Prediction") -> dict[str, str]:
         pae_npz and pae_json (if PAE was predicted).
     """
     make_folder(folder)
-    name = prediction.name
+    (name,) = file_names([prediction.name])
     written = {"mmcif": f"{name}.cif"}
     write_atomically(folder / written["mmcif"], prediction.to_mmcif())
     try:
@@ -63,9 +64,10 @@ def pae_npz(prediction: "Prediction") -> bytes:
 def pae_json(prediction: "Prediction") -> str:
     """Aligned errors as the AlphaFold database gives them (version 4): whole Å, one matrix."""
     assert prediction.pae is not None
-    rows = np.rint(prediction.pae).astype(int).tolist()
-    content = {
-        "predicted_aligned_error": rows,
-        "max_predicted_aligned_error": LARGEST_ERROR,
-    }
-    return json.dumps([content], separators=(",", ":")) + "\n"
+    # Row by row: ten thousand residues are a hundred million numbers.
+    rows = (
+        json.dumps(np.rint(row).astype(int).tolist(), separators=(",", ":"))
+        for row in prediction.pae
+    )
+    matrix = f'"predicted_aligned_error":[{",".join(rows)}]'
+    return f'[{{{matrix},"max_predicted_aligned_error":{LARGEST_ERROR}}}]\n'

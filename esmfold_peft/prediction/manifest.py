@@ -1,9 +1,9 @@
 """What a `predict` has done: predictions.csv, and before that is whole, a journal.
 
 Each process appends a line of JSON to a journal of its own when the files of a sequence are
-written, so that a kill loses nothing but the sequences at hand. Whoever finishes when every
-sequence has a row writes predictions.csv and removes the journals. Processes need not know each
-other: all rows are in files before anybody looks for them.
+written, so that a kill loses nothing but the sequences at hand. Before files are written that
+replace those of an earlier row, the journal says so: of every sequence the newest line tells what
+its files hold. At the end all rows go into predictions.csv and the journals away.
 """
 
 import csv
@@ -11,6 +11,8 @@ import fcntl
 import io
 import json
 import os
+import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,9 +24,16 @@ from esmfold_peft.protein.files import make_folder, write_atomically
 
 TABLE = "predictions.csv"
 OK = "ok"
+UNFINISHED = "not finished"
+"""Status in a journal before the files of an earlier row are replaced."""
 
 _JOURNAL = ".predictions.{rank}.jsonl"
 _FILES = ("pdb", "mmcif", "pae_npz", "pae_json", "html")
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
+"""Half a file, as `protein.files` names it."""
+
+# A header is a cell, and may have a million characters.
+csv.field_size_limit(1 << 24)
 
 
 @dataclass(frozen=True)
@@ -110,44 +119,68 @@ class Journal:
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def add(self, row: PredictionRow) -> None:
-        """Keeps a row, whose files are written."""
-        self._file.write(json.dumps(asdict(row)).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keeps a row, whose files are written or, if it is not finished, about to be.
+
+        Raises:
+            UserError: the disk is full, or gone.
+        """
+        line = json.dumps({"time": time.time(), **asdict(row)})
+        try:
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{self._file.name}: {error.strerror}") from error
 
 
-def require_new(output: Path, rank: int) -> None:
+def require_new(output: Path) -> None:
     """Refuses a folder that has predictions.
 
     Args:
         output: folder that may be missing.
-        rank: of this process; others may have begun with the same command.
 
     Raises:
-        UserError: there are predictions.
+        UserError: there are predictions, or nobody may look.
     """
-    for name in (TABLE, _JOURNAL.format(rank=rank)):
-        if (output / name).exists():
-            raise UserError(
-                f"output: {output} has predictions already; --resume goes on with them, or choose"
-                " another folder"
-            )
+    try:
+        found = (output / TABLE).exists() or any(_journals(output))
+    except OSError as error:
+        raise UserError(f"output: {output}: {error.strerror}") from error
+    if found:
+        raise UserError(
+            f"output: {output} has predictions already; --resume goes on with them, or choose"
+            " another folder"
+        )
 
 
-def read_rows(output: Path) -> list[PredictionRow]:
-    """All rows of a folder, the newer ones of a name last; those that cannot be read are left out.
+def read_rows(output: Path) -> dict[str, PredictionRow]:
+    """The newest row of each name; lines of journals that cannot be read are left out.
 
     Args:
         output: folder that may be missing.
+
+    Raises:
+        UserError: the table is not one of ours.
     """
     # The journals first: who removes them has written the table before.
-    journals = [row for path in sorted(_journals(output)) for row in _journal_rows(path)]
-    return [*_table_rows(output / TABLE), *sorted(journals, key=lambda row: row.status == OK)]
+    journals = [line for path in _journals(output) for line in _journal_rows(path)]
+    newest = sorted(journals, key=lambda line: line[0])
+    rows = [*_table_rows(output / TABLE), *(row for _, row in newest)]
+    return {row.name: row for row in rows}
 
 
 def is_there(row: PredictionRow, output: Path) -> bool:
     """Whether a prediction succeeded and has all its files."""
-    return row.status == OK and all((output / name).is_file() for name in row.files)
+    paths = [output / name for name in row.files]
+    return row.status == OK and all(p.is_file() and p.stat().st_size > 0 for p in paths)
+
+
+def remove_others(row: PredictionRow, output: Path) -> None:
+    """Removes files of the same name that an earlier prediction has left and this one has not."""
+    for ending in ("pdb", "cif", "pae.npz", "pae.json", "html"):
+        name = f"{row.name}.{ending}"
+        if name not in row.files:
+            (output / name).unlink(missing_ok=True)
 
 
 def finish(output: Path, rows: Sequence[PredictionRow], started: float) -> None:
@@ -160,7 +193,8 @@ def finish(output: Path, rows: Sequence[PredictionRow], started: float) -> None:
             what a kill has left.
     """
     write_atomically(output / TABLE, csv_text(PredictionRow, rows))
-    leftovers = (path for path in output.glob(".*.tmp") if path.stat().st_mtime < started)
+    half = (path for path in output.glob(".*.tmp") if _LEFTOVER.fullmatch(path.name))
+    leftovers = (path for path in half if path.stat().st_mtime < started)
     for path in (*_journals(output), *leftovers):
         path.unlink(missing_ok=True)
 
@@ -169,13 +203,18 @@ def _journals(output: Path) -> Iterable[Path]:
     return output.glob(_JOURNAL.format(rank="*"))
 
 
-def _journal_rows(path: Path) -> Iterable[PredictionRow]:
+def _journal_rows(path: Path) -> Iterable[tuple[float, PredictionRow]]:
+    """Time and row of each line."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:  # another process has just put it into the table
         return
     for line in lines[:-1]:
-        yield PredictionRow(**json.loads(line))
+        try:
+            values = json.loads(line)
+            yield values.pop("time"), PredictionRow(**values)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            continue  # of a disk that lost power, or of another version
 
 
 def _table_rows(path: Path) -> list[PredictionRow]:
@@ -192,7 +231,7 @@ def _table_rows(path: Path) -> list[PredictionRow]:
         raise UserError(f"{path}: cannot be read ({error})") from error
     try:
         return [PredictionRow(**_typed(row)) for row in reader]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (csv.Error, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not the table of an earlier prediction ({error})") from error
 
 

@@ -10,7 +10,8 @@ LONGEST = 100
 _NUMBER = 8
 """Characters that are kept free for "-" and a number."""
 
-_NAMELESS = "record"
+NAMELESS = "record"
+"""What a record without a name is called."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 # Windows has devices of these names in every folder, whatever stands after the first dot.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?|predictions|index", re.IGNORECASE)
@@ -49,7 +50,7 @@ def _safe(name: str) -> str:
     name = _UNSAFE.sub("_", name[: 2 * LONGEST]).lstrip(".-")
     if _RESERVED.fullmatch(name.rstrip(".")):
         name = f"_{name}"
-    name = name[:LONGEST].rstrip(".") or _NAMELESS
+    name = name[:LONGEST].rstrip(".") or NAMELESS
     return _ENDING.sub(r"_\1", name)
 
 

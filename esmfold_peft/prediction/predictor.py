@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -61,8 +62,12 @@ class Predictor:
                 the language model, others for each number.
 
         Raises:
-            UserError: it is no sequence of residues, or does not fit into memory.
+            UserError: it is no sequence of residues or does not fit into memory, or a number is
+                less than 0.
         """
+        for name_of, number in (("num_recycles", num_recycles), ("seed", seed)):
+            if number is not None and number < 0:
+                raise UserError(f"{name_of}: {number} is less than 0")
         chains = read_sequence(sequence)
         found = next(self.fold_all([query(name, chains, seed)], recycles=num_recycles))
         if isinstance(found, Failed):
@@ -132,6 +137,8 @@ def load(
     """
     if (run is None) == (esmfold is None):
         raise UserError("give either run or esmfold")
+    if precision not in (None, *get_args(Precision)):
+        raise UserError(f"precision: {precision} is none of {', '.join(get_args(Precision))}")
     place = choose_device(device, local_rank)
     if run is not None:
         model, config = load_model(
@@ -140,7 +147,7 @@ def load(
         sizes, found = config.model, _of_run(model, config, Path(run))
     else:
         assert esmfold is not None
-        model, sizes = _released(esmfold, language_model, chunk_size)
+        model, sizes = _released(esmfold, language_model, chunk_size, kernels)
         found = _of_released(model, sizes)
     if precision is not None:
         model.bf16 = precision == "bf16"
@@ -183,7 +190,7 @@ def _of_released(model: FoldingModel, sizes: ModelConfig) -> Predictor:
 
 
 def _released(
-    weights: str, language_model: str | None, chunk: int | None
+    weights: str, language_model: str | None, chunk: int | None, kernels: Kernels
 ) -> tuple[FoldingModel, ModelConfig]:
     """The released ESMFold in the sizes that its file has."""
     path = find_esmfold(weights)
@@ -194,7 +201,7 @@ def _released(
     own = config.language_model
     if language_model is not None:
         own = replace(own, weights=language_model)
-    config = replace(config, language_model=own, chunk=chunk)
+    config = replace(config, language_model=own, chunk=chunk, kernels=kernels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the one head that ESMFold does not have
         model = FoldingModel(build_language_model(own, seed=0), config, bf16=False)

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esmfold_peft.prediction.manifest import PredictionRow
-from esmfold_peft.prediction.names import file_names
+from esmfold_peft.prediction.names import NAMELESS, file_names
 from esmfold_peft.protein.fasta import FastaRecord
 
 _FORMAT = 1
@@ -59,6 +59,19 @@ class Task:
             **values,  # pyright: ignore[reportArgumentType]
         )
 
+    def described(self, row: PredictionRow) -> PredictionRow:
+        """An earlier line of the same sequence, with what the files say of it now."""
+        record = self.record
+        return replace(
+            row,
+            id=record.id,
+            header=record.header,
+            fasta=record.file,
+            line=record.line,
+            replaced=record.replaced,
+            warnings="; ".join(record.warnings),
+        )
+
 
 def tasks_of(
     records: Sequence[FastaRecord],
@@ -76,7 +89,7 @@ def tasks_of(
         decided_by: what else decides the files: model, settings; JSON can hold it.
     """
     todo = [(r, a, seed) for r, a in zip(records, adapters, strict=True) for seed in range(seeds)]
-    ids = [record.id + (f"_seed{seed}" if seed else "") for record, _, seed in todo]
+    ids = [(record.id or NAMELESS) + (f"_seed{seed}" if seed else "") for record, _, seed in todo]
     return [
         Task(
             record=record,

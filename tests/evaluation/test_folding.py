@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -80,11 +79,3 @@ def test_the_stores_are_those_of_the_run_or_those_that_are_named(run: Path, tmp_
     (run / "config.yaml").write_text(config_text(lacking))
     with pytest.raises(UserError, match="no validation chains; name a store by --store"):
         opened()
-
-
-def test_what_is_not_finite_is_missing():
-    positions = np.zeros((2, 14, 3), dtype=np.float32)
-    positions[1, 3, 2] = np.inf
-    found = folding._chain(Folded(0, torch.from_numpy(positions), torch.ones(2, 37)))
-    assert found.atom_mask.sum() == 27
-    assert found.plddt.tolist() == [100, 100]

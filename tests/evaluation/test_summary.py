@@ -1,10 +1,14 @@
 """Means, intervals and calibration of scores that are known."""
 
+import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from esmfold_peft.evaluation import output
 from esmfold_peft.evaluation.bootstrap import mean_interval
 from esmfold_peft.evaluation.calibration import calibration
 from esmfold_peft.evaluation.pairs import Pair
@@ -106,3 +110,10 @@ def test_the_rank_correlation_is_that_of_the_chains():
     results = [scored(str(k), plddt=p, lddt_ca=s) for k, (p, s) in enumerate(rows)]
     assert summarize(results)["calibration"]["spearman_of_chains"] == pytest.approx(0.5)
     assert summarize(results[:1])["calibration"]["spearman_of_chains"] is None
+
+
+def test_a_summary_names_no_package_that_a_user_may_lack():
+    """Those of the tests are not installed with the program."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert set(output._PACKAGES) <= needed

@@ -32,7 +32,7 @@ def test_all_atom_lddt_is_openstructure_s(found):
     same = 0
     for row, ours in zip(ROWS, found, strict=True):
         preserved, checked = row["all_atom"]
-        assert ours.all_atom == pytest.approx(preserved / checked, abs=1e-3)
+        assert ours.all_atom == pytest.approx(preserved / checked, abs=5e-4)
         # The pairs of OXT are not among ours.
         assert 0.995 * checked < 4 * ours.all_atom_pairs <= checked
         if 4 * ours.all_atom_pairs == checked:

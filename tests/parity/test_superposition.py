@@ -67,4 +67,4 @@ def test_tm_score_is_that_of_tmtools(pairs: list[Pair]):
         names = "A" * len(x), "A" * len(y)
         alignment = ["".join("A" if there else "-" for there in common[resolved]), names[1]]
         expected = tmtools.tm_align(x, y, *names, alignment=alignment).tm_norm_chain2
-        assert score(prediction, reference).tm_score == pytest.approx(expected, abs=1e-6)
+        assert score(prediction, reference).tm_score == pytest.approx(expected, abs=1e-9)

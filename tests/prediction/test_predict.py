@@ -3,7 +3,10 @@
 import csv
 import gzip
 import signal
+import socket
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,10 @@ from hypothesis import strategies as st
 from esmfold_peft.cli import main, parse
 from esmfold_peft.config import LossConfig, PredictConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.inference import Failed
 from esmfold_peft.predict import run as predict
+from esmfold_peft.prediction.manifest import Journal, PredictionRow
+from esmfold_peft.prediction.predictor import Predictor
 from esmfold_peft.prediction.shards import Shard
 from esmfold_peft.protein.fasta import read_fasta
 from tests.nursery import Nursery
@@ -201,16 +207,75 @@ def test_only_what_differs_is_folded_again(config: PredictConfig, tmp_path: Path
     assert changed(before) == {p.name for p in before} - {rows["dna"]["mmcif"]}
 
 
+def test_files_of_another_model_are_never_taken_for_ours(config: PredictConfig):
+    """A killed run with other settings has replaced some files that the table calls ours."""
+    predict(config)
+    ours = {path.name: path.read_bytes() for path in config.output.glob("*.cif")}
+    other = replace(config, resume=True, num_recycles=0)
+    with pytest.MonkeyPatch.context() as patch:
+        add = Journal.add
+        patch.setattr(Journal, "add", lambda *given: _killed_at("complex", add, *given))
+        with pytest.raises(KeyboardInterrupt):
+            predict(other)
+    assert {path.name: path.read_bytes() for path in config.output.glob("*.cif")} != ours
+    assert predict(replace(config, resume=True)) == 1
+    assert {path.name: path.read_bytes() for path in config.output.glob("*.cif")} == ours
+
+
+def _killed_at(name: str, add, journal: Journal, row: PredictionRow) -> None:
+    """Keeps rows until the files of one are written, but not its row."""
+    if row.name == name and row.status == "ok":
+        raise KeyboardInterrupt
+    add(journal, row)
+
+
+def test_nothing_old_stays_beside_what_is_new(config: PredictConfig):
+    predict(replace(config, pae=True, html=True))
+    assert (config.output / "index.html").exists()
+    config.fasta[0].write_text(ODD.replace(">good first of them", ">good other words", 1))
+    again = replace(config, resume=True, pae=True, html=True)
+    predict(again)
+    assert rows_of(config.output)[0]["header"] == "good other words"
+    config.fasta[0].write_text(ODD.replace("mktayiakqr", "mkt-y"))
+    predict(replace(config, resume=True))
+    rows = rows_of(config.output)
+    assert "'-'" in rows[0]["status"]
+    named = {row[kind] for row in rows for kind in ("pdb", "mmcif")} - {""}
+    assert named | {"predictions.csv"} == {path.name for path in config.output.iterdir()}
+
+
+def test_headers_of_any_length_are_read_again(config: PredictConfig):
+    config.fasta[0].write_text(f">a {'x' * 200_000}\nMKTAY\n")
+    assert predict(config) == 0
+    assert predict(replace(config, resume=True)) == 0
+
+
+def test_an_emptied_file_is_written_again(config: PredictConfig):
+    predict(config)
+    path = config.output / "good.pdb"
+    path.write_text("")
+    predict(replace(config, resume=True))
+    assert path.stat().st_size > 100
+
+
+def test_a_full_disk_ends_with_what_is_done(
+    config: PredictConfig, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("esmfold_peft.prediction.manifest.os.fsync", full)
+    assert predict(config) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device; 1 of 9 are done, --resume goes on" in last
+
+
 def test_what_failed_is_tried_again(config: PredictConfig, monkeypatch: pytest.MonkeyPatch):
-    from esmfold_peft.model.inference import Failed
-    from esmfold_peft.prediction.predictor import Predictor
+    def unlucky(_, queries, **__):
+        return (Failed(place, "no luck") for place in range(len(queries)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Predictor,
-            "fold_all",
-            lambda _, queries, **__: (Failed(i, "no luck") for i in range(len(queries))),
-        )
+        patch.setattr(Predictor, "fold_all", unlucky)
         predict(config)
     assert {row["status"] for row in rows_of(config.output)} >= {"no luck"}
     predict(replace(config, resume=True))
@@ -220,57 +285,82 @@ def test_what_failed_is_tried_again(config: PredictConfig, monkeypatch: pytest.M
 @pytest.mark.parametrize("world", [2, 10])
 def test_processes_share_the_work_whatever_their_order(world: int, config: PredictConfig):
     predict(config)
-    together = replace(config, output=config.output.with_name("together"))
-    codes = [predict(together, Shard(rank, world, 0)) for rank in reversed(range(world))]
+    together = replace(config, output=config.output.with_name("together"), resume=True)
+    # The last of ten has no work: one that comes late finds all done.
+    order = range(world) if world == 10 else reversed(range(world))
+    codes = [predict(together, Shard(rank, world)) for rank in order]
     assert max(codes) == 1
     assert_same(together.output, config.output)
 
 
 def test_a_lost_process_leaves_its_share_to_whoever_resumes(config: PredictConfig):
     predict(config)
-    other = replace(config, output=config.output.with_name("other"))
+    other = replace(config, output=config.output.with_name("other"), resume=True)
     for rank in (0, 2):
-        predict(other, Shard(rank, 3, 0))
+        predict(other, Shard(rank, 3))
     assert not (other.output / "predictions.csv").exists()
     half = other.output / ".predictions.2.jsonl"
-    half.write_bytes(half.read_bytes() + b'{"name": "ha')  # killed while it wrote a line
-    predict(replace(other, resume=True))
+    # A line of zeros, of a disk that lost power, and half a line.
+    half.write_bytes(half.read_bytes() + bytes(20) + b'\n{}\n{"name": "ha')
+    predict(other)
     assert_same(other.output, config.output)
 
 
 def test_shares_are_all_the_work_and_of_equal_size():
     lengths = np.random.default_rng(0).integers(1, 400, 1000).tolist()
-    shares = [Shard(rank, 7, 0).share(lengths) for rank in range(7)]
+    shares = [Shard(rank, 7).share(lengths) for rank in range(7)]
     assert sorted(place for share in shares for place in share) == list(range(1000))
     work = [sum(lengths[place] for place in share) for share in shares]
     assert max(work) < 1.1 * min(work)
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 def two_hundred(path: Path) -> Path:
     stream = np.random.default_rng(1)
     sequences = ["".join(stream.choice(list(LETTERS), n)) for n in stream.integers(1, 30, 200)]
-    path.write_text("".join(f">s{i} x\n{text}\n" for i, text in enumerate(sequences)))
+    records = [f">s{i} x\n{text}\n" for i, text in enumerate(sequences)]
+    # The process that has this one has little else to do at the end, and must not end the other.
+    path.write_text("".join(records) + ">bad\nM-K\n")
     return path
 
 
 def test_standard_input_is_not_shared_out(config: PredictConfig):
     with pytest.raises(UserError, match="several processes cannot all read"):
-        predict(replace(config, fasta=(Path("-"),)), Shard(0, 2, 0))
+        predict(replace(config, fasta=(Path("-"),)), Shard(0, 2))
+
+
+QUICK = "import os; os.fsync = lambda _: None"
+"""Python that a command runs first: the kill of a process, not of the machine, loses no write."""
+
+
+@pytest.fixture(scope="module")
+def many(run: Path, tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> list[object]:
+    """The words that fold 200 sequences into "whole", which is there already, or another folder."""
+    folder = tmp_path_factory.mktemp("many")
+    words = ["predict", two_hundred(folder / "many.fasta"), "--run", run, "--device", "cpu"]
+    words += ["--max-tokens-per-batch", 64, "--output", folder / "whole"]
+    nursery.run(*words, before=QUICK, code=1)
+    assert len(list((folder / "whole").iterdir())) == 401
+    return words
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_leaves_what_one_left_alone_does(
-    run: Path, tmp_path: Path, nursery: Nursery
+    many: list[object], nursery: Nursery
 ):
-    words = ["predict", two_hundred(tmp_path / "many.fasta"), "--run", run, "--device", "cpu"]
-    words += ["--max-tokens-per-batch", 64, "--output"]
-    nursery.run(*words, tmp_path / "whole")
-    assert len(list((tmp_path / "whole").iterdir())) == 401
-    killed = tmp_path / "killed"
-    for some in (20, 150, 290):
-        started = nursery.start(*words, killed, "--resume")
+    whole = Path(str(many[-1]))
+    killed = whole.with_name("killed")
+    words = [*many[:-1], killed, "--resume"]
+    for some in (20, 150, 250):
+        started = nursery.start(*words, before=QUICK)
         while not killed.exists() or len(list(killed.iterdir())) < some:
             assert started.running(), started.printed()
+            time.sleep(0.002)
         started.kill(signal.SIGKILL)
         assert started.wait() == -signal.SIGKILL
         assert not (killed / "predictions.csv").exists()
@@ -278,27 +368,43 @@ def test_a_run_that_is_killed_and_resumed_leaves_what_one_left_alone_does(
             assert gemmi.cif.read(str(path))[0].find_values("_atom_site.id")
         for path in killed.glob("*.pdb"):
             assert path.read_text().rstrip().endswith("END")
-    assert "are there already" in nursery.run(*words, killed, "--resume")
-    assert_same(killed, tmp_path / "whole")
+    assert "are there already" in nursery.run(*words, before=QUICK, code=1)
+    assert_same(killed, whole)
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_do_what_one_does(run: Path, tmp_path: Path, nursery: Nursery):
-    words = ["predict", two_hundred(tmp_path / "many.fasta"), "--run", run, "--device", "cpu"]
-    nursery.run(*words, "--output", tmp_path / "one")
+def test_two_processes_of_torchrun_do_what_one_does(many: list[object], nursery: Nursery):
+    whole = Path(str(many[-1]))
     shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    shared |= {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(free_port())}
     both = [
         nursery.start(
-            *words, "--output", tmp_path / "two", environment=shared | {"RANK": r, "LOCAL_RANK": r}
+            *many[:-1],
+            whole.with_name("two"),
+            before=QUICK,
+            environment=shared | {"RANK": rank, "LOCAL_RANK": rank},
         )
-        for r in ("0", "1")
+        for rank in ("0", "1")
     ]
-    assert [started.wait() for started in both] == [0, 0]
+    assert [started.wait() for started in both] == [1, 1]
     printed = "".join(started.printed() for started in both)
     assert "200 structures in" in printed
-    assert "other processes are at work" in printed
-    assert_same(tmp_path / "two", tmp_path / "one")
+    assert ", 1 failed (predictions.csv)" in printed
+    assert_same(whole.with_name("two"), whole)
+
+
+@pytest.mark.slow
+def test_a_new_process_begins_to_fold_within_seconds(config: PredictConfig):
+    words = ["predict", config.fasta[0], "--run", config.run, "--output", config.output]
+    command = [sys.executable, "-m", "esmfold_peft", *words, "--device", "cpu"]
+    started = time.monotonic()
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        assert any(line.startswith("folding") for line in process.stderr)
+    assert time.monotonic() - started < 15
+    process.wait()
 
 
 WORDS = ["predict", "a.fasta", "b.fasta", "--run", "r", "--output", "o"]
@@ -351,7 +457,9 @@ def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
     before = set(tmp_path.iterdir())
     out = tmp_path / "out"
     nursery.run(
-        "predict", tmp_path / "any.fasta", "--run", run, "--output", out, "--device", "cpu", code=1
+        *("predict", tmp_path / "any.fasta", "--run", run, "--output", out, "--device", "cpu"),
+        code=1,
+        before=QUICK,
     )
     assert set(tmp_path.iterdir()) == before | {out}
     rows = rows_of(out)

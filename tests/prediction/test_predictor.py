@@ -15,6 +15,7 @@ from esmfold_peft.config import LossConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed, Folded
 from esmfold_peft.prediction.complexes import GAP, LINKER, query
+from esmfold_peft.prediction.pages import write_page
 from esmfold_peft.prediction.predictor import Predictor
 from tests.prediction.conftest import TINY, make_run
 
@@ -132,6 +133,9 @@ def test_what_cannot_be_loaded_is_refused(run: Path, tmp_path: Path):
         esmfold_peft.load()
     with pytest.raises(UserError, match="not the folder of a training run"):
         esmfold_peft.load(tmp_path)
+    for name in ("num_recycles", "seed"):
+        with pytest.raises(UserError, match=f"{name}: -1 is less than 0"):
+            esmfold_peft.load(run, device="cpu").fold("MKTAY", **{name: -1})
     with pytest.raises(UserError, match="device: 'tpu' is none of"):
         esmfold_peft.load(run, device="tpu")
 
@@ -162,6 +166,17 @@ def test_precision_can_be_chosen(run: Path, model: Predictor):
     exact = model.fold(SEQUENCES[0])
     difference = np.abs(rounded.positions - exact.positions).max()
     assert 1e-4 < difference < 2
+
+
+def test_what_does_not_fit_the_pdb_format_is_in_the_mmcif(model: Predictor, tmp_path: Path):
+    prediction = model.fold("MKTAY", name="far")
+    far = replace(prediction, positions=prediction.positions - 1234.5, pae=None)
+    assert [path.name for path in far.save(tmp_path)] == ["far.cif"]
+    outside = replace(far, name="../evil").save(tmp_path / "deep")
+    assert [path.parent for path in outside] == [tmp_path / "deep"]
+    assert gemmi.read_structure(str(tmp_path / "far.cif"))[0].count_atom_sites() > 30
+    assert write_page(tmp_path, far, ["far.cif"], {}) == "far.html"
+    assert "far" in far._repr_html_()
 
 
 def test_a_notebook_shows_a_prediction(model: Predictor):
@@ -205,6 +220,7 @@ def test_what_does_not_fit_is_halved_then_chunked_then_failed(
     whole = folded(model, queries[:14], 64)
     for item in found[:14]:
         assert (item.positions - whole[item.index].positions).norm(dim=-1).max() < 1e-4
+    assert own.model.trunk.stack.chunk is None  # for what comes next
     # 64 residues do not fit, 32 do: no later batch is larger; then one after the other in chunks.
     assert tries[:3] == [(8, 8, None), (4, 8, None), (4, 8, None)]
     assert all(rows * columns <= 32 or columns > 32 for rows, columns, _ in tries[1:])
@@ -222,16 +238,17 @@ def test_an_error_that_is_not_about_memory_is_not_hidden(run: Path):
         own.fold("MKTAY")
 
 
-def test_a_prediction_that_is_not_finite_fails_alone(run: Path):
+@pytest.mark.parametrize("spoilt", ["positions", "plddt_logits", "pae_logits"])
+def test_a_prediction_that_is_not_finite_fails_alone(spoilt: str, run: Path):
     own = esmfold_peft.load(run, device="cpu")
     forward = own.model.forward
 
-    def spoilt(*given, **more):
+    def spoiling(*given, **more):
         output = forward(*given, **more)
-        output.positions[0, 0] = torch.nan
+        getattr(output, spoilt)[0, 0] = torch.nan
         return output
 
-    own.model.forward = spoilt
+    own.model.forward = spoiling
     found = list(own.fold_all([query("a", ["MKTAY"]), query("b", ["MKTAYI"])], max_tokens=64))
     assert isinstance(found[0], Failed)
     assert "not finite" in found[0].reason
