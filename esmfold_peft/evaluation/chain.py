@@ -16,6 +16,9 @@ from esmfold_peft.protein.residues import (
 from esmfold_peft.protein.structure import ProteinStructure
 
 _CA = ATOM37_INDEX["CA"]
+_BACKBONE = [ATOM37_INDEX[name] for name in ("N", "CA", "C", "O", "CB", "OXT")]
+"""With Cβ, which the backbone determines."""
+
 _HYPOTHETICAL = ("MODEL", "PREDICT", "COMPUT")
 """Words of a method that is no experiment, as in THEORETICAL MODEL."""
 
@@ -32,7 +35,8 @@ class Chain:
         positions: atom37 coordinates in Å.
         atom_mask: which atoms are present.
         plddt: 0 to 100, NaN where there is no Cα; None if the chain states none.
-        note: what a reader of the scores should know of it; "" if nothing.
+        note: what a reader of the scores should know of its pLDDT; "" if nothing.
+        models: of its file, of which it is the first's.
     """
 
     sequence: str
@@ -42,6 +46,7 @@ class Chain:
     atom_mask: Bool[np.ndarray, "n 37"]
     plddt: Float64[np.ndarray, "n"] | None = None
     note: str = ""
+    models: int = 1
 
     def __len__(self) -> int:
         """Number of residues, resolved or not."""
@@ -58,9 +63,22 @@ class Chain:
         others = np.arange(len(ATOM37)) != _CA
         return bool(self.atom_mask[:, _CA].any()) and not self.atom_mask[:, others].any()
 
+    @property
+    def backbone_only(self) -> bool:
+        """Whether no residue has atoms of its side chain beyond Cβ, though some have such atoms."""
+        have_more = np.array([letter not in "GAX" for letter in self.sequence], dtype=bool)
+        expected = have_more & self.atom_mask[:, _CA]
+        side_chains = np.delete(self.atom_mask, _BACKBONE, axis=1)
+        return bool(expected.any()) and not side_chains.any()
 
-def from_structure(structure: ProteinStructure) -> Chain:
-    """A chain that was read from a file; its B-factors are pLDDT where they can be."""
+
+def from_structure(structure: ProteinStructure, models: int = 1) -> Chain:
+    """A chain that was read from a file; its B-factors are pLDDT where they can be.
+
+    Args:
+        structure: the chain.
+        models: of its file.
+    """
     plddt, note = _plddt(structure)
     return Chain(
         sequence=structure.sequence,
@@ -70,6 +88,7 @@ def from_structure(structure: ProteinStructure) -> Chain:
         atom_mask=structure.atom_mask,
         plddt=plddt,
         note=note,
+        models=models,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from esmfold_peft.console import report
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.bootstrap import mean_interval
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, Score
@@ -18,6 +19,9 @@ from esmfold_peft.protein.files import read_json
 _LOWER_IS_BETTER = ("rmsd",)
 _NOT_A_QUALITY = ("plddt",)
 """A higher one is no better prediction, so that nobody wins."""
+
+_DECIMALS = 9
+"""Of a difference. The last bits of a score depend on the number of threads (TM-score: 6e-15)."""
 
 Key = tuple[str, str]
 """Split and id of a chain."""
@@ -32,12 +36,13 @@ class Difference:
         one: mean of the first.
         other: mean of the second.
         difference: mean of the differences, second minus first.
-        low: lower end of the 95 % bootstrap interval of the mean difference.
+        low: lower end of the 95 % bootstrap interval of the mean difference; None for fewer than
+            five chains, and too narrow for few (see `mean_interval`).
         high: its upper end.
         wilcoxon_p: of the two-sided signed-rank test (Wilcoxon 1945); None where no chain differs.
         wins: chains on which the second is better (a lower RMSD, a higher other score); None for
             pLDDT.
-        ties: chains with equal values.
+        ties: chains with values that are equal to 9 decimals.
         losses: chains on which the first is better.
     """
 
@@ -64,6 +69,8 @@ class Comparison:
         other: their rows in the second.
         only_one: chains with scores in the first alone.
         only_other: chains with scores in the second alone.
+        other_references: of `keys` those whose references differ in length, resolved residues or
+            Cα pairs.
     """
 
     keys: list[Key]
@@ -71,6 +78,7 @@ class Comparison:
     other: list[Score]
     only_one: list[Key]
     only_other: list[Key]
+    other_references: list[Key]
 
     def differences(self) -> dict[str, Difference]:
         """What each metric says."""
@@ -99,6 +107,7 @@ class Comparison:
             "metrics": {name: asdict(found) for name, found in self.differences().items()},
             "only_in_the_first": [_shown(key) for key in self.only_one],
             "only_in_the_second": [_shown(key) for key in self.only_other],
+            "other_references": [_shown(key) for key in self.other_references],
         }
 
 
@@ -109,6 +118,8 @@ def column_types(columns: Columns) -> dict[str, type]:
 
 def compare_folders(one: Path, other: Path) -> Comparison:
     """Joins what two evaluations wrote by id, and by split too where one has an id twice.
+
+    Reports how many chains were scored against other references in the two.
 
     Raises:
         UserError: a folder is no output of evaluate, or they have no chain in common.
@@ -122,12 +133,17 @@ def compare_folders(one: Path, other: Path) -> Comparison:
     if not keys:
         examples = " and ".join(_shown(next(iter(t), ("", "none"))) for t in (first, second))
         raise UserError(f"{one} and {other}: no chain has scores in both (such as {examples})")
+    differing = [key for key in keys if _reference(first[key]) != _reference(second[key])]
+    if differing:
+        count = f"{len(differing)} chains have" if differing[1:] else "1 chain has"
+        report(f"{count} other references in the two, such as {_shown(differing[0])}")
     return Comparison(
         keys=keys,
         one=[first[key] for key in keys],
         other=[second[key] for key in keys],
         only_one=sorted(first.keys() - second.keys()),
         only_other=sorted(second.keys() - first.keys()),
+        other_references=differing,
     )
 
 
@@ -145,7 +161,7 @@ def difference(
     one, other = one[known], other[known]
     if not len(one):
         return Difference(0)
-    change = other - one
+    change = np.round(other - one, _DECIMALS)
     low, high = mean_interval(change)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     if name in _LOWER_IS_BETTER:
@@ -180,6 +196,11 @@ def _scored_rows(folder: Path) -> list[Score]:
     if "metrics" not in read_json(folder / "summary.json"):
         raise UserError(f"{folder}: no output of evaluate (its summary.json is another one)")
     return [row for row in read_scores(folder / f"{SCORES}.csv") if row.status == SCORED]
+
+
+def _reference(row: Score) -> tuple[int | None, int | None, int | None]:
+    """What a table of scores tells of a reference."""
+    return row.length, row.resolved, row.pairs
 
 
 def _values(rows: Sequence[Score], name: str) -> Float64[np.ndarray, "n"]:

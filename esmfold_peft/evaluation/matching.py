@@ -1,7 +1,8 @@
 """Which residue of a prediction stands for which residue of the reference."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -44,11 +45,13 @@ class Residues:
         places: row in the prediction of each residue of the reference; -1 if it has none.
         method: how they were found.
         identity: share of the matched residues whose letters agree; X agrees with any.
+        note: what else is to be known; "" if nothing.
     """
 
     places: Int64[np.ndarray, "n"]
     method: Method
     identity: float
+    note: str = ""
 
 
 def match_residues(reference: Chain, predicted: Chain, method: MatchMethod = "auto") -> Residues:
@@ -61,9 +64,10 @@ def match_residues(reference: Chain, predicted: Chain, method: MatchMethod = "au
     - `number`: by the author's residue number and insertion code. Letters must agree wherever both
       have a residue of a number.
     - `alignment`: the numbers of the prediction, counted from elsewhere, where its letters then all
-      agree; otherwise global alignment. At least half of the shorter chain, and ten of its residues
-      (or all), must be aligned, and 90 % of those have equal letters. The others are scored by the
-      atoms of equal names.
+      agree (the first place where they do, in repeats); otherwise global alignment, to the residues
+      that the reference resolves unless more letters agree with all of its residues. At least half
+      of the shorter chain, and ten of its residues (or all), must be aligned, and 90 % of those
+      have equal letters. The others are scored by the atoms of equal names.
     - `auto`: equal sequences; then numbers, if every residue of the prediction has the number and
       letter of one in the reference; then the other ways of `sequence`; then numbers if half of
       the residues of the shorter chain share one; then alignment.
@@ -79,34 +83,35 @@ def match_residues(reference: Chain, predicted: Chain, method: MatchMethod = "au
     if method == "number":
         return _checked("number", _by_number(reference, predicted), reference, predicted)
     if method in ("sequence", "auto"):
-        for places in _candidates(reference, predicted, numbers=method == "auto"):
-            if places is not None:
-                return Residues(places[0], places[1], 1.0)
+        for found in _candidates(reference, predicted, numbers=method == "auto"):
+            if found is not None:
+                return found
     if method == "sequence":
         reason = f"not the reference's sequence: {_difference(reference, predicted)}"
         raise SequenceMismatchError(reason, reference, predicted)
     return _by_alignment(reference, predicted)
 
 
-_Found = tuple[Int64[np.ndarray, "n"], Method] | None
-
-
-def _candidates(reference: Chain, predicted: Chain, *, numbers: bool) -> Iterator[_Found]:
+def _candidates(reference: Chain, predicted: Chain, *, numbers: bool) -> Iterator[Residues | None]:
     """The ways that need no alignment, surest first; None for one that does not fit."""
     yield _equal(reference, predicted)
     shared = _shared_numbers(reference, predicted) if numbers else None
-    if shared is not None and (shared[0] >= 0).sum() == len(predicted):
+    if shared is not None and (shared.places >= 0).sum() == len(predicted):
         yield shared
-    for index in (_numbers_as_places(predicted), predicted.residue_index.tolist()):
-        yield _by_place(reference, predicted, index)
+    yield _by_place(reference, predicted, _numbers_as_places(predicted))
+    found = _by_place(reference, predicted, predicted.residue_index.tolist())
+    # An index from 0 on may be the author's numbers less the first, which say no place.
+    if found is not None and predicted.residue_index.min() == 0:
+        found = _noted(found, _first_shifts(reference, predicted))
+    yield found
     yield _resolved_only(reference, predicted)
     yield shared
 
 
-def _equal(reference: Chain, predicted: Chain) -> _Found:
+def _equal(reference: Chain, predicted: Chain) -> Residues | None:
     if not _same(reference.sequence, predicted.sequence):
         return None
-    return np.arange(len(reference)), "sequence"
+    return Residues(np.arange(len(reference)), "sequence", 1.0)
 
 
 def _numbers_as_places(predicted: Chain) -> list[int]:
@@ -114,28 +119,30 @@ def _numbers_as_places(predicted: Chain) -> list[int]:
     return [int(n) - 1 if n.lstrip("-").isdecimal() else -1 for n in predicted.numbers]
 
 
-def _by_place(reference: Chain, predicted: Chain, index: list[int]) -> _Found:
+def _by_place(reference: Chain, predicted: Chain, index: list[int]) -> Residues | None:
     places = _joined(reference.residue_index.tolist(), index)
     if (places >= 0).sum() < len(predicted):
         return None
-    return (places, "sequence") if _agrees(places, reference, predicted).all() else None
+    agrees = _agrees(places, reference, predicted).all()
+    return Residues(places, "sequence", 1.0) if agrees else None
 
 
-def _resolved_only(reference: Chain, predicted: Chain) -> _Found:
+def _resolved_only(reference: Chain, predicted: Chain) -> Residues | None:
     rows = np.flatnonzero(reference.modelled)
     if not _same("".join(reference.sequence[k] for k in rows), predicted.sequence):
         return None
     places = np.full(len(reference), -1, dtype=np.int64)
     places[rows] = np.arange(len(rows))
-    return places, "sequence"
+    return Residues(places, "sequence", 1.0)
 
 
-def _shared_numbers(reference: Chain, predicted: Chain) -> _Found:
+def _shared_numbers(reference: Chain, predicted: Chain) -> Residues | None:
     places = _by_number(reference, predicted)
     shared = int((places >= 0).sum())
     if not shared or 2 * shared < min(reference.modelled.sum(), predicted.modelled.sum()):
         return None
-    return (places, "number") if _agrees(places, reference, predicted).all() else None
+    agrees = _agrees(places, reference, predicted).all()
+    return Residues(places, "number", 1.0) if agrees else None
 
 
 def _by_number(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"]:
@@ -145,18 +152,41 @@ def _by_number(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"]:
 
 
 def _by_alignment(reference: Chain, predicted: Chain) -> Residues:
-    places = _shifted(reference, predicted)
-    if places is None:
-        places = align(reference.sequence, predicted.sequence)
-    return _checked("alignment", places, reference, predicted)
+    fits = _first_shifts(reference, predicted)
+    places = fits[0] if fits else _aligned(reference, predicted)
+    return _noted(_checked("alignment", places, reference, predicted), fits)
 
 
-def _shifted(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"] | None:
+def _noted(found: Residues, fits: list[Int64[np.ndarray, "n"]]) -> Residues:
+    several = "several placements fit, the first is scored"
+    return replace(found, note=several) if len(fits) > 1 else found
+
+
+def _first_shifts(reference: Chain, predicted: Chain) -> list[Int64[np.ndarray, "n"]]:
+    return list(islice(_shifted(reference, predicted), 2))
+
+
+def _aligned(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"]:
+    """Alignment to the resolved residues where it explains as many letters as one to them all.
+
+    A residue beside a gap often fits on both of its sides, of which one may have no coordinates.
+    """
+    places = align(reference.sequence, predicted.sequence)
+    rows = np.flatnonzero(reference.modelled)
+    if not len(rows):
+        return places
+    inner = np.full(len(reference), -1, dtype=np.int64)
+    inner[rows] = align("".join(reference.sequence[k] for k in rows), predicted.sequence)
+    letters = [_agrees(found, reference, predicted).sum() for found in (inner, places)]
+    return inner if letters[0] >= letters[1] else places
+
+
+def _shifted(reference: Chain, predicted: Chain) -> Iterator[Int64[np.ndarray, "n"]]:
     """Places if numbers that count from elsewhere explain all letters; they know where gaps are."""
     true, letters = (encode(chain.sequence) for chain in (reference, predicted))
     first, last = int(predicted.residue_index.min()), int(predicted.residue_index.max())
     if reference.residue_index.max() > _FARTHEST:
-        return None
+        return
     rows = np.full(int(reference.residue_index.max()) + 1, -1, dtype=np.int64)
     rows[reference.residue_index] = np.arange(len(reference))
     for shift in range(-first, len(rows) - last):
@@ -165,8 +195,7 @@ def _shifted(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"] | Non
         if (agree & (found >= 0)).all():
             places = np.full(len(reference), -1, dtype=np.int64)
             places[found] = np.arange(len(predicted))
-            return places
-    return None
+            yield places
 
 
 def _checked(

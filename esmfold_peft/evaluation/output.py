@@ -15,7 +15,7 @@ from esmfold_peft import __version__
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.config_io import config_text
 from esmfold_peft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED
-from esmfold_peft.evaluation.comparison import Comparison, column_types
+from esmfold_peft.evaluation.comparison import Comparison, Difference, column_types
 from esmfold_peft.evaluation.plots import FOLDER, draw_comparison, draw_scores
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, Scored
 from esmfold_peft.evaluation.tables import (
@@ -78,8 +78,30 @@ def write_comparison(config: EvaluateConfig, found: Comparison) -> None:
     known = [pair for pair in pairs if None not in pair]
     if config.plots and known:
         one, other = zip(*known, strict=True)
-        draw_comparison(output, one, other, (str(config.compare[0]), str(config.compare[1])))
+        title = _comparison_title(found.differences()["lddt_ca"])
+        draw_comparison(output, one, other, _names(*config.compare), title)
     _write_json(output / f"{_COMPARISON}.json", found.summary() | _provenance(config))
+
+
+def _names(one: Path, other: Path) -> tuple[str, str]:
+    """What tells two folders apart: their paths without the parts that begin or end both."""
+    parts = [list(path.parts) for path in (one, other)]
+    for place in (0, -1):
+        while all(len(own) > 1 for own in parts) and parts[0][place] == parts[1][place]:
+            for own in parts:
+                del own[place]
+    return str(Path(*parts[0])), str(Path(*parts[1]))
+
+
+def _comparison_title(found: Difference) -> str:
+    interval = f"95 % {_interval(found.low, found.high, '+.3f')}, " if found.low is not None else ""
+    p = "all equal" if found.wilcoxon_p is None else f"p = {found.wilcoxon_p:.1g}"
+    return f"{found.count} chains, mean difference {found.difference:+.3f}\n{interval}{p}"
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    """Both ends, or nothing where there are too few chains for an interval."""
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def score_tables(summary: dict[str, Any], title: str) -> list[Table]:
@@ -106,7 +128,7 @@ def comparison_table(found: Comparison, config: EvaluateConfig) -> Table:
                 f"{row.one:.{places}f}",
                 f"{row.other:.{places}f}",
                 f"{row.difference:+.{places}f}",
-                f"{row.low:+.{places}f} {row.high:+.{places}f}",
+                _interval(row.low, row.high, f"+.{places}f").replace(" to ", " "),
                 "" if row.wilcoxon_p is None else f"{row.wilcoxon_p:.1g}",
                 counts,
             )
@@ -127,7 +149,7 @@ def _score_table(part: dict[str, Any], title: str) -> Table:
             _LABELS[name],
             str(found["count"]),
             f"{found['mean']:.{places}f}",
-            f"{found['low']:.{places}f} to {found['high']:.{places}f}",
+            _interval(found["low"], found["high"], f".{places}f"),
             f"{found['median']:.{places}f}",
         )
     error = part["calibration"]["mean_absolute_error"]

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ FOLDER = "plots"
 _BLUE, _GREY, _RED = "#3b6ea5", "#9a9a9a", "#b5483a"
 _DOTS = 150
 """Per inch."""
+
+_COLUMNS = 40
+"""Letters in a line of a label, as many as a side of a figure has room for."""
 
 
 def draw_scores(output: Path, rows: Sequence[Score], calibration: dict[str, Any]) -> list[Path]:
@@ -49,7 +53,11 @@ def draw_scores(output: Path, rows: Sequence[Score], calibration: dict[str, Any]
 
 
 def draw_comparison(
-    output: Path, one: Sequence[float], other: Sequence[float], names: tuple[str, str]
+    output: Path,
+    one: Sequence[float],
+    other: Sequence[float],
+    names: tuple[str, str],
+    title: str,
 ) -> Path:
     """Draws the lDDT-Cα of the same chains in two evaluations against each other.
 
@@ -57,7 +65,8 @@ def draw_comparison(
         output: folder of the comparison.
         one: scores of the first.
         other: scores of the second, in the same order.
-        names: of both.
+        names: of both, for the axes; long ones are broken.
+        title: what they say together.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -65,8 +74,10 @@ def draw_comparison(
 
     def draw(axes: "Axes") -> None:
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
-        axes.scatter(one, other, s=10, color=_BLUE, alpha=0.7, linewidths=0)
-        axes.set(xlabel=f"lDDT-Cα, {names[0]}", ylabel=f"lDDT-Cα, {names[1]}")
+        _scatter(axes, one, other)
+        x, y = (textwrap.fill(f"lDDT-Cα, {name}", _COLUMNS) for name in names)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_title(title, fontsize="medium")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
 
     return _write(output, "comparison", draw)
@@ -82,28 +93,34 @@ def _distribution(axes: "Axes", scores: Sequence[float]) -> None:
 
 
 def _by_length(axes: "Axes", lengths: Sequence[int], scores: Sequence[float]) -> None:
-    axes.scatter(lengths, scores, s=10, color=_BLUE, alpha=0.7, linewidths=0)
+    _scatter(axes, lengths, scores)
     axes.set(xlabel="length (residues)", ylabel="lDDT-Cα", ylim=(0, 1))
     axes.set_xlim(left=0)
 
 
+def _scatter(axes: "Axes", x: Sequence[int] | Sequence[float], y: Sequence[float]) -> None:
+    """A dot for each chain; the frame does not cut those on its edge."""
+    axes.scatter(x, y, s=10, color=_BLUE, alpha=0.7, linewidths=0, clip_on=False, zorder=3)
+
+
 def _calibration(axes: "Axes", found: dict[str, Any]) -> None:
     bins = found["bins"]
-    axes.plot([0, 100], [0, 1], color=_GREY, linewidth=1, label="perfect")
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, label="perfect")
     most = max(b["residues"] for b in bins)
     axes.bar(
-        [(b["from"] + b["to"]) / 2 for b in bins],
+        [(b["from"] + b["to"]) / 200 for b in bins],
         [0.2 * b["residues"] / most for b in bins],
-        width=4.6,
+        width=0.046,
         color=_GREY,
         alpha=0.35,
-        label="residues",
+        label=f"residues (tallest bar: {most:,})",
     )
-    label = f"mean absolute error {found['mean_absolute_error']:.3f}"
-    axes.plot(
-        [b["plddt"] for b in bins], [b["lddt_ca"] for b in bins], "o-", color=_BLUE, label=label
-    )
-    axes.set(xlabel="pLDDT", ylabel="lDDT-Cα of the residues", xlim=(0, 100), ylim=(0, 1))
+    x, y = [b["plddt"] / 100 for b in bins], [b["lddt_ca"] for b in bins]
+    label = f"expected calibration error {found['mean_absolute_error']:.3f}"
+    axes.plot(x, y, color=_BLUE, linewidth=0.8, alpha=0.5)
+    sizes = [4 + 56 * b["residues"] / most for b in bins]
+    axes.scatter(x, y, s=sizes, color=_BLUE, linewidths=0, clip_on=False, zorder=3, label=label)
+    axes.set(xlabel="pLDDT / 100", ylabel="lDDT-Cα of the residues", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
 
 

@@ -1,6 +1,7 @@
 """The scores of one prediction."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import parent_process
@@ -24,6 +25,9 @@ from esmfold_peft.protein.residues import ATOM14_MASK, ATOM14_TO_ATOM37, RESIDUE
 
 SCORED = "ok"
 """The status of a chain with scores; that of another is the reason why it has none."""
+
+WITHOUT_PLACE = "residues of the prediction without a place in the reference"
+"""The note that ends with a number."""
 
 _CA = 1
 
@@ -224,7 +228,8 @@ def _atoms(pair: Pair, match: MatchMethod) -> _Atoms:
 def _read(source: Source, what: str) -> Chain:
     if isinstance(source, InFile):
         try:
-            chain = from_structure(source.read())
+            # An occupancy is an experiment's: 0 in a prediction does not say that an atom lacks.
+            chain = from_structure(*source.read(occupied=what == "reference"))
         except UserError as error:
             reason = without_place(error, source.item.place)
             raise UserError(f"{what}: {reason}") from error
@@ -232,7 +237,9 @@ def _read(source: Source, what: str) -> Chain:
         assert isinstance(source, Features)
         chain = from_features(source)
     if not chain.atom_mask.any():
-        raise UserError(f"{what}: no atom of the twenty amino acids has finite coordinates")
+        lacking = "finite coordinates"
+        lacking += " and an occupancy above 0" if what == "reference" else ""
+        raise UserError(f"{what}: no atom of the twenty amino acids has {lacking}")
     return chain
 
 
@@ -262,12 +269,6 @@ def _matched_atoms(true: Chain, predicted: Chain, residues: Residues) -> _Atoms:
     if predicted.plddt is not None:
         plddt = np.where(residues.places < 0, np.nan, predicted.plddt[residues.places])
         mean = float(np.nanmean(predicted.plddt))
-    notes = [predicted.note]
-    notes += [
-        f"{what}: Cα only, no all-atom lDDT"
-        for what, chain in (("prediction", predicted), ("reference", true))
-        if chain.trace_only
-    ]
     return _Atoms(
         aatype=aatype,
         numbers=true.numbers,
@@ -279,8 +280,23 @@ def _matched_atoms(true: Chain, predicted: Chain, residues: Residues) -> _Atoms:
         mean_plddt=mean,
         side_chains=not (true.trace_only or predicted.trace_only),
         residues=residues,
-        note="; ".join(note for note in notes if note),
+        note="; ".join(note for note in _notes(true, predicted, residues) if note),
     )
+
+
+def _notes(true: Chain, predicted: Chain, residues: Residues) -> Iterator[str]:
+    """What is to be known of the scores; "" for nothing."""
+    yield predicted.note
+    for what, chain in (("prediction", predicted), ("reference", true)):
+        if chain.models > 1:
+            yield f"{what}: several models, the first is scored"
+        if chain.trace_only:
+            yield f"{what}: Cα only, no all-atom lDDT"
+        elif chain.backbone_only:
+            yield f"{what}: no side chains"
+    yield residues.note
+    left = int(np.delete(predicted.atom_mask[:, _CA], residues.places[residues.places >= 0]).sum())
+    yield f"{WITHOUT_PLACE}: {left}" if left else ""
 
 
 def _scored(pair: Pair, atoms: _Atoms, per_residue: bool) -> Scored:

@@ -12,7 +12,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.work import pooled
 from esmfold_peft.preparation.reading import read_content
 from esmfold_peft.preparation.sources import SUFFIXES, Item, list_items, load, shown
-from esmfold_peft.protein.read import parse_chains
+from esmfold_peft.protein.read import parse_models
 from esmfold_peft.protein.structure import ProteinStructure
 
 _WORTHWHILE = 1000
@@ -36,15 +36,18 @@ class InFile:
         """The file, and the chain where it is named."""
         return self.item.place if self.chain is None else f"{self.item.place} chain {self.chain}"
 
-    def read(self) -> ProteinStructure:
-        """Reads the chain.
+    def read(self, *, occupied: bool = True) -> tuple[ProteinStructure, int]:
+        """Reads the chain, and counts the models of its file, of which it is the first's.
+
+        Args:
+            occupied: whether atoms of occupancy 0 are dropped.
 
         Raises:
             UserError: the file cannot be read, or holds no such chain, or several where none is
                 named.
         """
         try:
-            chains = _chains(self.item)
+            chains, models = _chains(self.item, occupied)
         except OSError as error:
             raise UserError(error.strerror or str(error)) from error
         found = [chain for chain in chains if self.chain in (None, chain.chain)]
@@ -53,7 +56,7 @@ class InFile:
             raise UserError(f'no protein chain "{self.chain}" (the file has {names})')
         if self.chain is None and len(found) > 1:
             raise UserError(f"has the chains {names}, and none is named")
-        return found[0]
+        return found[0], models
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +219,7 @@ def _index(item: Item) -> list[Entry]:
     if item.fault:
         return _faulty(item, item.fault)
     try:
-        chains = _chains(item)
+        chains, _ = _chains(item, True)
     except OSError as error:
         return _faulty(item, error.strerror or str(error))
     except UserError as error:
@@ -247,5 +250,5 @@ def without_place(error: UserError, place: str) -> str:
 
 # The chains of a file are scored one after the other.
 @lru_cache(maxsize=2)
-def _chains(item: Item) -> list[ProteinStructure]:
-    return parse_chains(read_content(item), item.place)
+def _chains(item: Item, occupied: bool) -> tuple[list[ProteinStructure], int]:
+    return parse_models(read_content(item), item.place, occupied=occupied)

@@ -1,5 +1,6 @@
 """What the scores of many chains say together."""
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from esmfold_peft.evaluation.bootstrap import mean_interval
 from esmfold_peft.evaluation.calibration import BINS, Calibration, no_calibration
-from esmfold_peft.evaluation.scoring import METRICS, SCORED, Score, Scored
+from esmfold_peft.evaluation.scoring import METRICS, SCORED, WITHOUT_PLACE, Score, Scored
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Statistic:
         count: chains that have it.
         mean: over these chains.
         median: over these chains.
-        low: lower end of the 95 % bootstrap interval of the mean.
+        low: lower end of the 95 % bootstrap interval of the mean; None for fewer than five chains,
+            and too narrow for few (see `mean_interval`).
         high: its upper end.
     """
 
@@ -75,8 +77,13 @@ def _summary(results: Sequence[Scored]) -> dict[str, Any]:
         "skipped_chains": [
             {"id": row.id, "split": row.split, "reason": row.status} for row in skipped
         ],
-        "notes": dict(sorted(Counter(row.note for row in scored if row.note).items())),
+        "notes": dict(sorted(Counter(_kind(row.note) for row in scored if row.note).items())),
     }
+
+
+def _kind(note: str) -> str:
+    """A note without the number that is another one for every chain."""
+    return re.sub(f"({WITHOUT_PLACE}): [0-9]+", r"\1", note)
 
 
 def _calibration(sums: Calibration, scored: list[Score]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ gemmi is a C++ parser, many times faster than one written in Python.
 """
 
 import re
+import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from esmfold_peft.protein.files import read_bytes
 
 _PDB_RECORDS = (b"HEADER", b"ATOM  ", b"HETATM", b"CRYST1", b"MODEL ")
 _PDB_FIRST_RELEASE = re.compile(rb"\nREVDAT   1   (\d\d-[A-Z]{3}-\d\d)")
+# In the columns of the coordinates (31 to 54): what Fortran writes of a number that does not fit.
+# gemmi reads it as 0. "\n" instead of "^" takes a quarter of the time (0.07 s on 50 MB).
+_ASTERISKS = re.compile(rb"\n(?:ATOM  |HETATM)[^\n]{24}[^\n]{0,23}\*")
 _RESOLUTION_TAGS = ("_refine.ls_d_res_high", "_em_3d_reconstruction.resolution")
 _INFO_TAGS = ("_entry.id", "_exptl.method")
 # The second is the name that entries had before version 5 of the archive's dictionary.
@@ -132,6 +136,8 @@ def _open_mmcif(place: str, data: bytes) -> Entry:
 
 
 def _open_pdb(place: str, data: bytes) -> Entry:
+    if b"*" in data and _ASTERISKS.search(b"\n" + data):
+        raise UserError(f"{place}: coordinates are asterisks")
     structure = gemmi.read_pdb_string(data)
     # Only what is asked for is decoded: a title may be in an encoding other than UTF-8.
     info = {tag: structure.info[tag] for tag in _INFO_TAGS if tag in structure.info}
@@ -148,10 +154,26 @@ def _open_pdb(place: str, data: bytes) -> Entry:
 
 
 def _complete(structure: gemmi.Structure) -> None:
-    """Fills in what some files leave out: polymer types, label chains, and positions in SEQRES."""
+    """Fills in what some files leave out: names, polymer types, label chains, places in SEQRES."""
+    _name_chains(structure)
     structure.merge_chain_parts()
     structure.setup_entities()
     structure.assign_label_seq_id()
+
+
+def _name_chains(structure: gemmi.Structure) -> None:
+    """Gives a chain without a name (a blank in a PDB file) the first letter that is free.
+
+    gemmi makes no entity of a chain without a name.
+    """
+    chains = [chain for model in structure for chain in model]
+    names = {chain.name for chain in chains}
+    if "" not in names:
+        return
+    letters = string.ascii_uppercase + string.ascii_lowercase
+    free = next((letter for letter in letters if letter not in names), "blank")
+    for chain in chains:
+        chain.name = chain.name or free
 
 
 def _values(block: gemmi.cif.Block, tag: str) -> Iterator[str]:

@@ -3,10 +3,10 @@
 What is kept of a file: the first model; in each residue the atoms without an alternative location
 and those of the alternative with the highest summed occupancy (the first of equals); where a
 position of the sequence holds several residues (microheterogeneity), the one that the sequence
-lists first. Atoms of occupancy 0 or without coordinates (or with one beyond a million Å) are not
-resolved and are dropped, as are hydrogens and atoms foreign to their residue. MSE is read as MET,
-its selenium as SD; every other residue outside the standard twenty is X and has no atoms. NH1 and
-NH2 of arginine are exchanged where NH2 is the one closer to CD.
+lists first. Atoms of occupancy 0 (unless they are wanted) or without coordinates (or with one
+beyond a million Å) are not resolved and are dropped, as are hydrogens and atoms foreign to their
+residue. MSE is read as MET, its selenium as SD; every other residue outside the standard twenty is
+X and has no atoms. NH1 and NH2 of arginine are exchanged where NH2 is the one closer to CD.
 """
 
 import re
@@ -112,7 +112,7 @@ def read_chains(path: Path) -> list[ProteinStructure]:
     return _chains(open_entry(path))
 
 
-def parse_chains(data: bytes, place: str) -> list[ProteinStructure]:
+def parse_chains(data: bytes, place: str, *, occupied: bool = True) -> list[ProteinStructure]:
     """Reads every protein chain from the content of an mmCIF or PDB file, as `read_chains` does.
 
     Args:
@@ -120,18 +120,38 @@ def parse_chains(data: bytes, place: str) -> list[ProteinStructure]:
         place: what messages name: a path, or a member of an archive
             ("folder/shard.tar/1abc_A.cif.gz"). Its last component without endings is the entry's
             name where the file states none.
+        occupied: whether atoms of occupancy 0 are dropped. In an experiment they were not seen; a
+            model has seen none, and what it writes there means nothing.
 
     Raises:
         UserError: the content is empty, damaged, neither mmCIF nor PDB, or has no coordinates or
             no protein chain.
     """
-    return _chains(parse_entry(decompressed(data, place), place))
+    return parse_models(data, place, occupied=occupied)[0]
 
 
-def _chains(entry: Entry) -> list[ProteinStructure]:
+def parse_models(
+    data: bytes, place: str, *, occupied: bool = True
+) -> tuple[list[ProteinStructure], int]:
+    """Reads the chains of the first model as `parse_chains` does, and counts the models.
+
+    Args:
+        data: see `parse_chains`.
+        place: see `parse_chains`.
+        occupied: see `parse_chains`.
+
+    Raises:
+        UserError: as `parse_chains`.
+    """
+    entry = parse_entry(decompressed(data, place), place)
+    return _chains(entry, occupied=occupied), len(entry.structure)
+
+
+def _chains(entry: Entry, *, occupied: bool = True) -> list[ProteinStructure]:
     with refusing_damage(entry.place):
         spans = _protein_spans(entry)
-        return [_chain(entry, author, span, alone=len(spans) == 1) for author, span in spans]
+        alone = len(spans) == 1
+        return [_chain(entry, *span, alone=alone, occupied=occupied) for span in spans]
 
 
 def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
@@ -149,13 +169,15 @@ def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
     return spans
 
 
-def _chain(entry: Entry, author: str, span: gemmi.ResidueSpan, *, alone: bool) -> ProteinStructure:
+def _chain(
+    entry: Entry, author: str, span: gemmi.ResidueSpan, *, alone: bool, occupied: bool = True
+) -> ProteinStructure:
     deposited = entry.structure.get_entity_of(span).full_sequence
     found = _aligned(deposited, span) if deposited else _modelled(span)
     names = [""] * len(found.sequence)
     for place, residue in found.residues.items():
         names[place] = str(residue.seqid)
-    positions, atom_mask, b_factors = _atoms(found)
+    positions, atom_mask, b_factors = _atoms(found, occupied=occupied)
     swapped = _misnamed_arginine(found.sequence, positions, atom_mask)
     for array in (positions, b_factors):
         array[swapped] = array[swapped][:, _NH_EXCHANGED]
@@ -221,12 +243,13 @@ def _letters(names: Iterable[str]) -> str:
 
 
 def _atoms(
-    found: _Found,
+    found: _Found, *, occupied: bool
 ) -> tuple[Float32[np.ndarray, "n 37 3"], Bool[np.ndarray, "n 37"], Float32[np.ndarray, "n 37"]]:
     """Positions, mask and B-factors."""
     n = len(found.sequence)
     atoms = _listed(found)
-    atoms = atoms[(atoms.occupancy > 0) & (np.abs(atoms.position) < _FARTHEST).all(-1)]
+    seen = atoms.occupancy > 0 if occupied else np.ones(len(atoms.place), dtype=bool)
+    atoms = atoms[seen & (np.abs(atoms.position) < _FARTHEST).all(-1)]
     atoms = atoms[_one_conformer(atoms)]
     atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.

@@ -134,3 +134,42 @@ def test_an_alignment_is_shown_from_its_first_difference():
         match_residues(chain(long), chain(changed), "sequence")
     first = caught.value.alignment.splitlines()[0]
     assert first.split()[:2] == ["reference", "121"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_alignment_prefers_the_residues_that_are_resolved(first: bool):
+    # One of two copies is resolved; two residues inside lack, so that no shift of numbers fits.
+    copies = [[""] * len(PROTEIN), numbers(1, len(PROTEIN))]
+    true = chain(PROTEIN + PROTEIN, [*copies[first], *copies[not first]])
+    kept = [k for k in range(len(PROTEIN)) if k not in (9, 20)]
+    predicted = chain("".join(PROTEIN[k] for k in kept), numbers(1, len(kept)))
+    found = match_residues(true, predicted)
+    matched = np.flatnonzero(found.places >= 0)
+    assert (found.method, len(matched), found.identity) == ("alignment", len(kept), 1)
+    assert true.modelled[matched].all()
+    # Not where that explains fewer letters: half of the prediction would have no place.
+    half = chain(PROTEIN, [*numbers(1, 16), *[""] * (len(PROTEIN) - 16)])
+    assert (match_residues(half, predicted).places >= 0).sum() == len(kept)
+
+
+def test_a_repeat_that_fits_in_several_places_is_noted():
+    true = chain("GPP" * 10, numbers(1, 30))
+    for method in ("auto", "sequence", "alignment"):
+        found = match_residues(true, chain("GPP" * 9, numbers(501, 527)), method)
+        assert found.places.tolist() == [*range(27), -1, -1, -1]
+        assert found.note == "several placements fit, the first is scored"
+    assert match_residues(true, chain("GPP" * 9, numbers(4, 30))).note == ""  # its own numbers
+    assert match_residues(chain(PROTEIN), chain(PROTEIN[5:30], numbers(900, 924))).note == ""
+
+
+@pytest.mark.parametrize(("changed", "accepted"), [(9, True), (15, False)])
+def test_85_percent_of_equal_letters_are_another_protein(changed: int, accepted: bool):
+    letters = list(PROTEIN * 3)
+    for k in np.linspace(3, len(letters) - 4, changed).astype(int):
+        letters[k] = "W"
+    predicted = chain("".join(letters))
+    if accepted:
+        assert match_residues(chain(PROTEIN * 3), predicted).identity == pytest.approx(10 / 11)
+        return
+    with pytest.raises(SequenceMismatchError, match="84 of 99 aligned residues agree"):
+        match_residues(chain(PROTEIN * 3), predicted)

@@ -9,7 +9,7 @@ import pytest
 from esmfold_peft.datasets.features import features
 from esmfold_peft.evaluation.chain import from_features, from_structure
 from esmfold_peft.evaluation.pairs import Pair
-from esmfold_peft.evaluation.scoring import SCORED, Scored, score_pair
+from esmfold_peft.evaluation.scoring import SCORED, WITHOUT_PLACE, Scored, score_pair
 from esmfold_peft.evaluation.sources import InFile
 from esmfold_peft.preparation.sources import list_items
 from esmfold_peft.protein.read import read_structure
@@ -166,3 +166,75 @@ def test_selenomethionine_is_methionine(tmp_path: Path):
     (tmp_path / "p.pdb").write_text(text.replace(" SD  MET ", "SE   MSE ").replace("MET", "MSE"))
     row = scored(tmp_path / "p.pdb", true).row
     assert (row.status, row.match, row.lddt_all_atom) == (SCORED, "sequence", 1)
+
+
+def with_occupancy_0(path: Path, numbers: range) -> Path:
+    """Sets the occupancy of the residues of these numbers."""
+    lines = path.read_text().splitlines()
+    atoms = {
+        k for k, line in enumerate(lines) if line[:4] == "ATOM" and int(line[22:26]) in numbers
+    }
+    lines = [f"{x[:54]}  0.00{x[60:]}" if k in atoms else x for k, x in enumerate(lines)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("numbers", [range(30, 40), range(1, 1000)])
+def test_an_occupancy_of_0_means_nothing_in_a_prediction(numbers: range, tmp_path: Path):
+    true = reference("1ubq_A")
+    file = with_occupancy_0(write(tmp_path / "p.pdb", prediction(true)), numbers)
+    row = scored(file, true).row
+    assert (row.matched, row.lddt_ca, row.lddt_all_atom, row.note) == (76, 1, 1, "")
+
+
+def test_an_occupancy_of_0_is_unresolved_in_a_reference(tmp_path: Path):
+    true, whole = tmp_path / "t.pdb", write(tmp_path / "p.pdb", prediction(reference("1ubq_A")))
+    write(true, read_structure(reference("1ubq_A")))
+    assert scored(whole, with_occupancy_0(true, range(30, 40))).row.resolved == 66
+    said = reason(whole, with_occupancy_0(true, range(1000)))
+    assert said.endswith("has finite coordinates and an occupancy above 0")
+
+
+def test_symmetric_atoms_of_leucine_may_be_exchanged(tmp_path: Path):
+    true = reference("1ubq_A")
+    file = write(tmp_path / "p.pdb", prediction(true))
+    text, names = file.read_text(), ("CD1 LEU", "CD2 LEU")
+    assert text.count(names[0]) == text.count(names[1]) == 9
+    text = text.replace(names[0], "?").replace(names[1], names[0]).replace("?", names[1])
+    file.write_text(text)
+    assert scored(file, true).row.lddt_all_atom == 1
+
+
+def test_a_backbone_says_that_it_has_no_side_chains(tmp_path: Path):
+    side_chains = (slice(None), [k for k in range(37) if k not in (0, 1, 2, 4)])
+    bare = without(prediction(TRUE), side_chains)
+    row = scored(write(tmp_path / "p.pdb", bare)).row
+    assert row.lddt_all_atom < 0.5
+    assert row.note == "prediction: no side chains"
+    row = scored(tmp_path / "p.pdb", tmp_path / "p.pdb").row
+    assert row.note == "prediction: no side chains; reference: no side chains"
+
+
+def test_of_several_models_the_first_is_scored_and_that_is_said(tmp_path: Path):
+    file = tmp_path / "p.pdb"
+    atoms = [write(file, prediction(TRUE, s), atoms_only=True).read_text() for s in (0.0, 2.0)]
+    file.write_text("".join(f"MODEL     {k + 1:4}\n{a}ENDMDL\n" for k, a in enumerate(atoms)))
+    row = scored(file).row
+    assert (row.lddt_ca, row.note) == (1, "prediction: several models, the first is scored")
+    assert scored(TRUE, file).row.note.endswith("reference: several models, the first is scored")
+
+
+def test_residues_of_the_prediction_without_a_place_are_counted(tmp_path: Path):
+    part = without(read_structure(TRUE), (slice(5), slice(None)))
+    true = write(tmp_path / "t.pdb", part, atoms_only=True)
+    row = scored(write(tmp_path / "p.pdb", prediction(TRUE)), true).row
+    assert row.note == f"{WITHOUT_PLACE}: 5"
+    row = scored(tmp_path / "p.pdb", write(tmp_path / "t.pdb", part)).row
+    assert row.note == ""  # the sequence of this one has them
+
+
+def test_a_chain_without_a_name_is_scored(tmp_path: Path):
+    file = write(tmp_path / "p.pdb", prediction(TRUE), atoms_only=True)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(f"{line[:21]} {line[22:]}" for line in lines) + "\n")
+    assert scored(file).row.lddt_ca == scored(TRUE, file).row.lddt_ca == 1

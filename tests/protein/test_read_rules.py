@@ -9,7 +9,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from esmfold_peft.protein.read import read_chains, read_structure
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.read import parse_chains, read_chains, read_structure
 from esmfold_peft.protein.residues import ATOM37_INDEX
 
 CA = ATOM37_INDEX["CA"]
@@ -261,3 +262,50 @@ def test_the_release_date_of_a_pdb_file_is_its_first_revdat(mmcifs: Path, tmp_pa
     head, rest = text.split("\n", 1)
     path = write(tmp_path, f"{head}\n{revisions}{rest}", "1ubq.pdb")
     assert read_structure(path).release_date == date(1987, 4, 16)
+
+
+def test_atoms_of_occupancy_0_are_kept_where_they_are_wanted() -> None:
+    rows = [*backbone("GLY", 1), *backbone("GLY", 2, occupancy=0.0), *backbone("GLY", 3)]
+    data = mmcif(rows, GLY3).encode()
+    for occupied, kept in ((True, [True, False, True]), (False, [True] * 3)):
+        (structure,) = parse_chains(data, "x.cif", occupied=occupied)
+        assert structure.atom_mask[:, CA].tolist() == kept
+
+
+def unnamed(line: str) -> str:
+    column = {"ATOM": 21, "TER": 21, "SEQRES": 11}.get(line[:6].strip())
+    return line if column is None else f"{line[:column]} {line[column + 1 :]}"
+
+
+@pytest.mark.parametrize("records", [("ATOM", "TER"), ("ATOM",), ("SEQRES", "ATOM", "TER")])
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_pdb_chain_without_a_name_has_a_free_one(
+    mmcifs: Path, tmp_path: Path, records: tuple[str, ...], taken: bool
+) -> None:
+    text = gemmi.read_structure(str(mmcifs / "1ubq.cif")).make_pdb_string()
+    lines = [line for line in text.splitlines() if line.startswith(records)]
+    written = [*(lines if taken else []), *map(unnamed, lines)]
+    path = write(tmp_path, "\n".join(written) + "\nEND\n", "model.pdb")
+    expected = read_structure(mmcifs / "1ubq.cif")
+    read = read_chains(path)
+    assert [chain.chain for chain in read] == (["A", "B"] if taken else ["A"])
+    assert [chain.id for chain in read] == (["model_A", "model_B"] if taken else ["model"])
+    for chain in read:
+        assert chain.sequence == expected.sequence
+        assert np.abs(chain.positions - expected.positions).max() < 1e-3
+
+
+@pytest.mark.parametrize("column", [30, 38, 46])
+def test_coordinates_of_asterisks_are_refused(mmcifs: Path, tmp_path: Path, column: int) -> None:
+    text = gemmi.read_structure(str(mmcifs / "1ubq.cif")).make_pdb_string()
+    lines = [line for line in text.splitlines() if line.startswith("ATOM")]
+    for place in (0, 400):  # the first line of the file, and one inside
+        bad = lines.copy()
+        bad[place] = f"{bad[place][:column]}********{bad[place][column + 8 :]}"
+        path = write(tmp_path, "\n".join(bad) + "\n", "model.pdb")
+        with pytest.raises(UserError, match=r"model\.pdb: coordinates are asterisks$"):
+            read_chains(path)
+    # Elsewhere they are no coordinates.
+    lines[0] = f"{lines[0][:54]}{'*' * 6}{'*' * 6}{lines[0][66:]}"
+    lines.insert(0, "REMARK   3 " + "*" * 60)
+    assert len(read_chains(write(tmp_path, "\n".join(lines) + "\n", "model.pdb"))) == 1
