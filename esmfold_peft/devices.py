@@ -9,7 +9,7 @@ _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator", "Cannot alloc
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device that a setting names; a GPU becomes the current one of the process.
+    """The device that a setting names.
 
     Args:
         device: cpu, gpu, cuda:N, or auto (a GPU if there is one).
@@ -28,9 +28,16 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     number = int(device[5:]) if ":" in device else local_rank % found
     if number >= found:
         raise UserError(f"device: {device} is asked for, and PyTorch finds {found} GPU(s)")
-    chosen = torch.device("cuda", number)
-    torch.cuda.set_device(chosen)  # kernels that are no part of PyTorch start on the current one
-    return chosen
+    return torch.device("cuda", number)
+
+
+def make_current(device: torch.device) -> None:
+    """Makes a GPU the current one of this process; for a CPU there is nothing to do.
+
+    Kernels that are no part of PyTorch start on the current one, wherever their tensors are.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

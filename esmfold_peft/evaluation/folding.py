@@ -9,7 +9,7 @@ import numpy as np
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.datasets.store import Store
-from esmfold_peft.devices import choose_device
+from esmfold_peft.devices import choose_device, make_current
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.pairs import FoldedChain, Pair
 from esmfold_peft.model.folding import FoldingModel
@@ -64,6 +64,7 @@ def open_model(config: EvaluateConfig) -> Folder:
     """
     assert config.run is not None
     device = choose_device(config.device)
+    make_current(device)
     model, trained = load_model(
         config.run,
         checkpoint=config.checkpoint,

@@ -12,7 +12,7 @@ import torch
 from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.config import Kernels, ModelConfig, Precision, TrainConfig
 from esmfold_peft.config_io import config_of
-from esmfold_peft.devices import choose_device
+from esmfold_peft.devices import choose_device, make_current
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_language_model
 from esmfold_peft.model.contents import contents_of, nested
@@ -140,6 +140,7 @@ def load(
     if precision not in (None, *get_args(Precision)):
         raise UserError(f"precision: {precision} is none of {', '.join(get_args(Precision))}")
     place = choose_device(device, local_rank)
+    make_current(place)
     if run is not None:
         model, config = load_model(
             Path(run), checkpoint=checkpoint, raw=raw_weights, chunk=chunk_size, kernels=kernels

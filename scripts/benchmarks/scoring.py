@@ -72,6 +72,7 @@ def main(words: list[str] | None = None) -> None:
         raise SystemExit(f"{args.folder}: no chain of {args.residues} resolved residues")
     check(pairs)
     settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
+    settings["folder"] = args.folder.name
     found = {
         "settings": settings,
         "circumstances": circumstances(CPU),
