@@ -82,10 +82,13 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
     rows = {}
     try:
         for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
-            if task.name in earlier:
-                journal.add(task.row(UNFINISHED))
-            rows[task.name] = _written(task, found, config)
-            journal.add(rows[task.name])
+            before = earlier.get(task.name)
+            if before is not None:
+                journal.add(replace(before, status=UNFINISHED))
+            row = rows[task.name] = _written(task, found, config)
+            if before is not None:
+                remove_others(before, row, config.output)
+            journal.add(row)
     except UserError as error:  # a full disk, for example
         report(f"{error}; {len(rows)} of {len(todo)} are done, --resume goes on with the others")
         return 1
@@ -199,13 +202,7 @@ def _folded(
 
 
 def _written(task: Task, found: Folded | Failed, config: PredictConfig) -> PredictionRow:
-    """Writes the files of a task, removes those it had before, and gives its row."""
-    row = _failed_or_written(task, found, config)
-    remove_others(row, config.output)
-    return row
-
-
-def _failed_or_written(task: Task, found: Folded | Failed, config: PredictConfig) -> PredictionRow:
+    """Writes the files of a task and gives its row."""
     if isinstance(found, Failed):
         return task.row(found.reason)
     record = task.record

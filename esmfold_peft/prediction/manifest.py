@@ -175,12 +175,16 @@ def is_there(row: PredictionRow, output: Path) -> bool:
     return row.status == OK and all(p.is_file() and p.stat().st_size > 0 for p in paths)
 
 
-def remove_others(row: PredictionRow, output: Path) -> None:
-    """Removes files of the same name that an earlier prediction has left and this one has not."""
-    for ending in ("pdb", "cif", "pae.npz", "pae.json", "html"):
-        name = f"{row.name}.{ending}"
-        if name not in row.files:
-            (output / name).unlink(missing_ok=True)
+def remove_others(earlier: PredictionRow, row: PredictionRow, output: Path) -> None:
+    """Removes the files of an earlier prediction that have not been replaced.
+
+    Args:
+        earlier: its row.
+        row: of the prediction in its place.
+        output: the folder.
+    """
+    for name in set(earlier.files) - set(row.files):
+        (output / name).unlink(missing_ok=True)
 
 
 def finish(output: Path, rows: Sequence[PredictionRow], started: float) -> None:
@@ -212,7 +216,7 @@ def _journal_rows(path: Path) -> Iterable[tuple[float, PredictionRow]]:
     for line in lines[:-1]:
         try:
             values = json.loads(line)
-            yield values.pop("time"), PredictionRow(**values)
+            yield float(values.pop("time")), PredictionRow(**values)
         except (TypeError, ValueError, KeyError, AttributeError):
             continue  # of a disk that lost power, or of another version
 

@@ -244,6 +244,14 @@ def test_nothing_old_stays_beside_what_is_new(config: PredictConfig):
     assert named | {"predictions.csv"} == {path.name for path in config.output.iterdir()}
 
 
+def test_a_record_that_names_an_unknown_adapter_fails_alone(config: PredictConfig):
+    config.fasta[0].write_text(">a adapter=kinases\nMKTAY\n>b\nMKTAY\n")
+    assert predict(config) == 1
+    first, second = rows_of(config.output)
+    assert 'names the adapter "kinases", but no --adapter is given' in first["status"]
+    assert second["status"] == "ok"
+
+
 def test_headers_of_any_length_are_read_again(config: PredictConfig):
     config.fasta[0].write_text(f">a {'x' * 200_000}\nMKTAY\n")
     assert predict(config) == 0
