@@ -50,7 +50,7 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
         shard: which of several processes this is; None asks the launcher.
 
     Returns:
-        0, or 1 if a record has no structure.
+        0, or 1 if a record has no structure, or if files can no longer be written.
 
     Raises:
         UserError: a file or the model cannot be read, or the output folder has predictions; nothing

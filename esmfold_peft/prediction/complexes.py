@@ -66,14 +66,15 @@ def query(name: str, chains: Sequence[str], seed: int = 0) -> Query:
     return Query(
         features=sequence_features(name, sequence, residue_index),
         kept=None if kept.all() else kept,
-        hidden=_hidden(sequence, seed) & kept if seed else None,
+        hidden=_hidden(sequence, kept, seed) if seed else None,
     )
 
 
-def _hidden(sequence: str, seed: int) -> Bool[np.ndarray, "n"]:
+def _hidden(sequence: str, kept: Bool[np.ndarray, "n"], seed: int) -> Bool[np.ndarray, "n"]:
     digest = hashlib.sha256(sequence.encode()).digest()
     stream = random_stream(seed, int.from_bytes(digest[:4]), int.from_bytes(digest[4:8]))
-    count = max(1, round(HIDDEN_SHARE * len(sequence)))
+    residues = np.flatnonzero(kept)
+    count = max(1, round(HIDDEN_SHARE * len(residues)))
     hidden = np.zeros(len(sequence), dtype=bool)
-    hidden[stream.permutation(len(sequence))[:count]] = True
+    hidden[stream.permutation(residues)[:count]] = True
     return hidden

@@ -17,6 +17,7 @@ from esmfold_peft.model.inference import Failed, Folded
 from esmfold_peft.prediction.complexes import GAP, LINKER, query
 from esmfold_peft.prediction.pages import write_page
 from esmfold_peft.prediction.predictor import Predictor
+from esmfold_peft.prediction.result import Prediction
 from tests.prediction.conftest import TINY, make_run
 
 SEQUENCES = ("MKTAYIAKQRQISFVK", "GW", "ACDEFGHIKLMNPQRSTVWY", "MKTAYIAKQRQISFVKSHFSRQLEERLGLIE")
@@ -110,7 +111,7 @@ def test_seeds_hide_other_residues_and_give_the_same_again(model: Predictor):
         assert np.abs(predictions[one].positions - predictions[other].positions).max() > 1e-3
     # A linker, which is no residue of the protein, is never hidden.
     asked = query("y", ["MKTAY", "WW", "GAVLK"] * 4, 1)
-    assert not (asked.hidden & ~asked.kept).any()
+    assert asked.hidden[asked.kept].sum() == asked.hidden.sum() == round(0.15 * 48)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +165,9 @@ def test_errors_that_nothing_was_taught_to_predict_are_not_shown(tmp_path: Path)
 def test_precision_can_be_chosen(run: Path, model: Predictor):
     rounded = esmfold_peft.load(run, device="cpu", precision="bf16").fold(SEQUENCES[0])
     exact = model.fold(SEQUENCES[0])
-    difference = np.abs(rounded.positions - exact.positions).max()
-    assert 1e-4 < difference < 2
+    difference = np.linalg.norm(rounded.positions - exact.positions)
+    # 0.04 to 0.08 with weights of four seeds; 1.4 between structures that have nothing in common.
+    assert 1e-4 < difference / np.linalg.norm(exact.positions) < 0.15
 
 
 def test_what_does_not_fit_the_pdb_format_is_in_the_mmcif(model: Predictor, tmp_path: Path):
@@ -177,6 +179,18 @@ def test_what_does_not_fit_the_pdb_format_is_in_the_mmcif(model: Predictor, tmp_
     assert gemmi.read_structure(str(tmp_path / "far.cif"))[0].count_atom_sites() > 30
     assert write_page(tmp_path, far, ["far.cif"], {}) == "far.html"
     assert "far" in far._repr_html_()
+
+
+@pytest.mark.parametrize(("n", "megabytes"), [(59, 0.6), (1000, 2.6)])
+def test_a_page_is_as_large_as_the_readme_says(n: int, megabytes: float, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    sequence = "".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), n))
+    everywhere = generator.uniform(-50, 50, (n, 37, 3)).astype(np.float32)
+    folded = Folded(0, torch.from_numpy(everywhere[:, :14]), torch.full((n, 37), 0.8))
+    pae = generator.uniform(0, 31, (n, n)).astype(np.float32)
+    prediction = replace(Prediction.from_folded("x", "", (sequence,), folded), pae=pae, ptm=0.8)
+    page = tmp_path / write_page(tmp_path, prediction, [], {})
+    assert page.stat().st_size / 1e6 == pytest.approx(megabytes, abs=0.05)
 
 
 def test_a_notebook_shows_a_prediction(model: Predictor):
