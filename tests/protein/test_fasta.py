@@ -219,7 +219,10 @@ def test_headers_of_any_bytes_survive(tmp_path: Path) -> None:
         (lzma.compress(b">a\nMKV\n"), ": not FASTA (xz file; decompress it, or use gzip)"),
         (bz2.compress(b">a\nMKV\n"), ": not FASTA (bzip2 file; decompress it, or use gzip)"),
         (b"\x28\xb5\x2f\xfd\x00", ": not FASTA (zstd file; decompress it, or use gzip)"),
-        (gzip.compress(gzip.compress(b">a\nM\n", mtime=0), mtime=0), ": gzip-compressed twice; decompress it once"),
+        (
+            gzip.compress(gzip.compress(b">a\nM\n", mtime=0), mtime=0),
+            ": gzip-compressed twice; decompress it once",
+        ),
         (">a\nMK\n\x00", ":3: not FASTA (not a text file: byte 0x00)"),
         (gzip.compress(b">a\nMKV\n", mtime=0)[:-6], ": damaged gzip file"),
         (gzip.compress(b">a\nMKV\n", mtime=0)[:-8] + bytes(8), ": damaged gzip file"),
