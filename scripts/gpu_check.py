@@ -5,10 +5,10 @@
 
 Checks: outputs, losses and gradients as on the CPU in float32, and in bfloat16; each fused kernel;
 training in bfloat16 on the chains of data/example; DeepSpeed ZeRO 2 against the plain engine;
-going on with a run; predictions. Benchmarks: an optimizer step of the paper's configuration (crop
-256, 12 blocks, 32 chains by accumulation, recycling) with its parts, memory and operations, with
-kernels and compiled; adapters; inference by length. Language models are random; nothing is
-downloaded.
+going on with a run; predictions, also with too little memory. Benchmarks: an optimizer step of the
+paper's configuration (crop 256, 12 blocks, 32 chains by accumulation, recycling) with its parts,
+memory and operations, with kernels and compiled; adapters; inference by length. Language models are
+random; nothing is downloaded.
 
 A table on stdout, and JSON that is written after every row. Exit code 1 if a check failed. What no
 longer fits into --minutes is left out: a benchmark is skipped, a check has then failed.
@@ -33,6 +33,7 @@ from gpu_checks.parity import parity
 from gpu_checks.predicting import predicting
 from gpu_checks.report import Report, Row, shown
 from gpu_checks.running import Check, Context, run_checks
+from gpu_checks.scarce import scarce_memory
 from gpu_checks.sizes import full_sizes, tiny_sizes
 from gpu_checks.training import learning, resuming, zero2
 from rich.console import Console
@@ -44,6 +45,7 @@ CHECKS = [
     Check("DeepSpeed ZeRO 2", zero2, 120),
     Check("resuming", resuming, 60),
     Check("predict", predicting, 60),
+    Check("scarce memory", scarce_memory, 60),
     Check("paper step", paper_step, 240, benchmark=True, needs=20),
     Check("inference", inference, 60, benchmark=True, needs=5),
     Check("adapters", adapters, 60, benchmark=True, needs=5),

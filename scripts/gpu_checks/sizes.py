@@ -44,6 +44,7 @@ class Sizes:
         adapted: language model of the adapters' benchmark.
         adapter_batch: its chains and residues.
         inference: lengths that are folded.
+        scarce: chains and residues that are folded with too little memory.
     """
 
     tiny: bool
@@ -64,6 +65,7 @@ class Sizes:
     adapted: str
     adapter_batch: tuple[int, int]
     inference: tuple[int, ...]
+    scarce: tuple[int, int]
 
 
 def small_model(blocks: int, layers: int) -> ModelConfig:
@@ -167,6 +169,7 @@ def full_sizes() -> Sizes:
         adapted="esm2_t12_35M_UR50D",
         adapter_batch=(4, 256),
         inference=(128, 256, 512, 1024),
+        scarce=(8, 256),
     )
 
 
@@ -191,4 +194,5 @@ def tiny_sizes() -> Sizes:
         adapted="tiny",
         adapter_batch=(1, 8),
         inference=(8, 12),
+        scarce=(2, 8),
     )

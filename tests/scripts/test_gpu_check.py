@@ -46,7 +46,7 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
     assert [row for row in rows.values() if row["status"] == "failed"] == []
     skipped = [row for row in rows.values() if row["status"] == "skipped"]
     assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
-    assert len(skipped) <= 7  # three kernels, their step, the peak, compiling, PEFT
+    assert len(skipped) <= 8  # three kernels, their step, the peak, compiling, memory, PEFT
     assert code == 0
     assert found["environment"]["torch"] == torch.__version__
 
