@@ -18,12 +18,13 @@ ORDER = [
     "training",
     "evaluation",
     "prediction",
+    "search",
     "commands",
     "cli",
 ]
 ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices", "__version__"}
 COMMANDS = {
-    *("prepare", "train", "replay", "evaluate", "predict"),
+    *("prepare", "train", "replay", "evaluate", "predict", "search_commands"),
     *("adapter_commands", "weights_commands"),
 }
 

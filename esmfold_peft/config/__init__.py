@@ -27,6 +27,7 @@ from esmfold_peft.config.model import (
 )
 from esmfold_peft.config.prediction import PredictConfig
 from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
+from esmfold_peft.config.search import ExecutorConfig, LadderConfig, SearchConfig
 from esmfold_peft.config.training import (
     CheckpointConfig,
     ClusterWeight,
@@ -50,12 +51,14 @@ __all__ = [
     "EsmfoldConfig",
     "EvaluateConfig",
     "EvoformerConfig",
+    "ExecutorConfig",
     "ExportConfig",
     "FilterConfig",
     "GuardConfig",
     "ImportConfig",
     "InspectConfig",
     "Kernels",
+    "LadderConfig",
     "LanguageModelConfig",
     "LogConfig",
     "LossConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "ReplayConfig",
+    "SearchConfig",
     "Split",
     "StructureConfig",
     "Target",

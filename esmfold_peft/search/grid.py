@@ -1,0 +1,100 @@
+"""The grid above the ladders: which adapters, ranks and seeds, and the settings of each trial."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from esmfold_peft.config import SearchConfig, TrainConfig
+from esmfold_peft.config.search import WITHOUT_ALPHA
+from esmfold_peft.search.ladder import Rules, Trial, rungs_of
+
+TRIALS = "trials"
+RUN = "run"
+
+_COMMON = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(SearchConfig)}
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """What one ladder is climbed for.
+
+    Attributes:
+        kind: of the adapter.
+        rank: of its factors; None where it has none.
+        seed: of the trainings.
+    """
+
+    kind: str
+    rank: int | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For people, without the seed: LoRTA's table has "LoRTA r=8"."""
+        return self.kind if self.rank is None else f"{self.kind} r={self.rank}"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        rank = "" if self.rank is None else f"_r{self.rank}"
+        return f"{self.kind}{rank}_seed{self.seed}"
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether there is an α to search."""
+        return self.kind not in WITHOUT_ALPHA
+
+    def alpha(self, trial: Trial) -> float | None:
+        """α of a trial; None where there is none."""
+        return trial.multiple * (self.rank or 1) if self.has_alpha else None
+
+
+def arms_of(config: SearchConfig) -> list[Arm]:
+    """All ladders, in the order of the grid; the seeds of one adapter follow each other."""
+    return [
+        Arm(kind, rank, seed)
+        for kind, ranks in config.grid.items()
+        for rank in (ranks or [None])
+        for seed in config.seeds
+    ]
+
+
+def rules_of(config: SearchConfig, arm: Arm) -> Rules:
+    """The ladder of an arm; one trial where there is no α."""
+    if not arm.has_alpha:
+        return Rules(((1.0,),), config.engine.steps)
+    return Rules(rungs_of(config.ladder), config.engine.steps, config.ladder.halve_at)
+
+
+def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:
+    """Where a trial lives; the same for its part before halving and for the whole."""
+    alpha = arm.alpha(trial)
+    return output / TRIALS / arm.name / ("run" if alpha is None else f"alpha_{alpha:g}")
+
+
+def trial_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
+    """The settings of a trial's training.
+
+    Args:
+        config: of the search.
+        arm: adapter, rank and seed.
+        trial: its multiple and steps.
+    """
+    common = {name: getattr(config, name) for name in _COMMON}
+    alpha = arm.alpha(trial)
+    adapter = replace(
+        config.adapter,
+        kind=arm.kind,  # pyright: ignore[reportArgumentType]
+        rank=config.adapter.rank if arm.rank is None else arm.rank,
+        alpha=config.adapter.alpha if alpha is None else alpha,
+        init=config.init.get(arm.kind, config.adapter.init),
+    )
+    return TrainConfig(
+        **common
+        | {
+            "run": trial_folder(config.output, arm, trial) / RUN,
+            "adapter": adapter,
+            "engine": replace(config.engine, steps=trial.steps),
+            "seed": arm.seed,
+            "resume": "auto",
+        }
+    )
