@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from gpu_checks.costs import adapters, inference
 from gpu_checks.environment import environment, environment_rows
-from gpu_checks.fused_kernels import fused_kernels
+from gpu_checks.fused_kernels import deepspeed_kernel, fused_kernels
 from gpu_checks.paper_step import compiled, fastest, paper_step, with_kernels
 from gpu_checks.parity import parity
 from gpu_checks.predicting import predicting
@@ -52,9 +52,10 @@ CHECKS = [
     Check("profile", profiling, 60, benchmark=True, needs=10),
     Check("inference", inference, 60, benchmark=True, needs=5),
     Check("adapters", adapters, 60, benchmark=True, needs=5),
-    Check("fused kernels", fused_kernels, 400),
+    Check("fused kernels", fused_kernels, 160),
     Check("step with kernels", with_kernels, 100, benchmark=True, needs=10),
     Check("step compiled", compiled, 240, benchmark=True, needs=20),
+    Check("DeepSpeed's kernel", deepspeed_kernel, 1000, benchmark=True, needs=60),
 ]
 """In order, with the most seconds of each: the most telling first, compiling last."""
 
