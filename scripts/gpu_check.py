@@ -7,8 +7,8 @@ Checks: outputs, losses and gradients as on the CPU in float32, and in bfloat16;
 training in bfloat16 on the chains of data/example; DeepSpeed ZeRO 2 against the plain engine;
 going on with a run; predictions, also with too little memory. Benchmarks: an optimizer step of the
 paper's configuration (crop 256, 12 blocks, 32 chains by accumulation, recycling) with its parts,
-memory and operations, with kernels and compiled; adapters; inference by length. Language models are
-random; nothing is downloaded.
+memory, operations and profile, with kernels and compiled; adapters; inference by length. Language
+models are random; nothing is downloaded.
 
 A table on stdout, and JSON that is written after every row. Exit code 1 if a check failed. What no
 longer fits into --minutes is left out: a benchmark is skipped, a check has then failed.
@@ -27,10 +27,11 @@ from pathlib import Path
 import torch
 from gpu_checks.costs import adapters, inference
 from gpu_checks.environment import environment, environment_rows
-from gpu_checks.fused_kernels import fused_kernels
-from gpu_checks.paper_step import compiled, paper_step, with_kernels
+from gpu_checks.fused_kernels import deepspeed_kernel, fused_kernels
+from gpu_checks.paper_step import compiled, fastest, paper_step, with_kernels
 from gpu_checks.parity import parity
 from gpu_checks.predicting import predicting
+from gpu_checks.profiling import profiling
 from gpu_checks.report import Report, Row, shown
 from gpu_checks.running import Check, Context, run_checks
 from gpu_checks.scarce import scarce_memory
@@ -46,12 +47,15 @@ CHECKS = [
     Check("resuming", resuming, 60),
     Check("predict", predicting, 60),
     Check("scarce memory", scarce_memory, 60),
-    Check("paper step", paper_step, 240, benchmark=True, needs=20),
+    Check("setup", fastest, 90, benchmark=True, needs=20),
+    Check("paper step", paper_step, 180, benchmark=True, needs=20),
+    Check("profile", profiling, 60, benchmark=True, needs=10),
     Check("inference", inference, 60, benchmark=True, needs=5),
     Check("adapters", adapters, 60, benchmark=True, needs=5),
-    Check("fused kernels", fused_kernels, 130),
+    Check("fused kernels", fused_kernels, 160),
     Check("step with kernels", with_kernels, 100, benchmark=True, needs=10),
     Check("step compiled", compiled, 240, benchmark=True, needs=20),
+    Check("DeepSpeed's kernel", deepspeed_kernel, 1000, benchmark=True, needs=60),
 ]
 """In order, with the most seconds of each: the most telling first, compiling last."""
 
@@ -64,6 +68,7 @@ def main(words: list[str] | None = None) -> int:
     """
     started = time.monotonic()
     args = parser().parse_args(words)
+    checks = chosen_checks(args.only)
     device = chosen_device(args.device, tiny=args.tiny)
     quieten()
     # The CPU is half of the parity check on a GPU; on a busy CPU threads wait for each other.
@@ -75,7 +80,7 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as scratch:
         context = Context(device, tiny_sizes() if args.tiny else full_sizes(), Path(scratch))
         deadline = started + 60 * args.minutes
-        run_checks(CHECKS, context, report, deadline=deadline, say=sayer(console))
+        run_checks(checks, context, report, deadline=deadline, say=sayer(console))
     report.header["seconds"] = round(time.monotonic() - started, 1)
     report.write()
     console.print(report.table())
@@ -92,8 +97,26 @@ def parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="everything as small as it can be, also on a CPU")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is")
     add("--minutes", type=float, default=9.0, help="in all (default: 9)")
+    add("--only", nargs="+", metavar="NAME", help="these checks; predict needs training before it")
     add("--output", type=Path, help="JSON file (default: gpu_check_<device>.json)")
     return parser
+
+
+def chosen_checks(names: list[str] | None) -> list[Check]:
+    """The checks of `--only`, in the order of all.
+
+    Args:
+        names: of checks; None takes all.
+
+    Raises:
+        SystemExit: a check is not known.
+    """
+    known = [check.name for check in CHECKS]
+    for name in names or ():
+        if name not in known:
+            listed = ", ".join(known)
+            raise SystemExit(f'gpu_check: --only: no check is named "{name}"; there are: {listed}')
+    return [check for check in CHECKS if names is None or check.name in names]
 
 
 def chosen_device(name: str, *, tiny: bool) -> torch.device:

@@ -22,7 +22,8 @@ ORDER = [
     "commands",
     "cli",
 ]
-ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices", "__version__"}
+ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices"}
+ANYWHERE |= {"versions", "__version__"}
 COMMANDS = {
     *("prepare", "train", "replay", "evaluate", "predict", "search_commands"),
     *("adapter_commands", "weights_commands"),

@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from esmfold_peft.evaluation.tables import (
     write_table,
 )
 from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.versions import installed_versions
 
 SUMMARY = "summary.json"
 _COMPARISON = "comparison"
@@ -176,7 +176,7 @@ def _provenance(config: EvaluateConfig) -> dict[str, Any]:
     return {
         "bootstrap": {"seed": SEED, "resamples": RESAMPLES, "confidence": CONFIDENCE},
         "versions": {"esmfold_peft": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
+        | installed_versions(_PACKAGES),
         "settings": yaml.safe_load(config_text(config)),
     }
 

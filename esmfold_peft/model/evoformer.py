@@ -140,8 +140,26 @@ def _stack(config: EvoformerConfig) -> Any:
         linear_init_params=_alphafold2_init(),
     )
     for block in stack.blocks:
+        block.pair_stack.__class__ = _pair_block()
         block.pair_stack.tri_att_end.__class__ = _ending_node()
     return stack
+
+
+@cache
+def _pair_block() -> type[nn.Module]:
+    """openfold3's pair block, whose triangle multiplications never take cuEquivariance's kernel.
+
+    openfold3 does not pass it the biases that AlphaFold 2 has: it would compute without them.
+    """
+    from openfold3.core.model.latent.base_blocks import PairBlock
+
+    class BiasedPairBlock(PairBlock):
+        def tri_mul_out_in(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, *arguments: Any, use_cueq_triangle_kernels: bool = False, **others: Any
+        ) -> Tensor:
+            return super().tri_mul_out_in(*arguments, **others)
+
+    return BiasedPairBlock
 
 
 @cache

@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -40,6 +39,7 @@ from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.protein.files import LOCK, make_folder, read_json, write_atomically
 from esmfold_peft.training.checkpoint import checkpoint_folder, find_step, read_weights
 from esmfold_peft.training.optim import parameter_groups
+from esmfold_peft.versions import installed_versions
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -98,7 +98,7 @@ def begin_session(config: TrainConfig, step: int, processes: int) -> None:
         "processes": processes,
         "command": sys.argv,
         "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": installed_versions(_PACKAGES),
         "git_commit": _git_commit(),
     }
     content["sessions"] = [*content.get("sessions", []), session]

@@ -2,12 +2,12 @@
 
 import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
 from measuring import circumstances
 
+from esmfold_peft.versions import installed_versions
 from gpu_checks.report import Row, measured
 from gpu_checks.running import Context
 
@@ -25,7 +25,7 @@ def environment(device: torch.device) -> dict[str, object]:
         device: under check.
     """
     found: dict[str, object] = dict(circumstances(device))
-    found["packages"] = {name: installed(name) for name in PACKAGES}
+    found["packages"] = installed_versions(PACKAGES)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -37,14 +37,6 @@ def environment(device: torch.device) -> dict[str, object]:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }
     return found
-
-
-def installed(package: str) -> str | None:
-    """Version of a package; None where it is absent."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def driver() -> str | None:
@@ -68,7 +60,7 @@ def environment_rows(context: Context) -> Iterator[Row]:
     else:
         detail = f"{found['threads']} thread(s)"
     yield measured("device", str(found["device"]), detail=detail)
-    packages = {name: installed(name) for name in PACKAGES}
+    packages = installed_versions(PACKAGES)
     present = ", ".join(f"{name} {text}" for name, text in packages.items() if text)
     yield measured("packages", f"torch {torch.__version__}", detail=present)
     modules = ("triton", "cuequivariance_torch", "deepspeed.ops.deepspeed4science")

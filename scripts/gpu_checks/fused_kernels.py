@@ -1,8 +1,12 @@
 """The self-check of each fused kernel, in a process of its own that a bad one may take down."""
 
+import os
 import shutil
+import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import cast
@@ -11,40 +15,69 @@ import torch
 
 from esmfold_peft.config import Kernels, ModelConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.evoformer import KERNEL_FLAGS
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from gpu_checks.environment import has_module
+from gpu_checks.paper_step import beside, chosen_setup
 from gpu_checks.report import Row, failed, measured, skipped
 from gpu_checks.running import Context
 
 MODULES = {
-    "deepspeed": ("deepspeed.ops.deepspeed4science",),
-    "cuequivariance": ("cuequivariance_torch", "cuequivariance_ops_torch"),
     "triton": ("triton",),
+    "cuequivariance": ("cuequivariance_torch", "cuequivariance_ops_torch"),
+    "deepspeed": ("deepspeed.ops.deepspeed4science",),
 }
 """What each kernel needs."""
 
 PRECISIONS = ("float32", "bf16")
 
-SECONDS = 60.0
-"""DeepSpeed compiles its kernel at first use."""
+SECONDS = {"triton": 75.0, "cuequivariance": 75.0, "deepspeed": 900.0}
+"""At most; DeepSpeed compiles its kernel at first use, on one core for more than eight minutes."""
+
+CANNOT = " cannot run on "
+"""What the self-check says of a kernel that gives no result here, rather than a wrong one."""
 
 
 def fused_kernels(context: Context) -> Iterator[Row]:
     """Each kernel agrees with the plain path, or is absent with the reason."""
-    for name in KERNEL_FLAGS:
-        if name == "none":
-            continue
+    yield from self_checks(("triton", "cuequivariance"), context)
+
+
+def deepspeed_kernel(context: Context) -> Iterator[Row]:
+    """The kernel that is compiled for minutes, and if it agrees a step with it."""
+    yield from self_checks(("deepspeed",), context)
+    if "deepspeed" in context.kernels:
+        yield from beside(replace(chosen_setup(context), kernels="deepspeed"), context)
+
+
+def self_checks(names: tuple[str, ...], context: Context) -> Iterator[Row]:
+    """A row for each kernel, or one for each precision; keeps in `context` which may be used.
+
+    Args:
+        names: of kernels.
+        context: see there.
+    """
+    for name in names:
         row = f"kernel {name}: self-check"
         if reason := absence(name, context.device):
             yield skipped(row, reason)
             continue
         problems = apart(name, context.device)
         for precision, problem in problems.items():
-            place = f"{row}, {precision}"
-            yield failed(place, problem) if problem else measured(place, "agrees")
+            yield verdict(f"{row}, {precision}", problem)
         if not problems["bf16"]:
             context.kernels.append(name)
+
+
+def verdict(row: str, problem: str) -> Row:
+    """A kernel that cannot run here is absent; one that is wrong has failed.
+
+    Args:
+        row: its name.
+        problem: what the self-check said; "" if it agrees.
+    """
+    if not problem:
+        return measured(row, "agrees")
+    return skipped(row, f"absent: {problem}") if CANNOT in problem else failed(row, problem)
 
 
 def absence(name: str, device: torch.device) -> str:
@@ -89,18 +122,22 @@ def apart(name: str, device: torch.device) -> dict[str, str]:
     process.start()
     sender.close()  # so that its death ends the waiting
     try:
-        if not receiver.poll(SECONDS):
-            return dict.fromkeys(PRECISIONS, f"not done after {SECONDS:.0f} s")
+        if not receiver.poll(SECONDS[name]):
+            return dict.fromkeys(PRECISIONS, f"not done after {SECONDS[name]:.0f} s")
         return receiver.recv()
     except EOFError:
         process.join(5)
         return dict.fromkeys(PRECISIONS, f"its process died with exit code {process.exitcode}")
     finally:
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a compiler that it started too
         process.kill()
         process.join()
 
 
 def _send_problems(name: str, device: str, sender: Connection) -> None:
+    os.setpgrp()
     warnings.filterwarnings("ignore")
     sender.send({precision: _problem(name, device, precision) for precision in PRECISIONS})
 

@@ -57,10 +57,9 @@ class Setup:
 
 
 def paper_step(context: Context) -> Iterator[Row]:
-    """The fastest setup that fits, and all numbers of it."""
+    """All numbers of the step in the fastest setup."""
     name, sizes, device = step_name(context), context.sizes, context.device
-    setup = yield from fastest(context)
-    context.setup = setup
+    setup = chosen_setup(context)
     model = paper_model(setup, context)
     batches = [b.to(device) for b in split(batch_of(context), setup.micro_batch)]
     optimizer = adam(model)
@@ -72,12 +71,8 @@ def paper_step(context: Context) -> Iterator[Row]:
     yield from part_rows(name, training_of(model, batches[0], 0), optimizer, context)
 
 
-def fastest(context: Context) -> Generator[Row, None, Setup]:
-    """Tries more and more chains at a time, recomputing and not, and returns the fastest setup.
-
-    Args:
-        context: see there.
-    """
+def fastest(context: Context) -> Iterator[Row]:
+    """Tries more and more chains at a time, recomputing and not; keeps the fastest in `context`."""
     per_chain: dict[Setup, float] = {}
     for recompute in (True, False):
         for size in context.sizes.micro_batches:
@@ -88,7 +83,12 @@ def fastest(context: Context) -> Generator[Row, None, Setup]:
             if time is None:  # more will not fit either
                 break
             per_chain[setup] = time
-    return min(per_chain, key=lambda key: per_chain[key])
+            context.setup = min(per_chain, key=lambda key: per_chain[key])
+
+
+def chosen_setup(context: Context) -> Setup:
+    """The setup that was fastest; the safest where that is not known."""
+    return context.setup or Setup(1, recompute=True)
 
 
 def recycle_rows(
@@ -131,7 +131,7 @@ def with_kernels(context: Context) -> Iterator[Row]:
     if not context.kernels:
         yield skipped("step with kernels", "absent: no kernel has passed its self-check")
     for name in context.kernels:
-        yield from beside(Setup(*_plain(context), kernels=name), context)
+        yield from beside(replace(chosen_setup(context), kernels=name), context)
 
 
 def compiled(context: Context) -> Iterator[Row]:
@@ -139,7 +139,7 @@ def compiled(context: Context) -> Iterator[Row]:
     if context.sizes.tiny:
         yield skipped("step compiled", "tiny: compiling takes a minute of a CPU core")
     else:
-        yield from beside(Setup(*_plain(context), compile=True), context)
+        yield from beside(replace(chosen_setup(context), compile=True), context)
 
 
 def beside(setup: Setup, context: Context) -> Iterator[Row]:
@@ -149,7 +149,7 @@ def beside(setup: Setup, context: Context) -> Iterator[Row]:
         setup: with kernels, or compiled.
         context: see there.
     """
-    plain = Setup(*_plain(context))
+    plain = chosen_setup(context)
     batch = batch_of(context, plain.micro_batch).to(context.device)
     steps: dict[str, Step] = {}
     for each in (plain, setup):
@@ -314,12 +314,6 @@ def optimizer_step(trainings: list[Training], optimizer: torch.optim.Optimizer) 
 def step_name(context: Context) -> str:
     """How the rows begin."""
     return f"paper step, {context.sizes.batch} x {context.sizes.paper_crop}"
-
-
-def _plain(context: Context) -> tuple[int, bool]:
-    """Chains at a time and recomputing, as was fastest; the safest where that is not known."""
-    found = context.setup
-    return (1, True) if found is None else (found.micro_batch, found.recompute)
 
 
 def _update(optimizer: torch.optim.Optimizer) -> None:

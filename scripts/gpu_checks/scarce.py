@@ -46,7 +46,7 @@ def _compared(
     detail = f"{peak / 2**20:.0f} MiB above the model instead of {usual / 2**20:.0f}"
     yield at_most(f"{name}: memory", peak / usual, SHARE, detail=detail)
     off = max(
-        float((found[k].positions - own.positions).norm(dim=-1).max()) if k in found else torch.nan
+        float((found[k].positions - own.positions).norm(dim=-1).max()) if k in found else torch.inf
         for k, own in expected.items()
     )
     yield at_most(f"{name}: positions", off, SAME_POSITIONS, unit="Å")
@@ -70,14 +70,15 @@ def _folded(
 def _allowed(above: float, device: torch.device) -> Iterator[None]:
     """Lets this process have some bytes more than it has, and all again afterwards."""
     tidy(device)
+    index = device.index if device.index is not None else torch.cuda.current_device()
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(
-        (torch.cuda.memory_reserved(device) + above) / total, device
+        (torch.cuda.memory_allocated(device) + above) / total, index
     )
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def _sequence(length: int, seed: int) -> str:

@@ -111,6 +111,49 @@ def test_each_kernel_gives_the_plain_outputs_and_gradients(kernels: str):
     check_kernels(config, torch.device("cuda"), length=144, bf16=True)
 
 
+def test_cuequivariance_does_attention_but_no_triangle_multiplication(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # openfold3 gives its triangle multiplication no biases, which AlphaFold 2 has.
+    asked: dict[str, set[bool]] = {}
+
+    def spied(module: nn.Module, name: str) -> None:
+        forward = module.forward
+
+        def spy(*arguments, use_cueq_triangle_kernels: bool = False, **others):
+            asked.setdefault(name, set()).add(use_cueq_triangle_kernels)
+            return forward(*arguments, **others)
+
+        monkeypatch.setattr(module, "forward", spy)
+
+    model = evoformer()
+    plain = run(model)
+    for block in model.blocks:
+        spied(block.msa_att_row, "msa_att_row")
+        for name in ("tri_mul_out", "tri_mul_in", "tri_att_start", "tri_att_end"):
+            spied(getattr(block.pair_stack, name), name)
+    model.flags = KERNEL_FLAGS["cuequivariance"]
+    for found in (run(model), run(model, training=False)):
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    multiplications, attentions = {False}, {True}
+    assert asked == {
+        "msa_att_row": attentions,
+        "tri_mul_out": multiplications,
+        "tri_mul_in": multiplications,
+        "tri_att_start": attentions,
+        "tri_att_end": attentions,
+    }
+
+
+def run(model: Evoformer, *, training: bool = True) -> list[Tensor]:
+    """All blocks, with gradients or without."""
+    m, z, mask = tracks()
+    with torch.set_grad_enabled(training):
+        found = model(m, z, mask)
+    return real(found.m, found.z, mask)
+
+
 def test_our_loop_over_blocks_is_openfold3s_own():
     from openfold3.core.model.latent.evoformer import EvoformerStack
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
     assert [row for row in rows.values() if row["status"] == "failed"] == []
     skipped = [row for row in rows.values() if row["status"] == "skipped"]
     assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
-    assert len(skipped) <= 8  # three kernels, their step, the peak, compiling, memory, PEFT
+    # Three kernels, their step, the peak, compiling, memory, PEFT, the profile's busy share, waits.
+    assert len(skipped) <= 10
     assert code == 0
     assert found["environment"]["torch"] == torch.__version__
 
@@ -56,6 +58,7 @@ def test_every_part_has_its_rows(tiny):
     rows = {row["name"]: row for row in tiny[1]["rows"]}
     begin = ("small float32: ", "wide float32: ", "wide bf16: ", "kernel ", "training, bf16")
     begin += ("DeepSpeed ZeRO 2: ", "resumed run: ", "predict, ", "inference, ", "ESM-2 tiny")
+    begin += ("profile: ",)
     for words in begin:
         assert any(name.startswith(words) for name in rows), words
     step = {name.partition(": ")[2]: row["value"] for name, row in rows.items() if "paper" in name}
@@ -199,6 +202,61 @@ def test_a_kernel_is_absent_with_the_reason(script, monkeypatch):
     missing = "absent: cuequivariance_ops_torch not installed"
     assert kernels.absence("cuequivariance", cuda) == missing
     assert "nvcc" in kernels.absence("deepspeed", cuda)
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [
+        ("", "passed"),
+        ("model.kernels: triton cannot run on cuda (no compiler)", "skipped"),
+        ("model.kernels: triton does not give the gradient of w on cuda", "failed"),
+        ("model.kernels: triton disagrees with the plain path on cuda: w is off by 9%", "failed"),
+        ("its process died with exit code -11", "failed"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_absent_and_a_wrong_one_fails(script, problem, status):
+    row = script("gpu_checks.fused_kernels").verdict("kernel", problem)
+    assert row.status == status
+    assert row.detail.startswith("absent: ") == (status == "skipped")
+
+
+def test_a_kernels_self_check_says_from_its_process_that_it_cannot_run(script):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    problems = script("gpu_checks.fused_kernels").apart("triton", torch.device("cpu"))
+    assert {name: " cannot run on cpu (" in text for name, text in problems.items()} == {
+        "float32": True,
+        "bf16": True,
+    }
+
+
+def test_only_the_checks_that_are_named_are_run(script):
+    check = script("gpu_check")
+    chosen = [each.name for each in check.chosen_checks(["step compiled", "setup"])]
+    assert chosen == ["setup", "step compiled"]
+    assert check.chosen_checks(None) == check.CHECKS
+    with pytest.raises(SystemExit, match='no check is named "setups"; there are: environment, '):
+        check.main(["--only", "setups", "--tiny"])
+
+
+def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
+    from esmfold_peft.model.blocks import run_blocks
+
+    profiling = script("gpu_checks.profiling")
+
+    def wait(block, *tracks):
+        warnings.warn(profiling.SYNCHRONIZED, stacklevel=1)
+        return tracks
+
+    def step():
+        run_blocks([torch.nn.Identity()] * 2, wait, torch.ones(1), torch.ones(1), recompute=False)
+        wait(None)
+        warnings.warn("of something else", stacklevel=1)
+
+    found = profiling.waits(step)
+    (place,) = found.keys() - {"elsewhere"}
+    assert place.startswith("model/blocks.py:")
+    assert (found[place], found["elsewhere"]) == (2, 1)
 
 
 def test_full_sizes_are_not_begun_without_a_gpu(script, monkeypatch):
