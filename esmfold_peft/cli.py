@@ -46,6 +46,12 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
             "fasta",
             note="scripts/predict_ray.py shares the sequences out on a Ray cluster.",
         ),
+        "search": _Command(
+            config.SearchConfig,
+            "search_commands.search",
+            note="`search CONFIG` is `search --config CONFIG`. `search status FOLDER` shows how a"
+            " search stands, `search report FOLDER` writes its table and figures.",
+        ),
     },
     "adapters": {
         "count": _Command(config.CountConfig, "adapter_commands.count"),
@@ -62,6 +68,12 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
 _BY_FLAG = {("train", "--replay"): _Command(config.ReplayConfig, "replay")}
 """What a flag makes of a command: other settings, none of its own."""
 
+_BY_WORD = {
+    ("search", "status"): _Command(config.SearchStatusConfig, "search_commands.status", "output"),
+    ("search", "report"): _Command(config.SearchReportConfig, "search_commands.report", "output"),
+}
+"""What a second word makes of a command."""
+
 _DESCRIPTIONS = {
     "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
     "adapters": "Count, merge, export and import adapters of ESM-2.",
@@ -72,6 +84,7 @@ _AFTER_CTRL_C = {
     "prepare": "; give the same command again to go on",
     "train": "; the same command with --resume auto goes on from the newest checkpoint",
     "predict": "; the same command with --resume goes on",
+    "search": "; the same command goes on",
 }
 """What else is said of a command that was interrupted."""
 
@@ -110,11 +123,14 @@ def parse(arguments: list[str]) -> Parsed:
     if command is None:
         _overview(group).parse_args(rest)
         raise AssertionError(f"{rest} is no command")
-    name = f"{group} {rest[0]}".strip()
+    words = 2 if not group and tuple(rest[:2]) in _BY_WORD else 1
+    name, rest = " ".join([group, *rest[:words]]).strip(), rest[words:]
+    if command.settings is config.SearchConfig and rest and not rest[0].startswith("-"):
+        rest = ["--config", *rest]
     parser = config_parser(command.settings, command.positional)
     parser.prog = f"esmfold-peft {name}"
     parser.epilog = command.note
-    return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest[1:]))
+    return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest))
 
 
 def _command(group: str, words: list[str]) -> _Command | None:
@@ -124,7 +140,8 @@ def _command(group: str, words: list[str]) -> _Command | None:
     for (name, flag), other in _BY_FLAG.items():
         if not group and words[0] == name and any(w.split("=")[0] == flag for w in words[1:]):
             return other
-    return _COMMANDS[group].get(words[0])
+    by_word = None if group else _BY_WORD.get(tuple(words[:2]))  # pyright: ignore
+    return by_word or _COMMANDS[group].get(words[0])
 
 
 def _overview(group: str) -> OneLineParser:
@@ -151,8 +168,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong, 3 if a training has diverged, 75 if it was asked to stop and can go on, 130 after
-        Ctrl-C.
+        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 75 if it was
+        asked to stop and can go on, 130 after Ctrl-C.
     """
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -27,7 +27,13 @@ from esmfold_peft.config.model import (
 )
 from esmfold_peft.config.prediction import PredictConfig
 from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
-from esmfold_peft.config.search import ExecutorConfig, LadderConfig, SearchConfig
+from esmfold_peft.config.search import (
+    ExecutorConfig,
+    LadderConfig,
+    SearchConfig,
+    SearchReportConfig,
+    SearchStatusConfig,
+)
 from esmfold_peft.config.training import (
     CheckpointConfig,
     ClusterWeight,
@@ -73,6 +79,8 @@ __all__ = [
     "PrepareConfig",
     "ReplayConfig",
     "SearchConfig",
+    "SearchReportConfig",
+    "SearchStatusConfig",
     "Split",
     "StructureConfig",
     "Target",

@@ -168,6 +168,30 @@ class SearchConfig:
             )
 
 
+@dataclass(frozen=True)
+class SearchStatusConfig:
+    """Show how a search stands: its tree, what it has cost and saved, and how long it may take.
+
+    Attributes:
+        output: folder of the search.
+        json: the same as JSON, on stdout.
+    """
+
+    output: Path
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class SearchReportConfig:
+    """Write a search's table, figures and page into its folder report/.
+
+    Attributes:
+        output: folder of the search.
+    """
+
+    output: Path
+
+
 def _check_grid(grid: dict[str, list[int]]) -> None:
     if not grid:
         raise UserError("grid: no adapters")

@@ -15,7 +15,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 SETTINGS = "trial.yaml"
@@ -23,6 +25,21 @@ ATTEMPTS = "attempts.jsonl"
 LOG = "train.log"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One line of a trial's history.
+
+    Attributes:
+        began: seconds since 1970.
+        ended: the same; None while it runs, or where it was killed.
+        code: exit code of the training; None likewise.
+    """
+
+    began: float
+    ended: float | None = None
+    code: int | None = None
 
 
 def run_attempt(folder: Path, keep_open: tuple[int, ...] = ()) -> int:
@@ -34,32 +51,54 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = ()) -> int:
         folder: of the trial.
         keep_open: file descriptors that the training inherits.
     """
-    note(folder, {"began": time.time()})
+    _note(folder, {"began": time.time()})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
         )
-        if _in_main_thread():
-            for number in _SIGNALS:
-                signal.signal(number, lambda *_: child.terminate())
-        code = child.wait()
-    note(folder, {"ended": time.time(), "code": code})
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: child.terminate())
+    code = child.wait()
+    _note(folder, {"ended": time.time(), "code": code})
     return code
 
 
-def note(folder: Path, entry: dict[str, float]) -> None:
+def attempts(folder: Path) -> list[Attempt]:
+    """All attempts at a trial, in order; a line that a kill has cut is passed over."""
+    found: list[Attempt] = []
+    path = folder / ATTEMPTS
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if "began" in entry:
+            found.append(Attempt(entry["began"]))
+        elif found:
+            found[-1] = Attempt(found[-1].began, entry["ended"], entry["code"])
+    return found
+
+
+def last_words(folder: Path) -> str:
+    """The last line that a trial's training has said; "" if it has said nothing."""
+    path = folder / LOG
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _note(folder: Path, entry: dict[str, float]) -> None:
     """Adds a line to attempts.jsonl, which is on the disk when this returns."""
     with (folder / ATTEMPTS).open("ab") as file:
-        file.write(json.dumps(entry).encode() + b"\n")
+        # A line before it that a kill has cut is ended first; an empty one is passed over.
+        file.write(b"\n" + json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
 
 
 if __name__ == "__main__":

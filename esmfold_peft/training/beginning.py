@@ -100,17 +100,26 @@ def require_same_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None
     Raises:
         UserError: names every setting that differs.
     """
-    before = run_config(config.run)
-    old, new = _flat(before), _flat(config)
-    differing = [name for name in new if old.get(name) != new[name] and not _is_free(name)]
-    if differing:
-        changes = "; ".join(f"{name} is {new[name]}, was {old.get(name)}" for name in differing)
+    changes = changed_settings(run_config(config.run), config)
+    if changes:
         raise UserError(
-            f"resume: {config.run} was begun with other settings ({changes}); give it the same, or"
-            f" begin another run with --start_from {config.run}"
+            f"resume: {config.run} was begun with other settings ({'; '.join(changes)}); give it"
+            f" the same, or begin another run with --start_from {config.run}"
         )
     if checkpoint is not None:
         _require_same_data(config, checkpoint.state)
+
+
+def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The settings that decide a training's result and are not as they were, each with both values.
+
+    Args:
+        before: with which a run was begun.
+        now: with which it would be gone on with.
+    """
+    old, new = _flat(before), _flat(now)
+    differing = [name for name in new if old.get(name) != new[name] and not _is_free(name)]
+    return [f"{name} is {new[name]}, was {old.get(name)}" for name in differing]
 
 
 def first_state(config: TrainConfig, model: FoldingModel, base_hash: str) -> State:

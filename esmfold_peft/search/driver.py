@@ -1,0 +1,217 @@
+"""The search itself: asks the ladders, keeps the executor busy, and writes down what came of it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from esmfold_peft.config import SearchConfig
+from esmfold_peft.config_io import config_text
+from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.search.attempt import SETTINGS
+from esmfold_peft.search.executors.protocol import Executor, Handle, Job
+from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
+from esmfold_peft.search.ladder import Outcome, Trial, decide
+from esmfold_peft.search.ledger import Ledger, arm_of, outcomes_of, trial_of
+from esmfold_peft.search.outcomes import Ended, read_end, why_lost
+
+Key = tuple[Arm, Trial]
+
+
+@dataclass
+class Summary:
+    """How a search has ended.
+
+    Attributes:
+        winners: by ladder.
+        exhausted: ladders of which all trials have diverged.
+        failed: trials that were given up, each with the reason.
+    """
+
+    winners: dict[Arm, Trial] = field(default_factory=dict)
+    exhausted: list[Arm] = field(default_factory=list)
+    failed: dict[Key, str] = field(default_factory=dict)
+
+
+class Driver:
+    """Runs a search until no ladder asks for anything more.
+
+    Args:
+        config: of the search, all paths absolute.
+        executor: what runs the trials.
+        ledger: what is added to.
+        events: what the ledger held before.
+        say: called with a line for people.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        executor: Executor,
+        ledger: Ledger,
+        events: list[dict[str, Any]],
+        *,
+        devices: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.summary = Summary()
+        self._executor = executor
+        self._ledger = ledger
+        self._devices = devices
+        self._say = say
+        self._outcomes: dict[Arm, dict[Trial, Outcome]] = outcomes_of(events)
+        self._announced = {arm_of(e) for e in events if e["event"] in ("winner", "exhausted")}
+        self._running: dict[Key, Job] = {}
+        self._attempts: dict[Key, int] = {}
+        self._adopt(events)
+
+    def run(self) -> Summary:
+        """Goes on until all ladders have ended, or what is left of them has failed."""
+        while self.advance():
+            time.sleep(self.config.executor.poll_seconds)
+        return self.summary
+
+    def advance(self) -> bool:
+        """Looks at what runs, writes down what has ended, and begins what is asked for.
+
+        Returns:
+            Whether there is anything left to wait for.
+        """
+        for key in list(self._running):
+            if not self._executor.alive(self._running[key]):
+                del self._running[key]
+                self._take_in(key)
+        waiting = [key for key in self._asked() if key not in self._running]
+        free = max(0, self.config.executor.concurrent - len(self._running))
+        self._begin(waiting[:free])
+        return bool(self._running or len(waiting) > free)
+
+    def _asked(self) -> Iterator[Key]:
+        """What all ladders ask for, in order, without what was given up; writes down their ends."""
+        for arm in arms_of(self.config):
+            while True:
+                decision = decide(rules_of(self.config, arm), self._outcomes.get(arm, {}))
+                # Killed between a trial's end and the ledger, a search finds the outcome here.
+                known = [t for t in decision.asked if self._look(arm, t)]
+                if not known:
+                    break
+            if decision.winner is not None:
+                self._end(arm, decision.winner)
+            elif decision.exhausted:
+                self._end(arm, None)
+            yield from ((arm, t) for t in decision.asked if (arm, t) not in self.summary.failed)
+
+    def _look(self, arm: Arm, trial: Trial) -> bool:
+        """Whether a trial that nobody runs has ended all the same."""
+        if (arm, trial) in self._running:
+            return False
+        return self._keep(arm, trial, self._ended(arm, trial))
+
+    def _take_in(self, key: Key) -> None:
+        """Writes down what came of a trial whose process is gone."""
+        if self._keep(*key, self._ended(*key)):
+            return
+        lost = why_lost(trial_folder(self.config.output, *key))
+        given_up = lost.hopeless or self._attempts[key] > self.config.executor.retries
+        self._ledger.add("failed" if given_up else "lost", *key, message=lost.reason)
+        self._say(
+            f"{_called(*key)}: {lost.reason}" + ("; given up" if given_up else "; begun again")
+        )
+        if given_up:
+            self.summary.failed[key] = lost.reason
+
+    def _ended(self, arm: Arm, trial: Trial) -> Ended | None:
+        return read_end(trial_folder(self.config.output, arm, trial), trial, self.config.ladder)
+
+    def _keep(self, arm: Arm, trial: Trial, ended: Ended | None) -> bool:
+        """Writes an outcome down; False where there is none."""
+        if ended is None:
+            return False
+        self._outcomes.setdefault(arm, {})[trial] = ended.outcome
+        self._ledger.add(
+            "ended",
+            arm,
+            trial,
+            ending=ended.outcome.ending,
+            score=ended.outcome.score,
+            step=ended.status.step,
+            rule=ended.status.rule,
+            message=ended.status.message,
+        )
+        score = ended.outcome.score
+        self._say(
+            f"{_called(arm, trial)}: {ended.outcome.ending} at step {ended.status.step:,}"
+            + (f" by rule {ended.status.rule}" if ended.status.rule else "")
+            + (f", lDDT-Cα {score:.3f}" if score is not None else "")
+        )
+        return True
+
+    def _begin(self, keys: list[Key]) -> None:
+        jobs = {key: self._prepare(*key) for key in keys}
+        for key in keys:
+            self._attempts[key] = self._attempts.get(key, 0) + 1
+            self._ledger.add("starting", *key, attempt=self._attempts[key])
+        for key, handle in zip(keys, self._start(list(jobs.values())), strict=True):
+            self._running[key] = jobs[key]
+            self._ledger.add("started", *key, handle=handle)
+            self._say(f"{_called(*key)}: begun, {key[1].steps:,} steps")
+
+    def _start(self, jobs: list[Job]) -> list[Handle]:
+        """Begins jobs, at once where the executor can (an array of Slurm)."""
+        together = getattr(self._executor, "start_all", None)
+        if together is not None and jobs:
+            return together(jobs)
+        return [self._executor.start(job) for job in jobs]
+
+    def _prepare(self, arm: Arm, trial: Trial) -> Job:
+        """Writes the settings of a trial."""
+        job = self._job(arm, trial)
+        make_folder(job.folder)
+        settings = trial_config(self.config, arm, trial)
+        write_atomically(job.folder / SETTINGS, config_text(settings))
+        return job
+
+    def _job(self, arm: Arm, trial: Trial) -> Job:
+        folder = trial_folder(self.config.output, arm, trial)
+        return Job(f"{arm.name}/{folder.name}", folder, self._devices)
+
+    def _adopt(self, events: list[dict[str, Any]]) -> None:
+        """Takes over the trials that an earlier process has begun, and that may run on."""
+        last: dict[Key, dict[str, Any]] = {}
+        for entry in events:
+            if "multiple" in entry and entry["event"] != "winner":
+                last[arm_of(entry), trial_of(entry)] = entry
+        known = {*arms_of(self.config)}
+        for key, entry in last.items():
+            if entry["event"] not in ("starting", "started") or key[0] not in known:
+                continue
+            job = self._job(*key)
+            self._executor.adopt(job, entry.get("handle", {}))
+            if self._executor.alive(job):
+                self._say(f"{_called(*key)}: still runs")
+            self._running[key] = job
+            self._attempts[key] = 1
+
+    def _end(self, arm: Arm, winner: Trial | None) -> None:
+        if winner is None:
+            if arm not in self.summary.exhausted:
+                self.summary.exhausted.append(arm)
+        else:
+            self.summary.winners[arm] = winner
+        if arm in self._announced:
+            return
+        self._announced.add(arm)
+        if winner is None:
+            self._ledger.add("exhausted", arm)
+            self._say(f"{_called(arm)}: all trials have diverged down to the floor")
+        else:
+            score = self._outcomes[arm][winner].score
+            self._ledger.add("winner", arm, winner, score=score)
+            self._say(f"{_called(arm, winner)}: kept")
+
+
+def _called(arm: Arm, trial: Trial | None = None) -> str:
+    """How people read of a ladder or a trial."""
+    alpha = None if trial is None else arm.alpha(trial)
+    return f"{arm.label}, seed {arm.seed}" + ("" if alpha is None else f", α={alpha:g}")

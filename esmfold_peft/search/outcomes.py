@@ -1,0 +1,113 @@
+"""What a trial's folder says of it: its outcome, its scores, and why it came to nothing."""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from esmfold_peft.config import LadderConfig
+from esmfold_peft.search.attempt import attempts, last_words
+from esmfold_peft.search.grid import RUN
+from esmfold_peft.search.ladder import Outcome, Trial
+from esmfold_peft.training.metrics_file import METRICS
+from esmfold_peft.training.status import Status, read_status
+
+COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}
+
+_SETTING_OR_INPUT = 2
+_BUSY = "another process writes to this folder"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended.
+
+    Attributes:
+        outcome: what the ladder reads.
+        status: what its training wrote at the end.
+    """
+
+    outcome: Outcome
+    status: Status
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An attempt came to nothing.
+
+    Attributes:
+        reason: one line.
+        hopeless: the same would come of it again.
+    """
+
+    reason: str
+    hopeless: bool
+
+
+def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
+    """How a trial has ended; None where it has not.
+
+    Args:
+        folder: of the trial.
+        trial: with the steps that were asked for.
+        config: metric and selection.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    status = read_status(folder / RUN)
+    if status is None:
+        return None
+    if status.status == "diverged":
+        return Ended(Outcome("diverged", trial_score(folder, trial.steps, config)), status)
+    if status.status in ("converged", "plateau") and status.step >= trial.steps:
+        ending = "converged" if status.status == "converged" else "plateau"
+        return Ended(Outcome(ending, trial_score(folder, trial.steps, config)), status)
+    return None
+
+
+def why_lost(folder: Path) -> Lost:
+    """Why a trial's process is gone without an outcome."""
+    known = attempts(folder)
+    code = known[-1].code if known else None
+    said = last_words(folder)
+    if code is None:
+        return Lost("its process was killed", hopeless=False)
+    if code == _SETTING_OR_INPUT and _BUSY not in said:
+        return Lost(said or f"exit code {code}", hopeless=True)
+    if code == 75:
+        return Lost("it was asked to stop", hopeless=False)
+    return Lost(f"exit code {code}" + (f": {said}" if said else ""), hopeless=False)
+
+
+def trial_score(folder: Path, steps: int, config: LadderConfig) -> float | None:
+    """Validation lDDT-Cα of a trial by the ladder's metric; None if there is none.
+
+    Args:
+        folder: of the trial.
+        steps: later validations do not count.
+        config: metric and selection.
+    """
+    values = [v for step, v in column(folder, COLUMNS[config.metric]) if step <= steps]
+    if not values:
+        return None
+    return max(values) if config.select == "best" else values[-1]
+
+
+def column(folder: Path, name: str) -> list[tuple[int, float]]:
+    """Step and value of a column of a trial's metrics.csv, without what is empty or not finite."""
+    return list(_column(folder / RUN / METRICS, name))
+
+
+def _column(path: Path, name: str) -> Iterator[tuple[int, float]]:
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                step, value = int(row["step"]), float(row.get(name) or "nan")
+            except (TypeError, ValueError):  # a line that is being written
+                continue
+            if math.isfinite(value):
+                yield step, value

@@ -1,0 +1,139 @@
+"""A search as its folder tells it, while it runs or afterwards."""
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from esmfold_peft.config import SearchConfig
+from esmfold_peft.config_io import read_config
+from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import read_json
+from esmfold_peft.search.attempt import Attempt, attempts
+from esmfold_peft.search.beginning import SETTINGS
+from esmfold_peft.search.executors.local import is_alive
+from esmfold_peft.search.grid import RUN, Arm, arms_of, rules_of, trial_folder
+from esmfold_peft.search.ladder import Outcome, Trial, decide, steps_needed
+from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_of
+from esmfold_peft.search.outcomes import column, trial_score
+from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
+from esmfold_peft.training.metrics_file import METRICS
+from esmfold_peft.training.run_directory import PROVENANCE
+from esmfold_peft.training.status import STATUS, read_status
+
+_LAST_LINES = 50
+"""Logged steps over which a trial's training lDDT-Cα is averaged."""
+
+
+def read_search(output: Path) -> SearchRecord:
+    """All that is known of a search.
+
+    Args:
+        output: its folder.
+
+    Raises:
+        UserError: the folder is no search, or its files are damaged.
+    """
+    if not (output / SETTINGS).is_file():
+        raise UserError(f"output: {output} is not the folder of a search (it has no {SETTINGS})")
+    config = read_config(output / SETTINGS, SearchConfig)
+    events = read_ledger(output)
+    outcomes = outcomes_of(events)
+    ladders = [
+        _ladder(output, config, arm, [e for e in events if arm_of(e) == arm], outcomes.get(arm, {}))
+        for arm in arms_of(config)
+    ]
+    return SearchRecord(output, config, tuple(ladders))
+
+
+def _ladder(
+    output: Path,
+    config: SearchConfig,
+    arm: Arm,
+    events: list[dict[str, Any]],
+    outcomes: dict[Trial, Outcome],
+) -> LadderRecord:
+    rules = rules_of(config, arm)
+    decision = decide(rules, outcomes)
+    # Before halving and after it a trial is one; the newest event tells of it.
+    newest: dict[float, dict[str, Any]] = {}
+    for event in events:
+        if "multiple" in event and event["event"] != "winner":
+            newest[event["multiple"]] = event
+    trials = {m: _trial(output, config, arm, event) for m, event in newest.items()}
+    going = {trial.multiple for trial in decision.asked}
+    for multiple, record in trials.items():
+        ended_early = record.trial.steps < rules.steps and record.state in ("converged", "plateau")
+        if ended_early and multiple not in going:
+            trials[multiple] = replace(record, beaten=True)
+    return LadderRecord(
+        arm=arm,
+        trials=tuple(trials.values()),
+        winner=None if decision.winner is None else trials.get(decision.winner.multiple),
+        exhausted=decision.exhausted,
+        steps_left=steps_needed(rules, outcomes),
+    )
+
+
+def _trial(output: Path, config: SearchConfig, arm: Arm, event: dict[str, Any]) -> TrialRecord:
+    trial = trial_of(event)
+    folder = trial_folder(output, arm, trial)
+    status = read_status(folder / RUN)
+    state = _state(config, folder, event)
+    history = attempts(folder)
+    training = [value for step, value in column(folder, "train/lddt_ca") if step <= trial.steps]
+    return TrialRecord(
+        arm=arm,
+        trial=trial,
+        alpha=arm.alpha(trial),
+        folder=folder,
+        state=state,
+        step=0 if status is None else status.step,
+        score=trial_score(folder, trial.steps, config.ladder),
+        train_score=statistics.mean(training[-_LAST_LINES:]) if training else None,
+        parameters=_parameters(folder),
+        rule=None if status is None else status.rule,
+        message=event.get("message") or (None if status is None else status.message),
+        attempts=max(1, len(history)),
+        gpu_seconds=_seconds(folder, history, state) * (config.engine.devices or 1),
+    )
+
+
+def _state(config: SearchConfig, folder: Path, event: dict[str, Any]) -> State:
+    if event["event"] == "ended":
+        return event["ending"]
+    if event["event"] == "failed":
+        return "failed"
+    if event["event"] == "lost":
+        return "interrupted"
+    # Of other machines only the search itself knows.
+    gone = config.executor.kind == "local" and not is_alive(folder)
+    return "interrupted" if gone else "running"
+
+
+def _parameters(folder: Path) -> int | None:
+    path = folder / RUN / PROVENANCE
+    if not path.is_file():
+        return None
+    return read_json(path).get("parameters", {}).get("adapter")
+
+
+def _seconds(folder: Path, history: list[Attempt], state: State) -> float:
+    """Wall time of all attempts; one that was killed ended with its last file."""
+    total = 0.0
+    for number, attempt in enumerate(history):
+        ended = attempt.ended
+        if ended is None and number + 1 == len(history) and state == "running":
+            ended = time.time()
+        if ended is None:
+            following = history[number + 1 :]
+            latest = following[0].began if following else time.time()
+            ended = min(latest, _newest(folder, attempt.began))
+        total += max(0.0, ended - attempt.began)
+    return total
+
+
+def _newest(folder: Path, began: float) -> float:
+    files = [folder / RUN / name for name in (METRICS, STATUS)]
+    return max([began, *(file.stat().st_mtime for file in files if file.is_file())])

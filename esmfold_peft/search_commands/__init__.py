@@ -1,0 +1,1 @@
+"""The commands `search`, `search status` and `search report`."""

@@ -1,0 +1,58 @@
+"""`esmfold-peft search`: the ladder of every adapter, rank and seed, until all have ended."""
+
+from esmfold_peft.config import SearchConfig
+from esmfold_peft.console import report
+from esmfold_peft.protein.files import lock_folder, make_folder
+from esmfold_peft.search.beginning import absolute, begin_folder, check_search
+from esmfold_peft.search.driver import Driver, Summary
+from esmfold_peft.search.executors.choice import build_executor, devices_of
+from esmfold_peft.search.ledger import Ledger, read_ledger
+from esmfold_peft.search.reading import read_search
+from esmfold_peft.search.report import write_report
+
+
+def run(config: SearchConfig) -> int:
+    """Searches, or goes on with a search, and writes its report.
+
+    Returns:
+        0, 1 if trials have failed, 3 if all trials of an adapter have diverged.
+
+    Raises:
+        UserError: a setting or a store is wrong, the executor is missing, another process runs this
+            search, or the folder is that of another one; no trial has begun then.
+        KeyboardInterrupt: by Ctrl-C; trials on this machine are saved and stopped, others go on.
+    """
+    config = absolute(config)
+    executor = build_executor(config)
+    check_search(config)
+    make_folder(config.output)
+    with lock_folder(config.output):
+        begin_folder(config)
+        driver = Driver(
+            config,
+            executor,
+            Ledger(config.output),
+            read_ledger(config.output),
+            devices=devices_of(config),
+            say=report,
+        )
+        try:
+            summary = driver.run()
+        except KeyboardInterrupt:
+            report("stopping the trials of this machine, which save themselves")
+            executor.stop()
+            raise
+        _conclude(config, summary)
+    if summary.failed:
+        return 1
+    return 3 if summary.exhausted else 0
+
+
+def _conclude(config: SearchConfig, summary: Summary) -> None:
+    files = write_report(read_search(config.output))
+    report(
+        f"search {config.output}: {len(summary.winners)} of"
+        f" {len(summary.winners) + len(summary.exhausted)} ladders have a winner"
+        + (f", {len(summary.failed)} trials have failed" if summary.failed else "")
+        + f"; report: {files[-1]}"
+    )
