@@ -179,7 +179,7 @@ def _ranked(trials: Iterable[Trial], outcomes: Mapping[Trial, Outcome]) -> list[
 
     def merit(trial: Trial) -> tuple[bool, float]:
         score = outcomes[trial].score
-        unknown = score is None or math.isnan(score)
-        return outcomes[trial].ending == "converged", -1.0 if unknown else score
+        known = -1.0 if score is None or math.isnan(score) else score
+        return outcomes[trial].ending == "converged", known
 
     return sorted(alive, key=merit, reverse=True)  # stable: first asked, first kept
