@@ -17,9 +17,9 @@ down to r / 2) with trials of 850,000 steps. What is assumed of an adapter:
 
 Each ladder is climbed in three ways: every trial has all its steps, as without a guard; a trial
 that has diverged ends at once, as this project's searches do; the same with halving (only the
-better of a pair goes on beyond a tenth of the steps). Trials end in a random order, and now and then
-one is interrupted. Of every ladder it is checked that the trials asked for are the paper's, none
-twice, and that the right one is kept.
+better of a pair goes on beyond a tenth of the steps). All rows have the same adapters. Trials end in
+a random order, and now and then one is interrupted. Of every ladder it is checked that the trials
+asked for are the paper's, none twice, and that the right one is kept.
 """
 
 import argparse
@@ -152,12 +152,12 @@ def simulate(when: str, args: argparse.Namespace) -> dict[str, float]:
         when: trials diverge, by name.
         args: see the command line.
     """
-    chance = random.Random(f"{args.seed} {when}")
+    adapters, order = random.Random(args.seed), random.Random(f"order {args.seed}")
     plain, halving = Rules(RUNGS, STEPS), Rules(RUNGS, STEPS, HALVE_AT)
     unguarded, guarded, halved, trials, losses, same = [], [], [], [], [], 0
     for _ in range(args.ladders):
-        fates = draw_fates(chance, WHEN[when])
-        one, other = climb(plain, fates, chance), climb(halving, fates, chance)
+        fates = draw_fates(adapters, WHEN[when])
+        one, other = climb(plain, fates, order), climb(halving, fates, order)
         check(one, by_the_rule(fates))
         check(other, by_the_rule_with_halving(fates))
         unguarded.append(one.steps(fates, guarded=False))
@@ -192,7 +192,8 @@ def draw_fates(chance: random.Random, when: Callable[[random.Random], float]) ->
         value = 0.66 - 0.02 * math.log2(max(1.0, limit / multiple)) + chance.gauss(0, 0.01)
         ending = "plateau" if chance.random() < 0.05 else "converged"
         part = value - 0.1 + chance.gauss(0, 0.02)
-        diverges = math.ceil(when(chance)) if multiple > limit else None
+        step = math.ceil(when(chance))  # drawn for all, so that rows differ in nothing else
+        diverges = step if multiple > limit else None
         fates[multiple] = Fate(diverges, Outcome(ending, value), Outcome("converged", part))
     return fates
 
