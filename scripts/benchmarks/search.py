@@ -17,9 +17,9 @@ down to r / 2) with trials of 850,000 steps. What is assumed of an adapter:
 
 Each ladder is climbed in three ways: every trial has all its steps, as without a guard; a trial
 that has diverged ends at once, as this project's searches do; the same with halving (only the
-better of a pair goes on beyond a tenth of the steps). All rows have the same adapters. Trials end in
-a random order, and now and then one is interrupted. Of every ladder it is checked that the trials
-asked for are the paper's, none twice, and that the right one is kept.
+better of a pair goes on beyond a tenth of the steps). All rows have the same adapters. Trials end
+in a random order, and now and then one is interrupted. Of every ladder it is checked that the
+trials asked for are the paper's, none twice, and that the right one is kept.
 """
 
 import argparse
