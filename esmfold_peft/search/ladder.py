@@ -179,7 +179,8 @@ def _ranked(trials: Iterable[Trial], outcomes: Mapping[Trial, Outcome]) -> list[
 
     def merit(trial: Trial) -> tuple[bool, float]:
         score = outcomes[trial].score
-        known = -1.0 if score is None or math.isnan(score) else score
-        return outcomes[trial].ending == "converged", known
+        if score is None or math.isnan(score):
+            score = -1.0  # worse than any
+        return outcomes[trial].ending == "converged", score
 
     return sorted(alive, key=merit, reverse=True)  # stable: first asked, first kept

@@ -26,12 +26,12 @@ _NO_WIDTH = 1_000_000
 """Columns where there is no terminal: a trial is one line, so that grep finds all of it."""
 
 
-def print_status(record: SearchRecord, now_running: bool) -> None:
+def print_status(record: SearchRecord, now_running: bool | None = None) -> None:
     """Prints the tree on stdout, with colours and folded lines in a terminal only.
 
     Args:
         record: the search.
-        now_running: whether a process drives the search now.
+        now_running: whether a process drives the search now; None if that is not known.
     """
     console = Console(highlight=False, emoji=False)
     if console.is_terminal:
@@ -40,12 +40,12 @@ def print_status(record: SearchRecord, now_running: bool) -> None:
         print(status_text(record, now_running))
 
 
-def status_text(record: SearchRecord, now_running: bool) -> str:
+def status_text(record: SearchRecord, now_running: bool | None = None) -> str:
     """The tree without colours, one line for each trial, however long.
 
     Args:
         record: the search.
-        now_running: whether a process drives the search now.
+        now_running: whether a process drives the search now; None if that is not known.
     """
     console = Console(file=io.StringIO(), width=_NO_WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as captured:
@@ -53,12 +53,12 @@ def status_text(record: SearchRecord, now_running: bool) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def status_tree(record: SearchRecord, now_running: bool) -> Tree:
+def status_tree(record: SearchRecord, now_running: bool | None = None) -> Tree:
     """A branch for each ladder, a leaf for each trial, and the totals.
 
     Args:
         record: the search.
-        now_running: whether a process drives the search now.
+        now_running: whether a process drives the search now; None if that is not known.
     """
     tree = Tree(Text(str(record.output), style="bold"))
     for ladder in record.ladders:
@@ -71,12 +71,12 @@ def status_tree(record: SearchRecord, now_running: bool) -> Tree:
     return tree
 
 
-def status_json(record: SearchRecord, now_running: bool) -> dict[str, Any]:
+def status_json(record: SearchRecord, now_running: bool | None = None) -> dict[str, Any]:
     """The same facts in plain values: times in seconds, what is not known is null.
 
     Args:
         record: the search.
-        now_running: whether a process drives the search now.
+        now_running: whether a process drives the search now; None if that is not known.
     """
     costs, left = costs_of(record), time_left(record)
     return {
@@ -160,7 +160,7 @@ def _leaf(trial: TrialRecord, wins: bool, config: SearchConfig) -> Text:
     return text.append(f"; {reason}", "dim") if reason else text
 
 
-def _totals(record: SearchRecord, now_running: bool) -> list[str]:
+def _totals(record: SearchRecord, now_running: bool | None = None) -> list[str]:
     costs, config = costs_of(record), record.config
     states = _states(record)
     trials = ", ".join(f"{count} {state}" for state, count in states.items()) or "none begun"
@@ -169,7 +169,7 @@ def _totals(record: SearchRecord, now_running: bool) -> list[str]:
     if config.ladder.halve_at is not None:
         saved += f", {_hours(costs.saved_by_halving, config)} by halving"
     lines = [f"trials: {trials}", f"{spent}; {saved}", _left_text(record)]
-    if not now_running and not _finished(record):
+    if now_running is False and not _finished(record):
         lines.append("no process drives this search now; `esmfold-peft search` goes on with it")
     return lines
 

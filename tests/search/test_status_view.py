@@ -26,13 +26,13 @@ def whole(**settings) -> SearchRecord:
     return record(won(), exhausted(), climbing(), waiting(), **settings)
 
 
-def lines(search: SearchRecord, now_running: bool = True) -> list[str]:
+def lines(search: SearchRecord, now_running: bool | None = None) -> list[str]:
     """What is said, without the lines of the tree."""
     return [line.lstrip("│├└─ ") for line in status_text(search, now_running).splitlines()]
 
 
 def test_all_of_it():
-    assert status_text(record(won(), climbing(), concurrent=2), True).splitlines() == [
+    assert status_text(record(won(), climbing(), concurrent=2)).splitlines() == [
         "out",
         "├── lorta r=8, seed 0 — winner α=256 (lDDT-Cα 0.667)",
         "│   ├── α=2048 diverged at step 50 of 1,000, 0.0417 GPU-hours; nonfinite: " + MESSAGE,
@@ -100,9 +100,10 @@ def test_halving_is_told_where_there_is_some():
 
 def test_the_end_and_a_search_that_nobody_drives():
     over = record(won(), exhausted())
-    assert lines(over, now_running=False)[-1] == "finished"
-    assert "no process drives this search now" in lines(whole(), now_running=False)[-1]
-    assert not any("no process" in line for line in lines(whole()))
+    assert lines(over, False)[-1] == "finished"
+    assert "no process drives this search now" in lines(whole(), False)[-1]
+    for driven in (True, None):  # None: nobody knows
+        assert not any("no process" in line for line in lines(whole(), driven))
 
 
 def test_before_the_first_step():
