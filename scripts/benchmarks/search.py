@@ -45,7 +45,8 @@ RUNGS = rungs_of(LadderConfig())
 SECONDS_PER_STEP = 13.34
 ASSUMED = (
     f"assumed; the default of {SECONDS_PER_STEP} is the mean step of the paper's configuration (32"
-    " chains, 0 to 3 recycles) measured on one H100 by scripts/gpu_check.py"
+    " chains, 0 to 3 recycles) measured on one H100 by scripts/gpu_check.py; reading, validation"
+    " and saving are not in it"
 )
 
 INTERRUPTED = 0.1
