@@ -22,6 +22,7 @@ _STYLES: dict[State, str] = {
     "interrupted": "yellow",
     "failed": "bold red",
 }
+_ALIVE = ("converged", "plateau")
 _NO_WIDTH = 1_000_000
 """Columns where there is no terminal: a trial is one line, so that grep finds all of it."""
 
@@ -153,11 +154,18 @@ def _leaf(trial: TrialRecord, wins: bool, config: SearchConfig) -> Text:
     parts += [_score(trial)] if _known(trial.score) is not None else []
     parts += [f"{trial.attempts} attempts"] if trial.attempts > 1 else []
     parts += [_hours(trial.gpu_seconds, config)]
-    parts += ["beaten: a better one went on"] if trial.beaten else []
-    parts += ["kept"] if wins else []
+    parts += _at_halving(trial, config) + ["kept"] * wins
     text.append(", ".join(parts))
     reason = " ".join(": ".join(part for part in (trial.rule, trial.message) if part).split())
     return text.append(f"; {reason}", "dim") if reason else text
+
+
+def _at_halving(trial: TrialRecord, config: SearchConfig) -> list[str]:
+    """What has become of a trial that has ended only its part before halving."""
+    if trial.beaten:
+        return ["beaten: a better one went on"]
+    ended_part = trial.trial.steps < config.engine.steps and trial.state in _ALIVE
+    return ["waits at the halving"] if ended_part else []
 
 
 def _totals(record: SearchRecord, now_running: bool | None = None) -> list[str]:

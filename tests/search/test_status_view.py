@@ -98,6 +98,17 @@ def test_halving_is_told_where_there_is_some():
     assert not any("halving" in line for line in lines(whole()))
 
 
+def test_a_part_that_is_neither_beaten_nor_gone_on_with_waits():
+    ended = trial(LORA, 256.0, "converged", HALF, 3600.0, steps=HALF)
+    running = trial(LORA, 128.0, "running", 50, 1800.0, steps=HALF)
+    search = record(LadderRecord(LORA, (ended, running), steps_left=(1000, 3900)), halve_at=HALF)
+    said = lines(search)
+    assert "α=256 converged at step 100 of 1,000, 1 GPU-hours, waits at the halving" in said
+    assert "α=128 running at step 50 of 1,000, 0.5 GPU-hours" in said
+    # 1,000 steps less 50 at 36 GPU-seconds; 3,900 less 50.
+    assert any("9.5 hours if no trial diverges from now on, at most 38.5" in line for line in said)
+
+
 def test_the_end_and_a_search_that_nobody_drives():
     over = record(won(), exhausted())
     assert lines(over, False)[-1] == "finished"
