@@ -78,9 +78,17 @@ class Decision:
 
 def rungs_of(config: LadderConfig) -> tuple[tuple[float, ...], ...]:
     """The multiples of all rungs, down to the last whose multiples all reach the floor."""
+    # 0.3 / 3 is 0.09999999999999999, and is to be the 0.1 of the floor or of another rung.
+    known = [config.floor, *config.multiples]
+
+    def divided(multiple: float) -> float:
+        exact = multiple / config.factor
+        return next((value for value in known if math.isclose(value, exact)), exact)
+
     rungs = [config.multiples]
-    while min(lower := tuple(m / config.factor for m in rungs[-1])) >= config.floor:
+    while min(lower := tuple(map(divided, rungs[-1]))) >= config.floor:
         rungs.append(lower)
+        known += lower
     return tuple(rungs)
 
 
@@ -108,8 +116,9 @@ def decide(rules: Rules, outcomes: Mapping[Trial, Outcome]) -> Decision:
 def steps_needed(rules: Rules, outcomes: Mapping[Trial, Outcome]) -> tuple[int, int]:
     """Optimizer steps that are left at least and at most, by trials that have not ended.
 
-    At least: those asked for now, of which one survives. At most: all down to the floor, none of
-    which diverges before its end.
+    At least: those asked for now, none of which diverges. At most: all down to the floor, none of
+    which diverges before its end; below a rung with a survivor there are none. What a trial has
+    done before halving is not counted again.
 
     Args:
         rules: the ladder.
@@ -118,10 +127,23 @@ def steps_needed(rules: Rules, outcomes: Mapping[Trial, Outcome]) -> tuple[int, 
     decision = decide(rules, outcomes)
     if not decision.asked:
         return 0, 0
-    rest = sum(len(multiples) for multiples in rules.rungs[decision.rung + 1 :])
-    now = sum(trial.steps for trial in decision.asked)
     more = rules.steps - decision.asked[0].steps  # of the one that goes on after halving
-    return now + more, now + more * len(decision.asked) + rest * rules.steps
+    done = sum(_done(rules, trial.multiple, outcomes) for trial in decision.asked)
+    least = sum(trial.steps for trial in decision.asked) - done + more
+    whole = [Trial(multiple, rules.steps) for multiple in rules.rungs[decision.rung]]
+    survives = any(outcomes[t].ending != "diverged" for t in whole if t in outcomes)
+    rungs = rules.rungs[decision.rung : decision.rung + 1 if survives else None]
+    multiples = {multiple for rung in rungs for multiple in rung}
+    return least, sum(rules.steps - _done(rules, m, outcomes) for m in multiples)
+
+
+def _done(rules: Rules, multiple: float, outcomes: Mapping[Trial, Outcome]) -> int:
+    """Steps of a multiple that need not be run any more; all where it has diverged."""
+    parts = (rules.steps, rules.halve_at or rules.steps)
+    ended = [outcomes[t] for t in (Trial(multiple, steps) for steps in parts) if t in outcomes]
+    if any(outcome.ending == "diverged" for outcome in ended):
+        return rules.steps
+    return max((steps for steps in parts if Trial(multiple, steps) in outcomes), default=0)
 
 
 def _decide_rung(

@@ -1,0 +1,146 @@
+"""What a search has cost, what ending trials early has saved, and how long it will yet take."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from esmfold_peft.config import SearchConfig
+from esmfold_peft.search.grid import rules_of
+from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
+
+_GOES_ON = ("running", "interrupted", "failed")
+"""States of trials whose steps so far are not done again."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """GPU-seconds of a search.
+
+    Attributes:
+        spent: by all trials so far.
+        saved_by_divergence: what the trials that have diverged would have taken to their end.
+        saved_by_halving: what those would have taken instead of which a better one went on.
+    """
+
+    spent: float
+    saved_by_divergence: float
+    saved_by_halving: float
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds until the end of a search.
+
+    Attributes:
+        least: none of the trials that are asked for now diverges.
+        most: all ladders go down to their floors, by trials that diverge just before their end.
+    """
+
+    least: float
+    most: float
+
+
+def costs_of(record: SearchRecord) -> Costs:
+    """What a search has spent and saved so far."""
+    trials = _trials(record)
+    return Costs(
+        math.fsum(trial.gpu_seconds for trial in trials),
+        math.fsum(_saved(t, record) for t in trials if t.state == "diverged"),
+        math.fsum(_saved(t, record) for t in trials if t.beaten and t.state != "diverged"),
+    )
+
+
+def time_left(record: SearchRecord) -> TimeLeft | None:
+    """Seconds until the end; None if it is not known yet how long a step takes.
+
+    At a time there run `executor.concurrent` trials. At most is Graham's bound for jobs that start
+    as soon as there is room: all work shared out evenly, and the longest ladder after it.
+    """
+    left = [_ladder_left(ladder, record) for ladder in record.ladders if _is_open(ladder)]
+    known = [ladder for ladder in left if ladder is not None]
+    if len(known) < len(left):
+        return None
+    if not known:
+        return TimeLeft(0.0, 0.0)
+    at_once = record.config.executor.concurrent
+    least = sum(ladder.least for ladder in known) / at_once
+    most = sum(ladder.most for ladder in known) / at_once
+    return TimeLeft(
+        max(least, *(ladder.least_path for ladder in known)),
+        most + max(ladder.most_path for ladder in known) * (1 - 1 / at_once),
+    )
+
+
+def devices_of(config: SearchConfig) -> int:
+    """GPUs of a trial; processes on a CPU."""
+    return (config.engine.devices or 1) * (config.engine.nodes or 1)
+
+
+@dataclass(frozen=True)
+class _LadderLeft:
+    """Seconds of an open ladder.
+
+    Attributes:
+        least: of its trials one after the other, if none diverges that is asked for now.
+        most: the same if all diverge just before their end.
+        least_path: as least, where those of a rung run at the same time.
+        most_path: as most, where those of a rung run at the same time.
+    """
+
+    least: float
+    most: float
+    least_path: float
+    most_path: float
+
+
+def _ladder_left(ladder: LadderRecord, record: SearchRecord) -> _LadderLeft | None:
+    """None if it is not known how long a step takes."""
+    rate = _mean_rate(ladder.trials) or _mean_rate(_trials(record))
+    if rate is None:
+        return None
+    rules = rules_of(record.config, ladder.arm)
+    width = len(rules.rungs[0])
+    halve_at = rules.halve_at if width > 1 else None
+    done = sum(_done(t, rules.steps, halve_at) for t in ladder.trials if t.state in _GOES_ON)
+    least, most = (max(0, steps - done) for steps in ladder.steps_left)
+    if halve_at is None:
+        least_path = least / width
+        most_path = min(most, math.ceil(most / (rules.steps * width)) * rules.steps)
+    else:  # after halving those of a rung go on one after the other
+        least_path, most_path = max(0, least - (width - 1) * halve_at), most
+    seconds = rate / devices_of(record.config)
+    return _LadderLeft(*(seconds * steps for steps in (least, most, least_path, most_path)))
+
+
+def _done(trial: TrialRecord, steps: int, halve_at: int | None) -> int:
+    """Steps of a trial that goes on; the ladder has left out already those before halving."""
+    part = 0 if halve_at is None or trial.trial.steps < steps else halve_at
+    return max(0, trial.step - part)
+
+
+def _saved(trial: TrialRecord, record: SearchRecord) -> float:
+    """GPU-seconds from where a trial was left to the end of a whole one; 0 if nothing is known.
+
+    The first steps of a process take longest (it starts, reads, compiles), so that the rate of a
+    trial which diverged at once would overstate what it saved: the mean of its adapter's trials
+    counts where that is lower.
+    """
+    same = _mean_rate(t for t in _trials(record) if t.arm == trial.arm)
+    rates = [rate for rate in (trial.seconds_per_step, same) if rate is not None]
+    rate = min(rates) if rates else _mean_rate(_trials(record)) or 0.0
+    return max(0, record.config.engine.steps - trial.step) * rate
+
+
+def _mean_rate(trials: Iterable[TrialRecord]) -> float | None:
+    """GPU-seconds of a step, over all steps of some trials; None where there are none."""
+    begun = [trial for trial in trials if trial.step]
+    steps = sum(trial.step for trial in begun)
+    return sum(trial.gpu_seconds for trial in begun) / steps if steps else None
+
+
+def _trials(record: SearchRecord) -> list[TrialRecord]:
+    return [trial for ladder in record.ladders for trial in ladder.trials]
+
+
+def _is_open(ladder: LadderRecord) -> bool:
+    return ladder.winner is None and not ladder.exhausted

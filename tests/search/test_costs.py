@@ -1,0 +1,127 @@
+"""GPU-time spent, saved and left, of searches whose every number is known."""
+
+import pytest
+
+from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, devices_of, time_left
+from esmfold_peft.search.records import LadderRecord
+from tests.search.status_records import (
+    FULL,
+    HALF,
+    LORA,
+    LORTA,
+    climbing,
+    config,
+    diverged,
+    exhausted,
+    record,
+    trial,
+    waiting,
+    won,
+)
+
+
+def test_a_search_without_a_trial_has_cost_nothing():
+    assert costs_of(record(waiting())) == Costs(0.0, 0.0, 0.0)
+
+
+def test_what_was_spent_is_the_sum_over_trials():
+    assert costs_of(record(won(), climbing(), waiting())).spent == 5000 + 3030
+
+
+def test_a_diverged_trial_saves_its_steps_to_the_end_at_its_own_rate():
+    assert costs_of(record(exhausted())) == Costs(8000.0, 4 * 500 * 4.0, 0.0)
+
+
+def test_a_rate_that_starting_up_has_raised_is_not_believed():
+    ladder = LadderRecord(
+        LORA, (diverged(LORA, 256.0, 10, 100.0), trial(LORA, 128.0, "converged", 990, 900.0))
+    )
+    assert costs_of(record(ladder)).saved_by_divergence == pytest.approx(990 * 1.0)
+
+
+def test_a_trial_that_diverged_before_its_first_step_has_the_rate_of_its_adapter():
+    others = LadderRecord(FULL, (trial(FULL, 1.0, "converged", 1000, 50_000.0),))
+    ladder = LadderRecord(
+        LORA, (diverged(LORA, 256.0, 0, 30.0), trial(LORA, 128.0, "running", 500, 1500.0))
+    )
+    assert costs_of(record(others, ladder)).saved_by_divergence == 1000 * 3.0
+
+
+def test_without_one_of_its_adapter_it_has_the_mean_of_the_search():
+    others = LadderRecord(LORTA, (trial(LORTA, 256.0, "converged", 1000, 2000.0),))
+    alone = LadderRecord(LORA, (diverged(LORA, 256.0, 0, 30.0),))
+    assert costs_of(record(others, alone)).saved_by_divergence == 1000 * 2.0
+    assert costs_of(record(alone)).saved_by_divergence == 0
+
+
+def test_what_halving_saves_is_counted_apart():
+    beaten = trial(LORA, 256.0, "converged", HALF, 200.0, steps=HALF, beaten=True)
+    also = diverged(LORA, 64.0, 50, 100.0, steps=HALF, beaten=True)  # its end, whatever else
+    ladder = LadderRecord(LORA, (beaten, also))
+    assert costs_of(record(ladder, halve_at=HALF)) == Costs(300.0, 950 * 2.0, 900 * 2.0)
+
+
+def test_a_search_that_is_over_has_no_time_left():
+    assert time_left(record(won(), exhausted())) == TimeLeft(0.0, 0.0)
+
+
+def test_before_the_first_step_the_time_left_is_not_known():
+    assert time_left(record(waiting())) is None
+    begun = LadderRecord(LORA, (trial(LORA, 256.0, "running", 0, 5.0),), steps_left=(2000, 4000))
+    assert time_left(record(begun)) is None
+
+
+def test_steps_that_are_done_are_not_left_also_of_one_that_was_interrupted():
+    # 2,000 steps less 500 and 300, at 3,000 GPU-seconds in 1,000 steps.
+    assert time_left(record(climbing())) == TimeLeft(1200 * 3.0, 1200 * 3.0)
+
+
+def test_an_adapter_without_a_trial_has_the_mean_of_the_search():
+    left = time_left(record(won(), waiting()))  # 5,000 GPU-seconds in 2,450 steps
+    assert left is not None
+    assert left.least == left.most == pytest.approx(1000 * 5000 / 2450)
+
+
+def pair(state_of_other: str = "running") -> LadderRecord:
+    """The first pair at step 100, at 2 GPU-seconds a step."""
+    trials = (trial(LORA, 256.0, "running", 100, 200.0), trial(LORA, 128.0, "running", 100, 200.0))
+    return LadderRecord(LORA, trials, steps_left=(2000, 4000))
+
+
+def test_two_at_a_time_take_half_as_long():
+    assert time_left(record(pair())) == TimeLeft(1800 * 2.0, 3800 * 2.0)
+    two = time_left(record(pair(), concurrent=2))
+    # 900 steps at least. At most 3,800 shared by two, and half of two rungs of 1,000 steps.
+    assert two == TimeLeft(900 * 2.0, (1900 + 1000) * 2.0)
+
+
+def test_more_places_than_trials_do_not_help():
+    left = time_left(record(pair(), concurrent=100))
+    assert left is not None
+    assert left.least == 900 * 2.0
+    assert left.most >= 1900 * 2.0
+
+
+def test_seconds_of_several_devices_are_gpu_seconds_shared_out():
+    assert devices_of(config()) == 1
+    assert devices_of(config(devices=4, nodes=2)) == 8
+    assert time_left(record(pair(), devices=4)) == TimeLeft(1800 * 0.5, 3800 * 0.5)
+
+
+def test_steps_before_halving_are_left_out_once():
+    """The ladder counts 900 steps of the better one; it has 400 beyond its part."""
+    beaten = trial(LORA, 128.0, "converged", HALF, 200.0, steps=HALF, beaten=True)
+    goes_on = trial(LORA, 256.0, "running", 500, 1000.0)
+    ladder = LadderRecord(LORA, (goes_on, beaten), steps_left=(900, 900 + 900 + 2000))
+    left = time_left(record(ladder, halve_at=HALF))
+    assert left == TimeLeft(500 * 2.0, (500 + 900 + 2000) * 2.0)
+
+
+def test_parts_before_halving_run_at_the_same_time_and_their_better_one_after_them():
+    parts = tuple(trial(LORA, m, "running", 50, 100.0, steps=HALF) for m in (256.0, 128.0))
+    ladder = LadderRecord(LORA, parts, steps_left=(1100, 4000))
+    left = time_left(record(ladder, halve_at=HALF, concurrent=8))
+    # 50 steps to the halving, 900 after it; all 3,900 one after the other at the worst.
+    assert left is not None
+    assert left.least == (1000 - HALF) * 2.0
+    assert left.most <= 3900 * 2.0
