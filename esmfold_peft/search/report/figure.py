@@ -53,7 +53,9 @@ def _line(
     known = [(row, value(row)) for row in rows if value(row).value is not None]
     if kind == "none":
         for _, mean in known:
-            axes.axhline(mean.value, color=GREY, linestyle="--", linewidth=1, label=NAMES[kind])
+            axes.axhline(
+                mean.value or 0.0, color=GREY, linestyle="--", linewidth=1, label=NAMES[kind]
+            )
         return bool(known)
     points = sorted(
         (row.parameters, mean.value, mean.spread or 0.0, row.rank)
@@ -63,14 +65,24 @@ def _line(
     if not points:
         return False
     x, y, spreads, ranks = zip(*points, strict=True)
-    style = {"color": COLOURS[k % len(COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
+    colour, marker = COLOURS[k % len(COLOURS)], _MARKERS[k % len(_MARKERS)]
     bars = spreads if any(spreads) else None
     label = NAMES.get(kind, kind)
-    axes.errorbar(x, y, yerr=bars, capsize=3, linewidth=1.2, markersize=5, label=label, **style)
+    axes.errorbar(
+        x,
+        y,
+        yerr=bars,
+        capsize=3,
+        linewidth=1.2,
+        markersize=5,
+        label=label,
+        color=colour,
+        marker=marker,
+    )
     for at, height, spread, rank in zip(x, y, spreads, ranks, strict=True):
         if rank is not None:
             axes.annotate(
                 f"r={rank}", (at, height + spread), xytext=(0, 5), textcoords="offset points",
-                ha="center", fontsize="small", color=style["color"],
+                ha="center", fontsize="small", color=colour,
             )  # fmt: skip
     return True
