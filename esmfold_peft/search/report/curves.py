@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> dict[str, Curve]:
 def draw_curves(record: SearchRecord) -> dict[str, bytes]:
     """The figure as png and svg, one row of panels for each ladder with a trial."""
     ladders = [ladder for ladder in record.ladders if ladder.trials]
-    figure = new_figure(9, 1 + 2.4 * max(1, len(ladders)))
+    figure = new_figure(9.0, 1 + 2.4 * max(1, len(ladders)))
     grid = figure.subplots(max(1, len(ladders)), 2, sharex=True, sharey="col", squeeze=False)
     for (score, loss), ladder in zip(grid, ladders, strict=False):
         for k, trial in enumerate(ladder.trials):

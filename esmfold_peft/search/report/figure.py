@@ -15,7 +15,7 @@ _MARKERS = "osD^vP"
 
 def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
     """The figure as png and svg, training on the left and held-out chains on the right."""
-    figure = new_figure(9, 4)
+    figure = new_figure(9.0, 4.0)
     train, held_out = figure.subplots(1, 2, sharex=True, sharey=True)
     rows = rows_of(record)
     _panel(train, rows, lambda row: row.train, "training")
