@@ -1,5 +1,6 @@
 """The shipped configurations say what the papers say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import yaml
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.count import count
 from esmfold_peft.adapters.insert import build_adapter
-from esmfold_peft.config import TrainConfig
+from esmfold_peft.config import SearchConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.search.grid import Arm, trial_config
+from esmfold_peft.search.ladder import Trial
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+SEARCHES = [CONFIGS / "paper" / f"{name}.yaml" for name in ("figure5", "table10")]
+PAPER = sorted(set((CONFIGS / "paper").glob("*.yaml")) - set(SEARCHES))
 ESM2_35M = AttentionShape(layers=12, width=480, heads=20)
 
 # LoRTA section 4.4 and appendix E.4, and where they name AF2 and OpenFold, those.
@@ -77,3 +81,20 @@ def test_adapters_of_table_10(
     assert adapter.targets == ("query", "key", "value")
     assert count(ESM2_35M, adapter).trainable == trainable
     assert build_adapter(ESM2_35M, adapter).scale == scale == adapter.alpha / rank
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_the_searches_train_the_winners_of_table_10_as_their_own_files_do(path: Path):
+    stated = yaml.safe_load(path.read_text())
+    assert {name: stated[name] for name in COMMON} == COMMON
+    parser = config_parser(SearchConfig)
+    flags = ["--output", "o", "--data.train", "t", "--data.validation", "v"]
+    search = to_config(parser, parser.parse_args(["--config", str(path), *flags]), SearchConfig)
+    for name, kind, rank, multiple in (
+        ("lora_r1", "lora", 1, 128.0), ("lorta_r1", "lorta", 1, 2.0),
+        ("lorta_r8", "lorta", 8, 32.0), ("lorta_r64", "lorta", 64, 2.0),
+    ):  # fmt: skip
+        made = trial_config(search, Arm(kind, rank, 0), Trial(multiple, 850_000))
+        own = config_of(CONFIGS / "paper" / f"{name}.yaml")
+        data = replace(own.data, validation=search.data.validation)
+        assert made == replace(own, run=made.run, resume="auto", data=data)

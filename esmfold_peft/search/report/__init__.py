@@ -1,0 +1,49 @@
+"""The report of a search: Table 10, all trials, Figure 5, learning curves, one page with all."""
+
+from pathlib import Path
+
+from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.search.records import SearchRecord
+from esmfold_peft.search.report.curves import draw_curves
+from esmfold_peft.search.report.figure import draw_figure5
+from esmfold_peft.search.report.page import page
+from esmfold_peft.search.report.table import (
+    COLUMNS,
+    TRIAL_COLUMNS,
+    cells_of,
+    csv_text,
+    rows_of,
+    trial_cells,
+    trials_of,
+)
+from esmfold_peft.search.report.words import markdown
+
+FOLDER = "report"
+
+
+def write_report(record: SearchRecord) -> list[Path]:
+    """Writes the report of a search, finished or not, into output/report.
+
+    Args:
+        record: what is known of the search.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    figure5, curves = draw_figure5(record), draw_curves(record)
+    contents: dict[str, str | bytes] = {
+        "table10.csv": csv_text(COLUMNS, map(cells_of, rows_of(record))),
+        "table10.md": markdown(record),
+        "trials.csv": csv_text(TRIAL_COLUMNS, map(trial_cells, trials_of(record))),
+        **{f"figure5.{ending}": content for ending, content in figure5.items()},
+        **{f"curves.{ending}": content for ending, content in curves.items()},
+        "index.html": page(record, figure5["svg"], curves["svg"]),
+    }
+    folder = record.output / FOLDER
+    make_folder(folder)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]

@@ -1,0 +1,87 @@
+"""index.html of a report: all of it on one page that loads nothing."""
+
+import base64
+from collections.abc import Iterable, Sequence
+
+from esmfold_peft.config_io import config_text
+from esmfold_peft.prediction.html_text import document, escaped
+from esmfold_peft.search.records import SearchRecord
+from esmfold_peft.search.report.table import (
+    COLUMNS,
+    TRIAL_COLUMNS,
+    cells_of,
+    ended_by,
+    label_of,
+    rows_of,
+    trial_cells,
+    trials_of,
+)
+from esmfold_peft.search.report.words import about, gpu_hours
+
+
+def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
+    """The page.
+
+    Args:
+        record: of the search.
+        figure5: SVG.
+        curves: SVG.
+    """
+    spent, saved = gpu_hours(record)
+    hours = f"GPU-hours: {spent:.2f} spent, about {saved:.2f} saved by ending trials early."
+    title = f"Search {record.output.name}"
+    settings = f"<pre>{_lines(config_text(record.config))}</pre>"
+    body = "\n".join(
+        (
+            f"<header><h1>{escaped(title)}</h1></header>",
+            _section("Table 10", _table(COLUMNS, map(cells_of, rows_of(record))), about(record)),
+            _section("Winners", _list(_winners(record))),
+            _section("Figure 5", _image(figure5, "lDDT-Cα against trainable parameters")),
+            _section("Learning curves", _image(curves, "Learning curves"), [_CURVES]),
+            _section("Diverged trials", _list(ended_by(record))),
+            _section("Trials", _table(TRIAL_COLUMNS, map(trial_cells, trials_of(record))), [hours]),
+            f"<section><details><summary>Settings (search.yaml)</summary>{settings}</details>"
+            "</section>",
+        )
+    )
+    return document(title, body, ())
+
+
+_CURVES = (
+    "Dotted: the weights as they are. Dashed: diverged; the cross is where the guard ended it."
+)
+
+
+def _winners(record: SearchRecord) -> list[str]:
+    return [
+        f"{label_of(ladder.arm.kind, ladder.arm.rank)}, seed {ladder.arm.seed}"
+        + ("" if ladder.winner.alpha is None else f": α = {ladder.winner.alpha:g}")
+        for ladder in record.ladders
+        if ladder.winner is not None
+    ]
+
+
+def _section(title: str, inner: str, said: Iterable[str] = ()) -> str:
+    words = "".join(f"<p>{escaped(text)}</p>" for text in said)
+    return f"<section><h2>{escaped(title)}</h2>{words}{inner}</section>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escaped(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _list(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escaped(i)}</li>" for i in items) + "</ul>" if items else "None."
+
+
+def _image(svg: bytes, text: str) -> str:
+    data = base64.b64encode(svg).decode()
+    return f'<img width="100%" alt="{escaped(text)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(escaped, text.splitlines()))

@@ -1,0 +1,93 @@
+"""The report of a search says what the search found."""
+
+import csv
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from esmfold_peft.config import SearchConfig
+from esmfold_peft.config.training import DataConfig
+from esmfold_peft.search.grid import Arm
+from esmfold_peft.search.ladder import Trial
+from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
+from esmfold_peft.search.report import write_report
+from esmfold_peft.search.report.curves import read_metrics
+
+GRID = {"lora": [1], "lorta": [1, 8], "none": []}
+
+
+def record_of(output: Path, ladders: tuple[LadderRecord, ...]) -> SearchRecord:
+    data = DataConfig(Path("t"), Path("v"))
+    return SearchRecord(output, SearchConfig(output, data, GRID, seeds=(0, 1)), ladders)
+
+
+def won(folder: Path, kind: str, rank: int | None, seed: int, score: float, parameters: int):
+    arm, trial = Arm(kind, rank, seed), Trial(128.0, 850_000)
+    run = folder / arm.name / "run"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text(
+        "step,train/loss,validation/lddt_ca,validation/lddt_ca_raw\n10,3.0,,\n20,nan,0.5,0.4\n30,2"
+    )
+    kept = TrialRecord(
+        arm, trial, arm.alpha(trial), run.parent, "converged", 850_000, score, 0.7, parameters
+    )
+    lost = TrialRecord(
+        arm, Trial(256.0, 850_000), 256.0, run.parent, "diverged", 20, rule="loss",
+        message="<script>|above 9",
+    )  # fmt: skip
+    return LadderRecord(arm, (lost, kept) if rank == 8 else (kept,), kept)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("search")
+    ladders = (
+        won(output, "lora", 1, 0, 0.6, 34_560),
+        LadderRecord(Arm("lorta", 1, 0), (), None),
+        LadderRecord(Arm("lorta", 1, 1), (), None, exhausted=True),
+        won(output, "lorta", 8, 0, 0.6, 4312),
+        won(output, "lorta", 8, 1, 0.7, 4312),
+        won(output, "none", None, 0, 0.55, 0),
+    )
+    record = record_of(output, ladders)
+    first = {path: path.read_bytes() for path in write_report(record)}
+    assert first == {path: path.read_bytes() for path in write_report(record)}
+    return output / "report"
+
+
+def test_a_row_has_mean_spread_and_the_papers_numbers(report: Path):
+    rows = {row["model"]: row for row in csv.DictReader((report / "table10.csv").open())}
+    row = rows["LoRTA r=8"]
+    assert (row["validation_lddt_ca"], row["validation_spread"]) == ("0.6500", "0.0707")
+    assert (row["paper_alpha"], row["paper_lddt_ca"], row["alpha"]) == ("256", "0.667", "1024")
+    assert rows["frozen"]["parameters"] == "0"
+    assert "not begun (seed 0), no survivor" in rows["LoRTA r=1"]["ending"]
+
+
+def test_figures_are_images_with_ranks(report: Path):
+    for name in ("figure5", "curves"):
+        with Image.open(report / f"{name}.png") as image:
+            assert len(set(image.convert("L").resize((90, 40)).tobytes())) > 5
+        ElementTree.parse(report / f"{name}.svg")
+    assert "r=8" in (report / "figure5.svg").read_text()
+
+
+def test_text_of_others_is_escaped_and_the_rule_is_told(report: Path):
+    for name in ("index.html", "table10.md"):
+        text = (report / name).read_text()
+        assert "<script>|" not in text
+        assert "ended by rule loss at step 20: &lt;script&gt;" in text
+
+
+def test_metrics_without_empty_cells_nan_and_a_cut_line(tmp_path: Path):
+    won(tmp_path, "lora", 1, 0, 0.6, 1)
+    curves = read_metrics(tmp_path / "lora_r1_seed0" / "run" / "metrics.csv")
+    assert curves["train/loss"] == [(10.0, 3.0)]
+    assert curves["validation/lddt_ca"] == [(20.0, 0.5)]
+
+
+def test_a_search_with_nothing_done_says_so(tmp_path: Path):
+    write_report(record_of(tmp_path, (LadderRecord(Arm("lora", 1, 0), ()),)))
+    assert "No trial has been begun yet." in (tmp_path / "report" / "index.html").read_text()
