@@ -23,10 +23,11 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 
+# Python compiles what is used when it is used; all of it beforehand takes half a minute.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]} (make PYTHON=...)")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-compile --requirement requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -53,9 +53,9 @@ class LadderConfig:
             raise UserError(f"ladder.multiples: {list(self.multiples)}: none, or one twice")
         for multiple in self.multiples:
             if not 0 < multiple < float("inf"):
-                raise UserError(f"ladder.multiples: {multiple:g} is not above 0")
-        if not self.factor > 1:
-            raise UserError(f"ladder.factor: {self.factor:g} is not above 1")
+                raise UserError(f"ladder.multiples: {multiple:g} is not above 0 and finite")
+        if not self.factor >= 1.1:
+            raise UserError(f"ladder.factor: {self.factor:g} is less than 1.1")
         if not self.floor > 0:
             raise UserError(f"ladder.floor: {self.floor:g} is not above 0")
         if self.floor > min(self.multiples):
@@ -72,28 +72,25 @@ class ExecutorConfig:
 
     Attributes:
         kind: local (processes on this machine, which outlive the search if it is killed; Ctrl-C
-            stops them too), ray (a Ray cluster; needs pip install 'esmfold-peft[ray]') or slurm
-            (jobs through submitit; needs pip install 'esmfold-peft[slurm]').
+            stops them too) or ray (actors of a Ray cluster, which outlive it in any case; needs pip
+            install 'esmfold-peft[ray]').
         concurrent: trials at a time; on this machine each has `engine.devices` GPUs of its own.
         retries: how often a trial that was lost or has failed is begun again before the search
             gives it up; the same command tries it again.
         poll_seconds: between looks at the trials.
-        cpus: of each trial (ray and slurm).
+        cpus: of each trial (ray).
         gpus: of each trial (ray); a half puts two on one GPU; null takes engine.devices, and none
             where engine.accelerator is cpu.
         address: of the Ray cluster; null takes RAY_ADDRESS, and without it starts Ray here.
-        slurm: options of the jobs by the names of submitit, for example {slurm_partition: gpu,
-            timeout_min: 1440}.
     """
 
-    kind: Literal["local", "ray", "slurm"] = "local"
+    kind: Literal["local", "ray"] = "local"
     concurrent: int = 1
     retries: int = 3
     poll_seconds: float = 5.0
     cpus: int = 1
     gpus: float | None = None
     address: str | None = None
-    slurm: dict[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_lowest(self, "executor.", 1, "concurrent", "cpus")

@@ -8,6 +8,8 @@ train.log        what the training said
 run/             the training's own folder
 
 This module is what a job of any executor runs: `python -m esmfold_peft.search.attempt FOLDER`.
+With the word `attended` behind it, it stops when its standard input ends: then whoever began it is
+gone. Numbers behind it are file descriptors that the training inherits.
 """
 
 import json
@@ -42,7 +44,7 @@ class Attempt:
     code: int | None = None
 
 
-def run_attempt(folder: Path, keep_open: tuple[int, ...] = ()) -> int:
+def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool = False) -> int:
     """Begins a trial or goes on with it, and returns the training's exit code.
 
     Signals that ask to stop are passed on to the training, which saves itself.
@@ -50,6 +52,7 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = ()) -> int:
     Args:
         folder: of the trial.
         keep_open: file descriptors that the training inherits.
+        attended: stop when standard input ends.
     """
     _note(folder, {"began": time.time()})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
@@ -57,12 +60,19 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = ()) -> int:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
         )
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            signal.signal(number, lambda *_: child.terminate())
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: child.terminate())
+    if attended:
+        threading.Thread(target=_stop_at_end_of_input, args=(child,), daemon=True).start()
     code = child.wait()
     _note(folder, {"ended": time.time(), "code": code})
     return code
+
+
+def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    child.terminate()
 
 
 def attempts(folder: Path) -> list[Attempt]:
@@ -102,4 +112,6 @@ def _note(folder: Path, entry: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_attempt(Path(sys.argv[1]), tuple(map(int, sys.argv[2:]))))
+    words = sys.argv[2:]
+    descriptors = tuple(int(word) for word in words if word.isdecimal())
+    sys.exit(run_attempt(Path(sys.argv[1]), descriptors, attended="attended" in words))

@@ -68,7 +68,7 @@ def rules_of(config: SearchConfig, arm: Arm) -> Rules:
 def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:
     """Where a trial lives; the same for its part before halving and for the whole."""
     alpha = arm.alpha(trial)
-    return output / TRIALS / arm.name / ("run" if alpha is None else f"alpha_{alpha:g}")
+    return output / TRIALS / arm.name / ("run" if alpha is None else f"alpha_{alpha:.15g}")
 
 
 def trial_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:

@@ -14,7 +14,7 @@ from esmfold_peft.search.attempt import Attempt, attempts
 from esmfold_peft.search.beginning import SETTINGS
 from esmfold_peft.search.executors.local import is_alive
 from esmfold_peft.search.grid import RUN, Arm, arms_of, rules_of, trial_folder
-from esmfold_peft.search.ladder import Outcome, Trial, decide, steps_needed
+from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, steps_needed
 from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_of
 from esmfold_peft.search.outcomes import column, trial_score
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
@@ -65,7 +65,7 @@ def _ladder(
     going = {trial.multiple for trial in decision.asked}
     for multiple, record in trials.items():
         ended_early = record.trial.steps < rules.steps and record.state in ("converged", "plateau")
-        if ended_early and multiple not in going:
+        if ended_early and multiple not in going and _halved(decision, rules):
             trials[multiple] = replace(record, beaten=True)
     return LadderRecord(
         arm=arm,
@@ -74,6 +74,11 @@ def _ladder(
         exhausted=decision.exhausted,
         steps_left=steps_needed(rules, outcomes),
     )
+
+
+def _halved(decision: Decision, rules: Rules) -> bool:
+    """Whether the ladder has chosen which trial of the rung goes on."""
+    return not decision.asked or decision.asked[0].steps == rules.steps
 
 
 def _trial(output: Path, config: SearchConfig, arm: Arm, event: dict[str, Any]) -> TrialRecord:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Handle = dict[str, str | int]
 """What the ledger keeps of a job, so that a search that was killed finds it again."""
@@ -23,6 +23,7 @@ class Job:
     devices: int
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs trials. The search asks for a job again where one is gone without an outcome."""
 

@@ -1,0 +1,129 @@
+"""A search on real chains, killed on the way: by this machine's processes, and by Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from esmfold_peft.config import PrepareConfig
+from esmfold_peft.prepare import run as prepare
+from esmfold_peft.search.executors.local import is_alive
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "data" / "example"
+
+SETTINGS = (
+    *("--grid", "{lorta: [4]}", "--ladder.multiples", "[1.0e+30, 5.0e+29]"),
+    *("--ladder.factor", "1.0e+30", "--ladder.floor", "0.1"),
+    *("--engine.steps", "8", "--engine.validate_every", "8", "--engine.validate_raw", "false"),
+    *("--checkpoints.every", "2", "--log.every", "1", "--guard.nonfinite_steps", "3"),
+    *("--executor.poll_seconds", "0.2", "--data.crop", "32"),
+)
+"""Scales of 1e30 overflow float32 after the first update; 1 and 0.5 learn."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    chains = {
+        "train": sorted((EXAMPLE / "train").glob("*.cif.gz")),
+        "held_out": [EXAMPLE / "held_out" / f"{n}.cif.gz" for n in ("1ubq_A", "3u8v_A")],
+    }
+    for name, files in chains.items():
+        prepare(PrepareConfig(tuple(files), folder / name, clusters="none", workers=1))
+    return folder
+
+
+def begin(stores: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+    data = ("--data.train", stores / "train", "--data.validation", stores / "held_out")
+    words = [ROOT / "configs" / "tiny.yaml", *SETTINGS, *data, "--output", output, "--allow-leaks"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "esmfold_peft", "search", *map(str, words), *flags],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+
+
+def events(output: Path) -> list[dict]:
+    path = output / "ledger.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait(condition: Callable[[], bool], search: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert search.poll() is None, search.stderr and search.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def check_end(output: Path) -> None:
+    """The first pair has diverged, the second is scored, and all files are there."""
+    found = [(e["alpha"], e["ending"], e["rule"]) for e in events(output) if e["event"] == "ended"]
+    assert found[:2] == [(4e30, "diverged", "nonfinite"), (2e30, "diverged", "nonfinite")]
+    assert [(alpha, ending) for alpha, ending, _ in found[2:]] == [
+        (4.0, "converged"),
+        (2.0, "converged"),
+    ]
+    scores = {e["alpha"]: e["score"] for e in events(output) if e["event"] == "ended"}
+    (winner,) = (e for e in events(output) if e["event"] == "winner")
+    assert winner["score"] == max(scores[4.0], scores[2.0])
+    names = {path.name for path in (output / "report").iterdir()}
+    assert names >= {"table10.csv", "table10.md", "figure5.png", "figure5.svg", "index.html"}
+    assert f",{winner['alpha']:g}," in (output / "report" / "table10.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path):
+    output = tmp_path / "search"
+    # The search dies while its first trial runs, which goes on alone.
+    search = begin(stores, output)
+    wait(lambda: any(e["event"] == "started" for e in events(output)), search)
+    search.kill()
+    search.wait()
+    first = output / "trials" / "lorta_r4_seed0" / "alpha_4e+30"
+    assert is_alive(first)
+    # The search and the trial of the second pair die together after a checkpoint.
+    search = begin(stores, output)
+    third = output / "trials" / "lorta_r4_seed0" / "alpha_4"
+    wait(lambda: any((third / "run" / "checkpoints").glob("step_0000000[2-9]")), search)
+    search.kill()
+    search.wait()
+    os.killpg(int((third / ".attempt").read_text().split()[0]), signal.SIGKILL)
+    search = begin(stores, output)
+    _, printed = search.communicate(timeout=400)
+    assert search.returncode == 0, printed
+    check_end(output)
+    begun = [e["alpha"] for e in events(output) if e["event"] == "started"]
+    assert begun == [4e30, 2e30, 4.0, 4.0, 2.0]
+    assert "of which" in (third / "train.log").read_text()  # it went on where it was
+    done = subprocess.run(
+        [sys.executable, "-m", "esmfold_peft", "search", "status", str(output), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_the_same_by_a_local_ray(stores: Path, tmp_path: Path):
+    output = tmp_path / "search"
+    flags = ("--executor.kind", "ray", "--executor.concurrent", "2", "--executor.gpus", "0")
+    search = begin(stores, output, *flags)
+    _, printed = search.communicate(timeout=400)
+    assert search.returncode == 0, printed
+    check_end(output)

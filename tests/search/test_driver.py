@@ -1,0 +1,243 @@
+"""The search with an executor that runs nothing: its trials end as they are told to."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
+from esmfold_peft.search.driver import Driver, Summary
+from esmfold_peft.search.executors.protocol import Handle, Job
+from esmfold_peft.search.grid import RUN, Arm
+from esmfold_peft.search.ledger import Ledger, read_ledger
+from esmfold_peft.search.reading import read_search
+from esmfold_peft.training.status import Status, write_status
+
+MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
+ARM = Arm("lorta", 8, 0)
+
+
+class KilledError(Exception):
+    """The search is killed here."""
+
+
+class FakeExecutor:
+    """Ends trials when they are looked at for the second time.
+
+    Args:
+        endings: status and score by α / rank; "interrupted" comes once, and then what follows it.
+        kill_at: number of the call at which the search is killed; None: never.
+    """
+
+    def __init__(self, endings: dict[float, list[tuple[str, float]]]) -> None:
+        self.endings = {multiple: list(ends) for multiple, ends in endings.items()}
+        self.begun: list[float] = []
+        self.jobs: dict[str, int] = {}
+        self.calls, self.kill_at = 0, None
+
+    def start(self, job: Job) -> Handle:
+        self._call()
+        assert job.name not in self.jobs  # never twice at a time
+        self.begun.append(self._multiple(job))
+        self.jobs[job.name] = 0
+        self._call()
+        return {"pid": 1}
+
+    def adopt(self, job: Job, handle: Handle) -> None:
+        self._call()
+
+    def alive(self, job: Job) -> bool:
+        self._call()
+        if job.name not in self.jobs:
+            return False
+        self.jobs[job.name] += 1
+        if self.jobs[job.name] < 2:
+            return True
+        del self.jobs[job.name]
+        multiple = self._multiple(job)
+        status, score = self.endings[multiple].pop(0)
+        write_end(job.folder, status, score)
+        return False
+
+    def stop(self) -> None:
+        raise AssertionError
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls == self.kill_at:
+            raise KilledError
+
+    @staticmethod
+    def _multiple(job: Job) -> float:
+        return float(job.folder.name.removeprefix("alpha_")) / ARM.rank
+
+
+def write_end(folder: Path, status: str, score: float) -> None:
+    run = folder / RUN
+    run.mkdir(exist_ok=True)
+    done = 7 if status in ("diverged", "interrupted") else 10
+    rule = "loss" if status == "diverged" else None
+    write_status(run, Status(status, done, 10, rule=rule, message="so it is"))
+    (run / "metrics.csv").write_text(f"step,validation/lddt_ca\n5,{score}\n")
+
+
+def search_config(output: Path, **executor) -> SearchConfig:
+    config = SearchConfig(
+        output=output,
+        data=DataConfig(train=Path("/train"), validation=Path("/validation")),
+        grid={"lorta": [8]},
+        ladder=LadderConfig(floor=8.0),
+        executor=ExecutorConfig(poll_seconds=0.0, **executor),
+    )
+    return replace(config, engine=replace(config.engine, steps=10))
+
+
+def driver(config: SearchConfig, executor: FakeExecutor) -> Driver:
+    ledger, events = Ledger(config.output), read_ledger(config.output)
+    return Driver(config, executor, ledger, events, devices=0, say=lambda line: None)
+
+
+def searched(config: SearchConfig, executor: FakeExecutor, kills: list[int]) -> Summary:
+    """The end of a search that is killed after some calls, several times."""
+    for calls in kills:
+        executor.kill_at = executor.calls + calls
+        try:
+            return driver(config, executor).run()
+        except KilledError:
+            continue
+    executor.kill_at = None
+    return driver(config, executor).run()
+
+
+def expected(final: dict[float, tuple[str, float]]) -> tuple[list[float], float | None]:
+    """The paper's rule, told once more: multiples that are trained, and the one that is kept."""
+    trained: list[float] = []
+    for pair in ((256.0, 128.0), (64.0, 32.0), (16.0, 8.0)):
+        trained += pair
+        alive = [m for m in pair if final[m][0] != "diverged"]
+        if alive:
+            return trained, max(alive, key=lambda m: (final[m][0] == "converged", final[m][1]))
+    return trained, None
+
+
+ENDINGS = st.sampled_from(["diverged", "diverged", "converged", "plateau"])
+
+
+@st.composite
+def outcomes(draw):
+    """For each multiple how it ends, and how often it is interrupted before."""
+    found = {}
+    for multiple in MULTIPLES:
+        final = (draw(ENDINGS), draw(st.integers(0, 99)) / 100)
+        found[multiple] = [("interrupted", 0.0)] * draw(st.integers(0, 2)) + [final]
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(outcomes(), st.lists(st.integers(1, 12), max_size=6), st.integers(1, 3))
+def test_any_kills_lead_to_the_papers_trials_and_winner(endings, kills, concurrent):
+    final = {multiple: ends[-1] for multiple, ends in endings.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        config = search_config(Path(folder), concurrent=concurrent)
+        executor = FakeExecutor(endings)
+        summary = searched(config, executor, kills)
+        trained, winner = expected(final)
+        assert sorted(set(executor.begun), reverse=True) == trained
+        assert (summary.winners[ARM].multiple if summary.winners else None) == winner
+        assert summary.exhausted == ([] if winner else [ARM])
+        ended = [e for e in read_ledger(Path(folder)) if e["event"] == "ended"]
+        assert [e["alpha"] for e in ended] == [8 * e["multiple"] for e in ended]
+        assert sorted((e["multiple"] for e in ended), reverse=True) == trained  # each once
+        # A trial is begun as often as it was interrupted, and once: a finished one never again.
+        for multiple in trained:
+            assert executor.begun.count(multiple) == len(endings[multiple])
+        again = FakeExecutor({})
+        assert searched(config, again, []).winners == summary.winners
+        assert again.begun == []
+
+
+def test_a_ledger_that_was_cut_anywhere_leads_to_the_same_end(tmp_path: Path):
+    endings = {m: [("diverged", 0.1)] for m in MULTIPLES[:2]}
+    endings |= {64.0: [("plateau", 0.9)], 32.0: [("converged", 0.5)]}
+    config = search_config(tmp_path / "s")
+    config.output.mkdir()
+    assert searched(config, FakeExecutor(endings), []).winners[ARM].multiple == 32.0
+    whole = (config.output / "ledger.jsonl").read_bytes()
+    for length in range(0, len(whole), 37):
+        (config.output / "ledger.jsonl").write_bytes(whole[:length])
+        executor = FakeExecutor(endings)  # whose trials have all ended, as their folders say
+        assert searched(config, executor, []).winners[ARM].multiple == 32.0
+        assert executor.begun == []
+
+
+def test_a_trial_that_fails_again_and_again_is_given_up_and_tried_by_the_next_search(tmp_path):
+    config = search_config(tmp_path, retries=1)
+    executor = FakeExecutor({256.0: [("failed", 0.0)] * 9, 128.0: [("converged", 0.6)]})
+    summary = searched(config, executor, [])
+    assert executor.begun == [256.0, 256.0, 128.0]
+    assert list(summary.failed.values()) == ["its process was killed"]
+    assert not summary.winners  # its other half alone decides nothing
+    states = {t.alpha: t.state for t in read_search_of(config).ladders[0].trials}
+    assert states == {2048.0: "failed", 1024.0: "converged"}
+    executor.endings[256.0] = [("diverged", 0.1)]
+    assert searched(config, executor, []).winners[ARM].multiple == 128.0
+
+
+def test_a_wrong_setting_is_not_tried_again(tmp_path: Path):
+    config = search_config(tmp_path, retries=5)
+    folder = tmp_path / "trials/lorta_r8_seed0/alpha_2048"
+    folder.mkdir(parents=True)
+    (folder / "attempts.jsonl").write_text('{"began": 1.0}\n{"ended": 2.0, "code": 2}\n')
+    (folder / "train.log").write_text("first\nesmfold-peft train: error: data.crop: 0\n")
+    executor = FakeExecutor({256.0: [("failed", 0.0)] * 9, 128.0: [("converged", 0.6)]})
+    summary = searched(config, executor, [])
+    assert executor.begun == [256.0, 128.0]
+    assert list(summary.failed.values()) == ["esmfold-peft train: error: data.crop: 0"]
+
+
+def test_as_many_trials_run_at_a_time_as_are_allowed(tmp_path: Path):
+    executor = FakeExecutor({m: [("converged", 0.5)] for m in MULTIPLES})
+    both = driver(search_config(tmp_path / "a", concurrent=2), executor)
+    both.advance()
+    assert executor.begun == [256.0, 128.0]
+    executor = FakeExecutor({m: [("converged", 0.5)] for m in MULTIPLES})
+    one = driver(search_config(tmp_path / "b", concurrent=1), executor)
+    one.advance()
+    assert executor.begun == [256.0]
+
+
+def test_the_reader_finds_what_the_search_has_done(tmp_path: Path):
+    config = search_config(tmp_path)
+    endings = {256.0: [("diverged", 0.2)], 128.0: [("converged", 0.7)]}
+    searched(config, FakeExecutor(endings), [])
+    (ladder,) = read_search_of(config).ladders
+    assert ladder.winner is not None
+    assert (ladder.winner.alpha, ladder.winner.score, ladder.winner.state) == (
+        1024.0,
+        0.7,
+        "converged",
+    )
+    assert [(t.alpha, t.state, t.rule, t.step) for t in ladder.trials] == [
+        (2048.0, "diverged", "loss", 7),
+        (1024.0, "converged", None, 10),
+    ]
+    assert ladder.steps_left == (0, 0)
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines][-1] == "winner"
+
+
+def read_search_of(config: SearchConfig):
+    from esmfold_peft.config_io import config_text
+
+    (config.output / "search.yaml").write_text(config_text(config))
+    return read_search(config.output)
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
