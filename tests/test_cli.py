@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from esmfold_peft.cli import main, parse
-from esmfold_peft.config import DataConfig, TrainConfig
+from esmfold_peft.config import DataConfig, SearchConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,8 @@ def test_evaluate_needs_one_source(tmp_path: Path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
+SEARCHES = [ROOT / "configs" / "paper" / name for name in ("figure5.yaml", "table10.yaml")]
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p not in SEARCHES)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda p: p.name)
@@ -190,6 +191,17 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp
     written = tmp_path / "config.yaml"
     written.write_text(config_text(shipped))
     assert read_config(written, TrainConfig) == shipped
+
+
+@pytest.mark.parametrize("file", SEARCHES, ids=lambda p: p.name)
+def test_every_shipped_search_is_valid_and_survives_a_round_trip(file: Path, tmp_path: Path):
+    words = ["search", str(file), "--output", "o", "--data.train", "t", "--data.validation", "v"]
+    parsed = parse(words)
+    shipped = to_config(parsed.parser, parsed.values, SearchConfig)
+    assert shipped.grid == {"lora": [1], "lorta": [1, 8, 64], "none": [], "full": []}
+    written = tmp_path / "search.yaml"
+    written.write_text(config_text(shipped))
+    assert read_config(written, SearchConfig) == shipped
 
 
 @pytest.mark.parametrize(
