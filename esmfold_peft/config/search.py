@@ -72,25 +72,29 @@ class ExecutorConfig:
 
     Attributes:
         kind: local (processes on this machine, which outlive the search if it is killed; Ctrl-C
-            stops them too) or ray (actors of a Ray cluster, which outlive it in any case; needs pip
-            install 'esmfold-peft[ray]').
+            stops them too), ray (actors of a Ray cluster, which outlive it in any case; needs pip
+            install 'esmfold-peft[ray]') or slurm (jobs through submitit; needs pip install
+            'esmfold-peft[slurm]').
         concurrent: trials at a time; on this machine each has `engine.devices` GPUs of its own.
         retries: how often a trial that was lost or has failed is begun again before the search
             gives it up; the same command tries it again.
         poll_seconds: between looks at the trials.
-        cpus: of each trial (ray).
+        cpus: of each trial (ray and slurm).
         gpus: of each trial (ray); a half puts two on one GPU; null takes engine.devices, and none
             where engine.accelerator is cpu.
         address: of the Ray cluster; null takes RAY_ADDRESS, and without it starts Ray here.
+        slurm: options of the jobs by the names of submitit, for example {slurm_partition: gpu,
+            timeout_min: 1440}.
     """
 
-    kind: Literal["local", "ray"] = "local"
+    kind: Literal["local", "ray", "slurm"] = "local"
     concurrent: int = 1
     retries: int = 3
     poll_seconds: float = 5.0
     cpus: int = 1
     gpus: float | None = None
     address: str | None = None
+    slurm: dict[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_lowest(self, "executor.", 1, "concurrent", "cpus")

@@ -1,1 +1,1 @@
-"""What runs the trials of a search: this machine, or a Ray cluster."""
+"""What runs the trials of a search: this machine, a Ray cluster, or Slurm."""

@@ -20,6 +20,10 @@ def build_executor(config: SearchConfig) -> Executor:
         from esmfold_peft.search.executors.ray import RayExecutor
 
         return RayExecutor(own, config.output)
+    if own.kind == "slurm":
+        from esmfold_peft.search.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(own, config.output)
     needed, there = own.concurrent * devices_of(config), _gpus()
     if needed > there:
         raise UserError(

@@ -32,8 +32,11 @@ def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
 
 
 def _panel(axes: "Axes", rows: Sequence[Row], value: Callable[[Row], Mean], title: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     axes.set_title(title, fontsize="medium")
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # between decades labels would overlap
     axes.set_xlabel("trainable parameters in the language model")
     axes.margins(x=0.1, y=0.2)
     kinds = list(dict.fromkeys(row.kind for row in rows))

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+from esmfold_peft.search.costs import costs_of
 from esmfold_peft.search.records import SearchRecord
 from esmfold_peft.search.report.table import COLUMNS, cells_of, ended_by, rows_of, trials_of
 
@@ -37,14 +38,9 @@ def validation_chains(record: SearchRecord) -> int | None:
 
 def gpu_hours(record: SearchRecord) -> tuple[float, float]:
     """Hours spent, and those that diverged and beaten trials would still have taken."""
-    trials = trials_of(record)
-    steps = record.config.engine.steps
-    saved = sum(
-        (steps - trial.step) * (trial.seconds_per_step or 0.0)
-        for trial in trials
-        if trial.state == "diverged" or trial.beaten
-    )
-    return sum(trial.gpu_seconds for trial in trials) / 3600, saved / 3600
+    costs = costs_of(record)
+    saved = costs.saved_by_divergence + costs.saved_by_halving
+    return costs.spent / 3600, saved / 3600
 
 
 def markdown(record: SearchRecord) -> str:
