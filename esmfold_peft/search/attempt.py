@@ -12,6 +12,7 @@ With the word `attended` behind it, it stops when its standard input ends: then 
 gone. Numbers behind it are file descriptors that the training inherits.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from pathlib import Path
 SETTINGS = "trial.yaml"
 ATTEMPTS = "attempts.jsonl"
 LOG = "train.log"
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -52,13 +55,18 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
     Args:
         folder: of the trial.
         keep_open: file descriptors that the training inherits.
-        attended: stop when standard input ends.
+        attended: stop when standard input ends, or this process is killed.
     """
     _note(folder, {"began": time.time()})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=keep_open
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=keep_open,
+            preexec_fn=_stop_with_parent if attended else None,
         )
     for number in _SIGNALS:
         signal.signal(number, lambda *_: child.terminate())
@@ -67,6 +75,15 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
     code = child.wait()
     _note(folder, {"ended": time.time(), "code": code})
     return code
+
+
+def _stop_with_parent() -> None:
+    """Has Linux send SIGTERM to this process when its parent is gone, be it by SIGKILL.
+
+    Ray kills the children of an actor that is lost, but not theirs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
