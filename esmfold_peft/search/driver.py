@@ -191,7 +191,7 @@ class Driver:
             if self._executor.alive(job):
                 self._say(f"{_called(*key)}: still runs")
             self._running[key] = job
-            self._attempts[key] = 1
+            self._attempts[key] = 0  # those of this process count
 
     def _end(self, arm: Arm, winner: Trial | None) -> None:
         if winner is None:
