@@ -15,6 +15,9 @@ import pytest
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.search.executors.local import is_alive
+from esmfold_peft.search.reading import read_search
+from esmfold_peft.search.status_view import status_json
+from tests.nursery import Nursery, Started
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "data" / "example"
@@ -41,17 +44,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begin(stores: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+def words(stores: Path, output: Path) -> list[str]:
     data = ("--data.train", stores / "train", "--data.validation", stores / "held_out")
-    words = [ROOT / "configs" / "tiny.yaml", *SETTINGS, *data, "--output", output, "--allow-leaks"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "esmfold_peft", "search", *map(str, words), *flags],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stderr=subprocess.PIPE,
-    )
+    settings = (ROOT / "configs" / "tiny.yaml", *SETTINGS, *data, "--output", output)
+    return ["search", *map(str, settings), "--allow-leaks"]
 
 
 def events(output: Path) -> list[dict]:
@@ -60,10 +56,10 @@ def events(output: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def wait(condition: Callable[[], bool], search: subprocess.Popen[str]) -> None:
+def wait(condition: Callable[[], bool], search: Started) -> None:
     deadline = time.monotonic() + 200
     while not condition():
-        assert search.poll() is None, search.stderr and search.stderr.read()
+        assert search.running(), search.printed()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -85,37 +81,30 @@ def check_end(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path):
+def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path, nursery: Nursery):
     output = tmp_path / "search"
     # The search dies while its first trial runs, which goes on alone.
-    search = begin(stores, output)
+    search = nursery.start(*words(stores, output))
     wait(lambda: any(e["event"] == "started" for e in events(output)), search)
     search.kill()
     search.wait()
     first = output / "trials" / "lorta_r4_seed0" / "alpha_4e+30"
     assert is_alive(first)
     # The search and the trial of the second pair die together after a checkpoint.
-    search = begin(stores, output)
+    search = nursery.start(*words(stores, output))
     third = output / "trials" / "lorta_r4_seed0" / "alpha_4"
     wait(lambda: any((third / "run" / "checkpoints").glob("step_0000000[2-9]")), search)
     search.kill()
     search.wait()
     os.killpg(int((third / ".attempt").read_text().split()[0]), signal.SIGKILL)
-    search = begin(stores, output)
-    _, printed = search.communicate(timeout=400)
-    assert search.returncode == 0, printed
+    search = nursery.start(*words(stores, output))
+    assert search.wait(400) == 0, search.printed()
     check_end(output)
     begun = [e["alpha"] for e in events(output) if e["event"] == "started"]
     assert begun == [4e30, 2e30, 4.0, 4.0, 2.0]
     assert "of which" in (third / "train.log").read_text()  # it went on where it was
-    done = subprocess.run(
-        [sys.executable, "-m", "esmfold_peft", "search", "status", str(output), "--json"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    record = read_search(output)
+    assert json.loads(json.dumps(status_json(record)))["finished"]
 
 
 @pytest.mark.slow
@@ -123,7 +112,13 @@ def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path
 def test_the_same_by_a_local_ray(stores: Path, tmp_path: Path):
     output = tmp_path / "search"
     flags = ("--executor.kind", "ray", "--executor.concurrent", "2", "--executor.gpus", "0")
-    search = begin(stores, output, *flags)
-    _, printed = search.communicate(timeout=400)
-    assert search.returncode == 0, printed
+    done = subprocess.run(
+        [sys.executable, "-m", "esmfold_peft", *words(stores, output), *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
     check_end(output)

@@ -137,7 +137,7 @@ def outcomes(draw):
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(outcomes(), st.lists(st.integers(1, 12), max_size=6), st.integers(1, 3))
 def test_any_kills_lead_to_the_papers_trials_and_winner(endings, kills, concurrent):
     final = {multiple: ends[-1] for multiple, ends in endings.items()}
