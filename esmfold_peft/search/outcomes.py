@@ -103,11 +103,12 @@ def column(folder: Path, name: str) -> list[tuple[int, float]]:
 def _column(path: Path, name: str) -> Iterator[tuple[int, float]]:
     if not path.is_file():
         return
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                step, value = int(row["step"]), float(row.get(name) or "nan")
-            except (TypeError, ValueError):  # a line that is being written
-                continue
-            if math.isfinite(value):
-                yield step, value
+    # What follows the last line break is being written.
+    lines = path.read_text(errors="replace").split("\n")[:-1]
+    for row in csv.DictReader(lines):
+        try:
+            step, value = int(row["step"]), float(row.get(name) or "nan")
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(value):
+            yield step, value

@@ -11,9 +11,9 @@ from esmfold_peft.config import SearchConfig
 from esmfold_peft.config.training import DataConfig
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
+from esmfold_peft.search.outcomes import column
 from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
 from esmfold_peft.search.report import write_report
-from esmfold_peft.search.report.curves import read_metrics
 
 GRID = {"lora": [1], "lorta": [1, 8], "none": []}
 
@@ -83,9 +83,8 @@ def test_text_of_others_is_escaped_and_the_rule_is_told(report: Path):
 
 def test_metrics_without_empty_cells_nan_and_a_cut_line(tmp_path: Path):
     won(tmp_path, "lora", 1, 0, 0.6, 1)
-    curves = read_metrics(tmp_path / "lora_r1_seed0" / "run" / "metrics.csv")
-    assert curves["train/loss"] == [(10.0, 3.0)]
-    assert curves["validation/lddt_ca"] == [(20.0, 0.5)]
+    assert column(tmp_path / "lora_r1_seed0", "train/loss") == [(10, 3.0)]
+    assert column(tmp_path / "lora_r1_seed0", "validation/lddt_ca") == [(20, 0.5)]
 
 
 def test_a_search_with_nothing_done_says_so(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from esmfold_peft.csv_text import table_text
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.search.records import SearchRecord
 from esmfold_peft.search.report.curves import draw_curves
@@ -11,7 +12,6 @@ from esmfold_peft.search.report.table import (
     COLUMNS,
     TRIAL_COLUMNS,
     cells_of,
-    csv_text,
     rows_of,
     trial_cells,
     trials_of,
@@ -35,9 +35,11 @@ def write_report(record: SearchRecord) -> list[Path]:
     """
     figure5, curves = draw_figure5(record), draw_curves(record)
     contents: dict[str, str | bytes] = {
-        "table10.csv": csv_text(COLUMNS, map(cells_of, rows_of(record))),
+        "table10.csv": table_text([*COLUMNS], [[*cells_of(row)] for row in rows_of(record)]),
         "table10.md": markdown(record),
-        "trials.csv": csv_text(TRIAL_COLUMNS, map(trial_cells, trials_of(record))),
+        "trials.csv": table_text(
+            [*TRIAL_COLUMNS], [[*trial_cells(trial)] for trial in trials_of(record)]
+        ),
         **{f"figure5.{ending}": content for ending, content in figure5.items()},
         **{f"curves.{ending}": content for ending, content in curves.items()},
         "index.html": page(record, figure5["svg"], curves["svg"]),

@@ -1,11 +1,9 @@
 """Learning curves of all trials: validation lDDT-Cα and smoothed training loss."""
 
-import csv
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esmfold_peft.search.outcomes import COLUMNS, column
 from esmfold_peft.search.records import SearchRecord, TrialRecord
 from esmfold_peft.search.report.drawing import COLOURS, GREY, new_figure, rendered
 from esmfold_peft.search.report.table import label_of
@@ -13,30 +11,10 @@ from esmfold_peft.search.report.table import label_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Curve = list[tuple[float, float]]
+Curve = Sequence[tuple[int, float]]
 
 _SMOOTHING = 0.9
 """Share of the past in the moving average of the loss."""
-
-
-def read_metrics(path: Path) -> dict[str, Curve]:
-    """Steps and values of each column of a metrics.csv, without cells that are no finite number.
-
-    A file that is not there has none; a last line that was cut is left out.
-    """
-    if not path.is_file():
-        return {}
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    curves: dict[str, Curve] = {}
-    for cells in csv.DictReader(lines, restkey="", restval=""):
-        step = _finite(cells.pop("step", ""))
-        for name, cell in cells.items():
-            value = _finite(cell)
-            if step is not None and value is not None:
-                curves.setdefault(name, []).append((step, value))
-    return curves
 
 
 def draw_curves(record: SearchRecord) -> dict[str, bytes]:
@@ -66,7 +44,8 @@ def draw_curves(record: SearchRecord) -> dict[str, bytes]:
 
 def smoothed(curve: Curve) -> Curve:
     """Exponential moving average, without the bias of its start."""
-    past, weight, made = 0.0, 0.0, []
+    past, weight = 0.0, 0.0
+    made: list[tuple[int, float]] = []
     for step, value in curve:
         past = _SMOOTHING * past + (1 - _SMOOTHING) * value
         weight = _SMOOTHING * weight + 1 - _SMOOTHING
@@ -75,14 +54,13 @@ def smoothed(curve: Curve) -> Curve:
 
 
 def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> None:
-    curves = read_metrics(trial.folder / "run" / "metrics.csv")
     diverged = trial.state == "diverged"
     style = "--" if diverged else "-"
     label = "no α" if trial.alpha is None else f"α = {trial.alpha:g}"
-    ema = curves.get("validation/lddt_ca", [])
+    ema = column(trial.folder, COLUMNS["ema"])
     _draw(score, ema, colour, style, 1.4)
-    _draw(score, curves.get("validation/lddt_ca_raw", []), colour, ":", 0.9)
-    losses = smoothed(curves.get("train/loss", []))
+    _draw(score, column(trial.folder, COLUMNS["raw"]), colour, ":", 0.9)
+    losses = smoothed(column(trial.folder, "train/loss"))
     _draw(loss, losses, colour, style, 1.2, label + (" (diverged)" if diverged else ""))
     if diverged:
         for axes, curve in ((score, ema), (loss, losses)):
@@ -91,17 +69,9 @@ def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> None
 
 
 def _draw(
-    axes: "Axes", curve: Sequence[tuple[float, float]], colour: str, style: str, width: float,
+    axes: "Axes", curve: Curve, colour: str, style: str, width: float,
     label: str | None = None,
 ) -> None:  # fmt: skip
     x, y = [step for step, _ in curve], [value for _, value in curve]
     marker = "." if len(curve) == 1 else None
     axes.plot(x, y, color=colour, linestyle=style, linewidth=width, marker=marker, label=label)
-
-
-def _finite(cell: object) -> float | None:
-    try:
-        value = float(str(cell))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

@@ -1,10 +1,8 @@
 """Table 10 of a search: one row for each adapter and rank, over its seeds."""
 
-import csv
-import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
@@ -148,15 +146,6 @@ def trials_of(record: SearchRecord) -> list[TrialRecord]:
 def ended_by(record: SearchRecord) -> list[str]:
     """A sentence for each trial that has diverged."""
     return [_divergence(trial) for trial in trials_of(record) if trial.state == "diverged"]
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells as CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def number(value: float | None) -> str:
