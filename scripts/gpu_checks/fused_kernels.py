@@ -109,16 +109,17 @@ def _deepspeed_compiles() -> bool:
         return False
 
 
-def apart(name: str, device: torch.device) -> dict[str, str]:
+def apart(name: str, device: torch.device, length: int = CHECKED_LENGTH) -> dict[str, str]:
     """What is wrong with a kernel by precision, "" if nothing, found in a process of its own.
 
     Args:
         name: of the kernel.
         device: under check.
+        length: residues that it is checked with.
     """
     spawn = get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_send_problems, args=(name, device.type, sender))
+    process = spawn.Process(target=_send_problems, args=(name, device.type, length, sender))
     process.start()
     sender.close()  # so that its death ends the waiting
     try:
@@ -136,17 +137,17 @@ def apart(name: str, device: torch.device) -> dict[str, str]:
         process.join()
 
 
-def _send_problems(name: str, device: str, sender: Connection) -> None:
+def _send_problems(name: str, device: str, length: int, sender: Connection) -> None:
     os.setpgrp()
     warnings.filterwarnings("ignore")
-    sender.send({precision: _problem(name, device, precision) for precision in PRECISIONS})
+    sender.send({precision: _problem(name, device, length, precision) for precision in PRECISIONS})
 
 
-def _problem(name: str, device: str, precision: str) -> str:
+def _problem(name: str, device: str, length: int, precision: str) -> str:
     config = ModelConfig(kernels=cast(Kernels, name))
     bf16 = precision == "bf16"
     try:
-        check_kernels(config, torch.device(device), length=CHECKED_LENGTH, bf16=bf16)
+        check_kernels(config, torch.device(device), length=length, bf16=bf16)
     except UserError as error:
         return str(error)
     return ""

@@ -223,7 +223,7 @@ def test_a_kernel_that_cannot_run_is_absent_and_a_wrong_one_fails(script, proble
 def test_a_kernels_self_check_says_from_its_process_that_it_cannot_run(script):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
-    problems = script("gpu_checks.fused_kernels").apart("triton", torch.device("cpu"))
+    problems = script("gpu_checks.fused_kernels").apart("triton", torch.device("cpu"), 20)
     assert {name: " cannot run on cpu (" in text for name, text in problems.items()} == {
         "float32": True,
         "bf16": True,
