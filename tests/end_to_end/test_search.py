@@ -1,4 +1,4 @@
-"""A search on real chains, killed on the way: by this machine's processes, and by Ray."""
+"""A search on real chains, killed on the way, and one on a Ray cluster that was there before."""
 
 import json
 import os
@@ -7,17 +7,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from esmfold_peft.config import PrepareConfig
+from esmfold_peft.config import ExecutorConfig, PrepareConfig
+from esmfold_peft.config_io import config_text
 from esmfold_peft.prepare import run as prepare
+from esmfold_peft.search.attempt import attempts
 from esmfold_peft.search.executors.local import is_alive
+from esmfold_peft.search.executors.protocol import Job
+from esmfold_peft.search.executors.ray import NAMESPACE, RayExecutor
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.status_view import status_json
 from tests.nursery import Nursery, Started
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "data" / "example"
@@ -113,15 +118,27 @@ def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path
     assert json.loads(json.dumps(status_json(record)))["finished"]
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray on this machine, as it is there before a search."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, namespace=NAMESPACE)
+        yield ray
+        ray.shutdown()
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-def test_a_ladder_ends_by_itself_on_a_local_ray(stores: Path, tmp_path: Path):
+def test_a_ladder_ends_by_itself_on_ray(cluster, stores: Path, tmp_path: Path):
     output = tmp_path / "search"
-    flags = ("--executor.kind", "ray", "--executor.gpus", "0", "--ladder.multiples", "[1.0e+30]")
+    address = cluster.get_runtime_context().gcs_address
+    flags = ["--executor.kind", "ray", "--executor.gpus", "0", "--executor.address", address]
+    flags += ["--ladder.multiples", "[1.0e+30]"]
     done = subprocess.run(
         [sys.executable, "-m", "esmfold_peft", *words(stores, output), *flags],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
         timeout=400,
@@ -130,3 +147,31 @@ def test_a_ladder_ends_by_itself_on_a_local_ray(stores: Path, tmp_path: Path):
     found = [(e["alpha"], e["ending"], e["rule"]) for e in events(output) if e["event"] == "ended"]
     assert found == [(4e30, "diverged", "nonfinite"), (4.0, "converged", None)]
     check_report(output, 4.0)
+
+
+@pytest.mark.slow
+def test_a_restarted_search_finds_its_actors_and_begins_lost_ones_again(cluster, tmp_path: Path):
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    (folder / "trial.yaml").write_text(config_text(replace(TINY, run=folder / "run")))
+    job = Job("a", folder, 0)
+    config = ExecutorConfig(kind="ray", gpus=0.0)
+    handle = RayExecutor(config, tmp_path).start(job)
+    until(lambda: bool(attempts(folder)))
+    later = RayExecutor(config, tmp_path)
+    later.adopt(job, handle)
+    assert later.alive(job)
+    # Its node is lost: the job is gone.
+    cluster.kill(cluster.get_actor(str(handle["actor"]), namespace=NAMESPACE))
+    until(lambda: not later.alive(job))
+    # Begun again, it ends by itself (it has no chains), and its actor gives back its name.
+    later.start(job)
+    until(lambda: not later.alive(job))
+    assert [attempt.code for attempt in attempts(folder)] == [None, 2]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
