@@ -1,19 +1,17 @@
 """Counting the pairs of atoms whose distance is preserved: densely, and among neighbours alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
 from torch import Tensor
 
 from esmfold_peft.geometry.distances import pairwise_distances
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 """A pair of atoms is preserved at each of these deviations of its distance, in Å."""
-
-Score = tuple[Float[Tensor, "m"], Int[Tensor, "m"]]
 
 _SLACK = 1.01
 """Pairs up to so many times the cutoff are looked at closely, whatever the rounding before that."""
@@ -124,40 +122,49 @@ def tally_near(
     kept = atoms.true.new_zeros(rows.shape)
     pairs = torch.zeros_like(rows, dtype=torch.long)
     finite = atoms.true.isfinite().all(-1)
+    # No distance from such a place is preserved.
+    predicted = torch.where(atoms.found[..., None], atoms.predicted, torch.nan)
     for chain in range(len(rows)):
         points = atoms.true[chain].double().numpy()
+        both = torch.cat((atoms.true[chain], predicted[chain]), -1).numpy()
+        residue = atoms.residue[chain].numpy()
         mine = (rows & finite)[chain].numpy().nonzero()[0]
         others = None if columns is None else (columns & finite)[chain].numpy().nonzero()[0]
-        score = _scorer(atoms, chain, cutoff)
-        for near in _near(points, mine, others, cutoff, block):
-            i, j = map(torch.from_numpy, near)
-            preserved, counted = score(i, j)
+        for i, j in _near(points, mine, others, cutoff, block):
+            scores = _scores(both, residue, i, j, cutoff)
+            preserved, counted = (torch.from_numpy(score) for score in scores)
+            preserved, counted = preserved.to(kept.dtype), counted.long()
             for ends in (i,) if columns is not None else (i, j):
-                kept[chain].index_add_(0, ends, preserved)
-                pairs[chain].index_add_(0, ends, counted)
+                kept[chain].index_add_(0, torch.from_numpy(ends), preserved)
+                pairs[chain].index_add_(0, torch.from_numpy(ends), counted)
     return kept / len(THRESHOLDS), pairs
 
 
-def _scorer(atoms: Atoms, chain: int, cutoff: float) -> Callable[[Tensor, Tensor], Score]:
-    """Gives, for pairs i, j of one chain, the thresholds kept and whether they count (0 or 1)."""
-    both = torch.cat((atoms.true[chain], atoms.predicted[chain]), -1)
-    found, residue = atoms.found[chain], atoms.residue[chain]
-
-    def score(i: Tensor, j: Tensor) -> Score:
-        # One look-up of both structures; norms as `pairwise_distances` has them, to the last bit.
-        difference = both.index_select(0, i).sub_(both.index_select(0, j))
-        true, predicted = torch.linalg.vector_norm(difference.view(-1, 2, 3), dim=-1).unbind(-1)
-        counted = true <= cutoff
-        counted &= residue.index_select(0, i) != residue.index_select(0, j)
-        deviation = (predicted - true).abs_()
-        # Numbers of one byte: sums of doubles take several times as long.
-        preserved = (deviation <= THRESHOLDS[0]).view(torch.int8)
-        for threshold in THRESHOLDS[1:]:
-            preserved += (deviation <= threshold).view(torch.int8)
-        there = counted & found.index_select(0, i) & found.index_select(0, j)
-        return (preserved * there.view(torch.int8)).to(both.dtype), counted.long()
-
-    return score
+def _scores(
+    both: Float[np.ndarray, "p 6"],
+    residue: Int64[np.ndarray, "p"],
+    i: Int64[np.ndarray, "m"],
+    j: Int64[np.ndarray, "m"],
+    cutoff: float,
+) -> tuple[Int8[np.ndarray, "m"], Int8[np.ndarray, "m"]]:
+    """For pairs i, j, the thresholds kept (0 to 4) and whether they count (0 or 1)."""
+    # One look-up of both structures, whose numbers lie side by side.
+    squares = both.take(i, 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # places far away or not finite
+        squares -= both.take(j, 0)
+        squares *= squares
+        squares = squares.reshape(-1, 2, 3)
+        true, predicted = np.sqrt(squares[:, :, 0] + squares[:, :, 1] + squares[:, :, 2]).T
+        deviation = np.abs(predicted - true)
+    counted = true <= cutoff
+    counted &= residue.take(i) != residue.take(j)
+    # Numbers of one byte: sums of doubles take several times as long.
+    preserved = (deviation <= THRESHOLDS[0]).view(np.int8)
+    for threshold in THRESHOLDS[1:]:
+        preserved += (deviation <= threshold).view(np.int8)
+    counted = counted.view(np.int8)
+    preserved *= counted
+    return preserved, counted
 
 
 def _near(
