@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/.installed
 
 # Two spinning OpenMP threads on busy cores are many times slower than one.
 export OMP_NUM_THREADS ?= 1
+# Without compiled files every process that a test starts would compile PyTorch's and Lightning's
+# sources anew: six seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast check clean
 

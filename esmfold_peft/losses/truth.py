@@ -17,14 +17,13 @@ from esmfold_peft.protein.residues import AMBIGUOUS_ATOMS, ATOM14
 
 _CA = 1
 
-_AMBIGUOUS_COLUMNS = sorted(
-    {
-        ATOM14[letter].index(name)
-        for letter, pairs in AMBIGUOUS_ATOMS.items()
-        for pair in pairs
-        for name in pair
-    }
-)
+_AMBIGUOUS = {
+    ATOM14[letter].index(name)
+    for letter, pairs in AMBIGUOUS_ATOMS.items()
+    for pair in pairs
+    for name in pair
+}
+_AMBIGUOUS_COLUMNS = slice(min(_AMBIGUOUS), max(_AMBIGUOUS) + 1)
 """Columns of atom14 that hold an ambiguous atom in some residue: 6 to 9."""
 
 
@@ -117,10 +116,12 @@ def rename_ambiguous(
         The truth with `atoms` and `alternative` exchanged in the renamed residues.
     """
     ambiguous = is_ambiguous(truth.aatype)
-    predicted = _distances(predicted_positions)
-    swap = _misfit(truth.alternative, predicted, ambiguous) < _misfit(
-        truth.atoms, predicted, ambiguous
+    residues = ambiguous.any(-1).nonzero().unbind(-1)
+    predicted = _distances(predicted_positions, residues)
+    given, other = (
+        _misfit(atoms, predicted, ambiguous, residues) for atoms in (truth.atoms, truth.alternative)
     )
+    swap = torch.zeros_like(truth.ca_mask).index_put(residues, other < given)
     return replace(
         truth,
         atoms=_choose(swap, truth.alternative, truth.atoms),
@@ -141,22 +142,23 @@ def _named(
 
 def _misfit(
     atoms: NamedAtoms,
-    predicted: Float[Tensor, "b q p"],
+    predicted: Float[Tensor, "r q p"],
     ambiguous: Bool[Tensor, "b n 14"],
-) -> Float[Tensor, "b n"]:
+    residues: tuple[Int[Tensor, "r"], Int[Tensor, "r"]],
+) -> Float[Tensor, "r"]:
     """Deviation of distances from ambiguous to all unambiguous atoms, summed by residue."""
-    columns = _AMBIGUOUS_COLUMNS
-    rows = (atoms.atom_mask & ambiguous)[:, :, columns].flatten(1)
-    anchors = (atoms.atom_mask & ~ambiguous).flatten(1)
-    difference = predicted - _distances(atoms.positions)
-    known = rows[:, :, None] & anchors[:, None]
-    return (difference.abs() * known).sum(-1).unflatten(1, (-1, len(columns))).sum(-1)
+    rows = (atoms.atom_mask & ambiguous)[residues][:, _AMBIGUOUS_COLUMNS]
+    anchors = (atoms.atom_mask & ~ambiguous).flatten(1)[residues[0]]
+    difference = predicted - _distances(atoms.positions, residues)
+    return (difference.abs() * (rows[:, :, None] & anchors[:, None])).sum((1, 2))
 
 
-def _distances(positions: Float[Tensor, "b n 14 3"]) -> Float[Tensor, "b q p"]:
-    """From the atoms that can be ambiguous to all atoms."""
-    rows = positions[:, :, _AMBIGUOUS_COLUMNS].flatten(1, 2)
-    return pairwise_distances(rows, positions.flatten(1, 2))
+def _distances(
+    positions: Float[Tensor, "b n 14 3"], residues: tuple[Int[Tensor, "r"], Int[Tensor, "r"]]
+) -> Float[Tensor, "r q p"]:
+    """From those atoms of some residues that can be ambiguous to all atoms of their chains."""
+    rows = positions[residues][:, _AMBIGUOUS_COLUMNS]
+    return pairwise_distances(rows, positions.flatten(1, 2)[residues[0]])
 
 
 def _choose(swap: Bool[Tensor, "b n"], yes: NamedAtoms, no: NamedAtoms) -> NamedAtoms:

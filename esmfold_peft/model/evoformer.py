@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class Evoformer(nn.Module):
         if self.flags and chains > 1:
             return None  # openfold3's chunks give the kernels a bias of a shape that they refuse
         config = self.config
-        numbers = max(config.heads_pair * length, config.c_opm**2, config.transition * config.c_z)
+        numbers = max(config.heads_pair * length, config.transition * config.c_z)
         return rows_at_a_time(self.chunk, chains * length, length * numbers)
 
 
@@ -140,9 +141,36 @@ def _stack(config: EvoformerConfig) -> Any:
         linear_init_params=_alphafold2_init(),
     )
     for block in stack.blocks:
+        block.outer_product_mean.__class__ = _outer_product()
         block.pair_stack.__class__ = _pair_block()
         block.pair_stack.tri_att_end.__class__ = _ending_node()
     return stack
+
+
+@cache
+def _outer_product() -> type[nn.Module]:
+    """openfold3's outer product mean (AF2 Suppl. Alg. 10) of a single row, never made in full.
+
+    The outer product of two residues has c_opm² numbers, which a matrix turns into c_z. Half of
+    that product is done before the residues are paired: c_opm times fewer multiplications, and
+    no array of n x n x c_opm². The result differs by rounding.
+    """
+    from openfold3.core.model.layers.outer_product_mean import OuterProductMean
+
+    class SingleRowOuterProduct(OuterProductMean):
+        def forward(self, m: Tensor, mask: Tensor, **chunking: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            row, mask = self.layer_norm(m[:, 0]), mask[:, 0, :, None]
+            one, two = self.linear_1(row) * mask, self.linear_2(row) * mask
+            # A mean over one row, whose number openfold3 and AF2 take as 1 + eps.
+            weight, bias = (
+                parameter.to(two.dtype) / (1 + self.eps)
+                for parameter in (self.linear_out.weight, self.linear_out.bias)
+            )
+            half = F.linear(two, weight.view(-1, self.c_hidden))
+            pairs = one @ half.view(len(row), -1, self.c_hidden).mT
+            return pairs.view(*pairs.shape[:2], -1, self.c_z) + bias
+
+    return SingleRowOuterProduct
 
 
 @cache

@@ -75,6 +75,21 @@ def test_turned_frame_moves_the_points_seen_from_it():
     assert loss.item() == pytest.approx((math.sqrt(32 + 1e-4) + 0.01) / 2 / 10)
 
 
+def test_in_single_precision_nothing_is_lost_far_from_the_origin(cases):
+    frames, points = cloud(cases, 1, 5, 7, seed=3)
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    there = Rigid(frames.rotation, (frames.translation + 2**15).float().double())
+    true_points = (points + 2**15).float().double()
+    points = points + 0.1
+
+    def loss(kind: torch.dtype) -> float:
+        one, two = (Rigid(f.rotation.to(kind), f.translation.to(kind)) for f in (frames, there))
+        given = one, two, mask[:, :5], points.to(kind), true_points.to(kind), mask
+        return fape(*given, clamp=NO_CLAMP.to(kind)).item()
+
+    assert loss(torch.float32) == pytest.approx(loss(torch.float64), rel=1e-5)
+
+
 @pytest.mark.parametrize("clamp", [4.0, math.inf])
 def test_agrees_with_loops(cases, clamp):
     true, true_points = cloud(cases, 2, 5, 7, seed=2)

@@ -187,6 +187,28 @@ def copied(reference: nn.Module, ours: nn.Module, rename: Callable[[str], str]) 
     reference.load_state_dict(state)
 
 
+def test_the_outer_product_of_one_row_is_openfold3s():
+    from openfold3.core.model.layers.outer_product_mean import OuterProductMean
+
+    ours = evoformer().blocks[0].outer_product_mean
+    reference = OuterProductMean(SIZES.c_m, SIZES.c_z, SIZES.c_opm, eps=1e-3)
+    reference.linear_1, reference.linear_2 = ours.linear_1, ours.linear_2
+    reference.layer_norm, reference.linear_out = ours.layer_norm, ours.linear_out
+    assert type(ours) is not OuterProductMean
+    m, _, mask = tracks()
+    found = []
+    for module in (ours, reference):
+        rows = m.clone().requires_grad_()
+        pairs = module(rows[:, None], mask=mask[:, None].float())
+        parts = [pairs[row, :n, :n] for row, n in enumerate(LENGTHS)]
+        sum((part**2).sum() for part in parts).backward()
+        weights = [parameter.grad.clone() for parameter in ours.parameters()]
+        found.append([*parts, rows.grad, *weights])
+        ours.zero_grad()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(b.detach().abs().max()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("starting", [True, False])
 def test_triangle_attention_is_that_of_transformers(starting: bool):
     pair_stack = evoformer().blocks[0].pair_stack
