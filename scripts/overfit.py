@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=600, help="of the first stage (default: 600)")
     add("--more-steps", type=int, default=500, help="of the second (default: 500)")
     add("--lr", type=float, default=3e-3, help="learning rate of the first stage")
-    add("--more-lr", type=float, default=1e-3, help="learning rate of the second")
+    add("--more-lr", type=float, default=2e-3, help="learning rate of the second")
     add("--seed", type=int, default=0, help="of weights and order (default: 0)")
     add("--output", type=Path, help="JSON file for all numbers")
     return parser
