@@ -3,6 +3,7 @@
 Help, settings and their errors need no torch: a command is imported when it runs.
 """
 
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -171,6 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
         wrong, 3 if a training has diverged (of a search: all trials of an adapter), 75 if it was
         asked to stop and can go on, 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 has no α
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         settings = to_config(parsed.parser, parsed.values, parsed.settings)

@@ -99,6 +99,10 @@ class ExecutorConfig:
     def __post_init__(self) -> None:
         check_lowest(self, "executor.", 1, "concurrent", "cpus")
         check_lowest(self, "executor.", 0, "retries", "poll_seconds", "gpus")
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            raise UserError(f"executor.gpus: {self.gpus:g} is neither a share of one nor whole")
+        if "name" in self.slurm or "slurm_job_name" in self.slurm:
+            raise UserError("executor.slurm: the search names its jobs, to find them again")
 
 
 @dataclass(frozen=True)

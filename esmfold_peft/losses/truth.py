@@ -116,7 +116,8 @@ def rename_ambiguous(
         The truth with `atoms` and `alternative` exchanged in the renamed residues.
     """
     ambiguous = is_ambiguous(truth.aatype)
-    residues = ambiguous.any(-1).nonzero().unbind(-1)
+    chain, place = ambiguous.any(-1).nonzero().unbind(-1)
+    residues = chain, place
     predicted = _distances(predicted_positions, residues)
     given, other = (
         _misfit(atoms, predicted, ambiguous, residues) for atoms in (truth.atoms, truth.alternative)

@@ -140,6 +140,29 @@ def lock_folder(path: Path) -> IO[str]:
     return file
 
 
+def is_half_written(path: Path) -> bool:
+    """Whether a file is what a kill has left of `write_atomically`."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process has a folder by `lock_folder`; None where that cannot be known.
+
+    Args:
+        path: folder that exists.
+    """
+    try:
+        with (path / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def sync_folder(path: Path) -> None:
     """Waits until the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

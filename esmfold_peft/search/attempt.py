@@ -26,6 +26,7 @@ from pathlib import Path
 SETTINGS = "trial.yaml"
 ATTEMPTS = "attempts.jsonl"
 LOG = "train.log"
+RUN = "run"
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -38,8 +39,9 @@ class Attempt:
 
     Attributes:
         began: seconds since 1970.
-        ended: the same; None while it runs, or where it was killed.
-        code: exit code of the training; None likewise.
+        ended: the same; None while it runs, or where it was killed and none has followed. Of one
+            that was killed and followed, the last that was seen of it.
+        code: exit code of the training; None while it runs, or where it was killed.
     """
 
     began: float
@@ -57,7 +59,8 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
         keep_open: file descriptors that the training inherits.
         attended: stop when standard input ends, or this process is killed.
     """
-    _note(folder, {"began": time.time()})
+    # What an attempt that was killed has left is lost from sight when this one writes.
+    _note(folder, {"began": time.time(), "before": last_sign(folder)})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(
@@ -102,10 +105,20 @@ def attempts(folder: Path) -> list[Attempt]:
         except ValueError:
             continue
         if "began" in entry:
+            if found and found[-1].ended is None:
+                ended = max(found[-1].began, entry.get("before") or 0.0)
+                found[-1] = Attempt(found[-1].began, ended)
             found.append(Attempt(entry["began"]))
         elif found:
             found[-1] = Attempt(found[-1].began, entry["ended"], entry["code"])
     return found
+
+
+def last_sign(folder: Path) -> float | None:
+    """When a trial's training last wrote anything, in seconds since 1970; None if it never has."""
+    run = folder / RUN
+    files = [folder / LOG, *(run.iterdir() if run.is_dir() else ())]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
 
 
 def last_words(folder: Path) -> str:
@@ -119,7 +132,7 @@ def last_words(folder: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _note(folder: Path, entry: dict[str, float]) -> None:
+def _note(folder: Path, entry: dict[str, float | None]) -> None:
     """Adds a line to attempts.jsonl, which is on the disk when this returns."""
     with (folder / ATTEMPTS).open("ab") as file:
         # A line before it that a kill has cut is ended first; an empty one is passed over.

@@ -7,11 +7,14 @@ from esmfold_peft.config import SearchConfig
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.protein.files import LOCK, is_half_written, write_atomically
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config
+from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
+from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.beginning import changed_settings
 from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
 
@@ -41,9 +44,10 @@ def check_search(config: SearchConfig) -> None:
     """Refuses, before anything is begun, what would stop every trial.
 
     Raises:
-        UserError: the settings of a trial are wrong, a store is missing or broken, or training
-            chains leak validation chains.
+        UserError: the settings of a trial are wrong or do not fit each other, a store is missing or
+            broken, or training chains leak validation chains.
     """
+    _check_engine(config)
     first = None
     for arm in arms_of(config):
         for multiple in rules_of(config, arm).rungs[0]:
@@ -55,11 +59,28 @@ def check_search(config: SearchConfig) -> None:
     guard(data.train, data.validation, allow=config.allow_leaks)
 
 
-def begin_folder(config: SearchConfig) -> None:
+def _check_engine(config: SearchConfig) -> None:
+    """What each trial would check of devices, batch and DeepSpeed."""
+    executor, engine = config.executor, config.engine
+    devices = engine.devices or 1
+    if executor.kind == "ray" and executor.gpus and executor.gpus < devices > 1:
+        raise UserError(
+            f"executor.gpus: {executor.gpus:g} for each trial, which has engine.devices {devices}"
+        )
+    accumulation(replace(engine, devices=devices, nodes=1))
+    if engine.deepspeed is not None:
+        deepspeed_settings(engine)
+
+
+def begin_folder(config: SearchConfig, inputs: dict[str, str | None]) -> None:
     """Writes search.yaml, or compares it where the search is gone on with.
 
     The grid and the seeds may grow and shrink, and whatever `train --resume auto` lets change may
-    change, but for the steps.
+    change, but for the steps and the guard. Files may move, if their content is the same.
+
+    Args:
+        config: of the search.
+        inputs: what it reads (`inputs_of`).
 
     Raises:
         UserError: names every setting that differs, or the folder holds something else.
@@ -74,6 +95,7 @@ def begin_folder(config: SearchConfig) -> None:
             )
     elif (found := _foreign(config.output)) is not None:
         raise UserError(f"output: {found} is there, and {config.output} is no search")
+    require_same_inputs(config.output, inputs)
     write_atomically(path, config_text(config))
 
 
@@ -83,8 +105,12 @@ def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
         trial_config(before, _ANY, trial), trial_config(replace(now, init={}), _ANY, trial)
     )
     pairs = {
-        f"ladder.{f.name}": (getattr(before.ladder, f.name), getattr(now.ladder, f.name))
-        for f in fields(now.ladder)
+        f"{part}.{f.name}": (getattr(old, f.name), getattr(new, f.name))
+        for part, old, new in (
+            ("ladder", before.ladder, now.ladder),
+            ("guard", before.guard, now.guard),
+        )
+        for f in fields(new)
     }
     pairs["engine.steps"] = before.engine.steps, now.engine.steps
     for kind in before.grid.keys() & now.grid.keys():
@@ -94,5 +120,7 @@ def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
 
 def _foreign(output: Path) -> Path | None:
     """A file that no search has made; None where there is none."""
-    own = (SETTINGS, ".lock")
-    return next((p for p in sorted(output.iterdir()) if p.name not in own), None)
+    own = (SETTINGS, INPUTS, LOCK)
+    return next(
+        (p for p in sorted(output.iterdir()) if p.name not in own and not is_half_written(p)), None
+    )

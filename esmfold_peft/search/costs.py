@@ -42,7 +42,7 @@ class TimeLeft:
 
 def costs_of(record: SearchRecord) -> Costs:
     """What a search has spent and saved so far."""
-    trials = _trials(record)
+    trials = record.trials
     return Costs(
         math.fsum(trial.gpu_seconds for trial in trials),
         math.fsum(_saved(t, record) for t in trials if t.state == "diverged"),
@@ -71,9 +71,22 @@ def time_left(record: SearchRecord) -> TimeLeft | None:
     )
 
 
-def devices_of(config: SearchConfig) -> int:
-    """GPUs of a trial; processes on a CPU."""
-    return (config.engine.devices or 1) * (config.engine.nodes or 1)
+def devices_of(config: SearchConfig) -> float:
+    """GPUs of a trial, also half a one; processes on a CPU."""
+    if config.executor.kind == "ray" and config.executor.gpus:
+        return config.executor.gpus
+    return float(config.engine.devices or 1)
+
+
+def hours_text(seconds: float, config: SearchConfig) -> str:
+    """GPU-seconds for people, or what they are on a CPU."""
+    unit = "process-hours" if config.engine.accelerator == "cpu" else "GPU-hours"
+    return f"{short_number(seconds / 3600)} {unit}"
+
+
+def short_number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -95,21 +108,33 @@ class _LadderLeft:
 
 def _ladder_left(ladder: LadderRecord, record: SearchRecord) -> _LadderLeft | None:
     """None if it is not known how long a step takes."""
-    rate = _mean_rate(ladder.trials) or _mean_rate(_trials(record))
+    rate = _mean_rate(ladder.trials) or _mean_rate(record.trials)
     if rate is None:
         return None
     rules = rules_of(record.config, ladder.arm)
     width = len(rules.rungs[0])
     halve_at = rules.halve_at if width > 1 else None
-    done = sum(_done(t, rules.steps, halve_at) for t in ladder.trials if t.state in _GOES_ON)
+    going = [trial for trial in ladder.trials if trial.state in _GOES_ON]
+    done = sum(_done(trial, rules.steps, halve_at) for trial in going)
     least, most = (max(0, steps - done) for steps in ladder.steps_left)
+    asked = ladder.steps_left[0]
     if halve_at is None:
-        least_path = least / width
+        least_path = _longest(going, rules.steps, asked // rules.steps)
         most_path = min(most, math.ceil(most / (rules.steps * width)) * rules.steps)
-    else:  # after halving those of a rung go on one after the other
-        least_path, most_path = max(0, least - (width - 1) * halve_at), most
+    else:
+        # Parts before the halving run at the same time; the better one goes on after them.
+        rest = rules.steps - halve_at
+        parts = round((asked - rest) / halve_at)
+        least_path = _longest(going, halve_at, parts) + rest if parts > 0 else least
+        most_path = most
     seconds = rate / devices_of(record.config)
     return _LadderLeft(*(seconds * steps for steps in (least, most, least_path, most_path)))
+
+
+def _longest(going: list[TrialRecord], steps: int, asked: int) -> int:
+    """Steps left of that of the trials asked for which has most of them."""
+    left = [steps - trial.step for trial in going if trial.trial.steps == steps]
+    return max(left, default=steps) if len(left) >= asked else steps
 
 
 def _done(trial: TrialRecord, steps: int, halve_at: int | None) -> int:
@@ -125,9 +150,9 @@ def _saved(trial: TrialRecord, record: SearchRecord) -> float:
     trial which diverged at once would overstate what it saved: the mean of its adapter's trials
     counts where that is lower.
     """
-    same = _mean_rate(t for t in _trials(record) if t.arm == trial.arm)
+    same = _mean_rate(t for t in record.trials if t.arm == trial.arm)
     rates = [rate for rate in (trial.seconds_per_step, same) if rate is not None]
-    rate = min(rates) if rates else _mean_rate(_trials(record)) or 0.0
+    rate = min(rates) if rates else _mean_rate(record.trials) or 0.0
     return max(0, record.config.engine.steps - trial.step) * rate
 
 
@@ -136,10 +161,6 @@ def _mean_rate(trials: Iterable[TrialRecord]) -> float | None:
     begun = [trial for trial in trials if trial.step]
     steps = sum(trial.step for trial in begun)
     return sum(trial.gpu_seconds for trial in begun) / steps if steps else None
-
-
-def _trials(record: SearchRecord) -> list[TrialRecord]:
-    return [trial for ladder in record.ladders for trial in ladder.trials]
 
 
 def _is_open(ladder: LadderRecord) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.config_io import config_text
 from esmfold_peft.protein.files import make_folder, write_atomically
-from esmfold_peft.search.attempt import SETTINGS
+from esmfold_peft.search.attempt import SETTINGS, attempts
 from esmfold_peft.search.executors.protocol import Executor, Handle, Job
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
 from esmfold_peft.search.ladder import Outcome, Trial, decide
@@ -63,7 +63,8 @@ class Driver:
         self._outcomes: dict[Arm, dict[Trial, Outcome]] = outcomes_of(events)
         self._announced = {arm_of(e) for e in events if e["event"] in ("winner", "exhausted")}
         self._running: dict[Key, Job] = {}
-        self._attempts: dict[Key, int] = {}
+        self._attempts: dict[Key, int] = {}  # of this process
+        self._earlier: dict[Key, int] = {}  # before the newest of them
         self._adopt(events)
 
     def run(self) -> Summary:
@@ -82,10 +83,12 @@ class Driver:
             if not self._executor.alive(self._running[key]):
                 del self._running[key]
                 self._take_in(key)
-        waiting = [key for key in self._asked() if key not in self._running]
+        asked = list(self._asked())
+        waiting = [key for key in asked if key not in self._running]
         free = max(0, self.config.executor.concurrent - len(self._running))
         self._begin(waiting[:free])
-        return bool(self._running or len(waiting) > free)
+        # What runs of a ladder that the grid no longer has is not waited for.
+        return len(waiting) > free or any(key in self._running for key in asked)
 
     def _asked(self) -> Iterator[Key]:
         """What all ladders ask for, in order, without what was given up; writes down their ends."""
@@ -112,12 +115,16 @@ class Driver:
         """Writes down what came of a trial whose process is gone."""
         if self._keep(*key, self._ended(*key)):
             return
-        lost = why_lost(trial_folder(self.config.output, *key))
-        given_up = lost.hopeless or self._attempts[key] > self.config.executor.retries
-        self._ledger.add("failed" if given_up else "lost", *key, message=lost.reason)
-        self._say(
-            f"{_called(*key)}: {lost.reason}" + ("; given up" if given_up else "; begun again")
+        lost = why_lost(trial_folder(self.config.output, *key), self._earlier.get(key, 0))
+        own = self._attempts[key]
+        if lost.busy:
+            self._attempts[key] = max(0, own - 1)
+        # One that an earlier search has begun is begun once with the settings of this one.
+        given_up = bool(own) and (
+            lost.hopeless or (own > self.config.executor.retries and not lost.busy)
         )
+        self._ledger.add("failed" if given_up else "lost", *key, message=lost.reason)
+        self._say(f"{_called(*key)}: {lost.reason}" + ("; given up" if given_up else ""))
         if given_up:
             self.summary.failed[key] = lost.reason
 
@@ -151,6 +158,7 @@ class Driver:
         jobs = {key: self._prepare(*key) for key in keys}
         for key in keys:
             self._attempts[key] = self._attempts.get(key, 0) + 1
+            self._earlier[key] = len(attempts(jobs[key].folder))
             self._ledger.add("starting", *key, attempt=self._attempts[key])
         for key, handle in zip(keys, self._start(list(jobs.values())), strict=True):
             self._running[key] = jobs[key]
@@ -182,9 +190,9 @@ class Driver:
         for entry in events:
             if "multiple" in entry and entry["event"] != "winner":
                 last[arm_of(entry), trial_of(entry)] = entry
-        known = {*arms_of(self.config)}
+        # Also of ladders that the grid no longer has: they take a place, and GPUs.
         for key, entry in last.items():
-            if entry["event"] not in ("starting", "started") or key[0] not in known:
+            if entry["event"] not in ("starting", "started"):
                 continue
             job = self._job(*key)
             self._executor.adopt(job, entry.get("handle", {}))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from esmfold_peft.config import SearchConfig, TrainConfig
 from esmfold_peft.config.search import WITHOUT_ALPHA
+from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.ladder import Rules, Trial, rungs_of
 
 TRIALS = "trials"
-RUN = "run"
 
 _COMMON = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(SearchConfig)}
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.config import LadderConfig
-from esmfold_peft.search.attempt import attempts, last_words
-from esmfold_peft.search.grid import RUN
+from esmfold_peft.search.attempt import RUN, attempts, last_words
 from esmfold_peft.search.ladder import Outcome, Trial
 from esmfold_peft.training.metrics_file import METRICS
 from esmfold_peft.training.status import Status, read_status
 
 COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}
 
-_SETTING_OR_INPUT = 2
+_ERROR_OF_ONE_LINE = 2
 _BUSY = "another process writes to this folder"
+_JUST_BEGUN = "exists already; choose another folder"
+"""What is said where another process of the trial has made the run's folder a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ class Lost:
     Attributes:
         reason: one line.
         hopeless: the same would come of it again.
+        busy: an earlier process of the trial had not ended yet, so that this one could not begin.
     """
 
     reason: str
-    hopeless: bool
+    hopeless: bool = False
+    busy: bool = False
 
 
 def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
@@ -67,18 +70,32 @@ def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
     return None
 
 
-def why_lost(folder: Path) -> Lost:
-    """Why a trial's process is gone without an outcome."""
-    known = attempts(folder)
-    code = known[-1].code if known else None
-    said = last_words(folder)
+def why_lost(folder: Path, earlier: int = 0) -> Lost:
+    """Why a trial's process is gone without an outcome.
+
+    Args:
+        folder: of the trial.
+        earlier: attempts that there were before; what became of them does not count.
+    """
+    known = attempts(folder)[earlier:]
+    if not known:
+        return Lost("it was gone before it began")
+    code, said = known[-1].code, last_words(folder)
     if code is None:
-        return Lost("its process was killed", hopeless=False)
-    if code == _SETTING_OR_INPUT and _BUSY not in said:
-        return Lost(said or f"exit code {code}", hopeless=True)
+        return Lost("its process was killed")
     if code == 75:
-        return Lost("it was asked to stop", hopeless=False)
-    return Lost(f"exit code {code}" + (f": {said}" if said else ""), hopeless=False)
+        return Lost("it was asked to stop")
+    if code == _ERROR_OF_ONE_LINE and _BUSY in said:
+        return Lost(said, busy=True)
+    if code == _ERROR_OF_ONE_LINE and _JUST_BEGUN not in said:
+        return Lost(said or f"exit code {code}", hopeless=not _has_trained(folder, known[-1].began))
+    return Lost(f"exit code {code}" + (f": {said}" if said else ""))
+
+
+def _has_trained(folder: Path, since: float) -> bool:
+    """Whether training has begun: wrong settings end it before, a full disk or a lost GPU later."""
+    metrics = folder / RUN / METRICS
+    return metrics.is_file() and metrics.stat().st_mtime >= since
 
 
 def trial_score(folder: Path, steps: int, config: LadderConfig) -> float | None:

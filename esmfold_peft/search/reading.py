@@ -10,17 +10,17 @@ from esmfold_peft.config import SearchConfig
 from esmfold_peft.config_io import read_config
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_json
-from esmfold_peft.search.attempt import Attempt, attempts
+from esmfold_peft.search.attempt import RUN, Attempt, attempts, last_sign
 from esmfold_peft.search.beginning import SETTINGS
+from esmfold_peft.search.costs import devices_of
 from esmfold_peft.search.executors.local import is_alive
-from esmfold_peft.search.grid import RUN, Arm, arms_of, rules_of, trial_folder
+from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_folder
 from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, steps_needed
 from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_of
-from esmfold_peft.search.outcomes import column, trial_score
+from esmfold_peft.search.outcomes import column, read_end, trial_score
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
-from esmfold_peft.training.metrics_file import METRICS
 from esmfold_peft.training.run_directory import PROVENANCE
-from esmfold_peft.training.status import STATUS, read_status
+from esmfold_peft.training.status import read_status
 
 _LAST_LINES = 50
 """Logged steps over which a trial's training lDDT-Cα is averaged."""
@@ -40,11 +40,14 @@ def read_search(output: Path) -> SearchRecord:
     config = read_config(output / SETTINGS, SearchConfig)
     events = read_ledger(output)
     outcomes = outcomes_of(events)
+    arms = arms_of(config)
+    others = dict.fromkeys(arm for arm in map(arm_of, events) if arm not in arms)
     ladders = [
         _ladder(output, config, arm, [e for e in events if arm_of(e) == arm], outcomes.get(arm, {}))
-        for arm in arms_of(config)
+        for arm in (*arms, *others)
     ]
-    return SearchRecord(output, config, tuple(ladders))
+    dropped = [trial for ladder in ladders[len(arms) :] for trial in ladder.trials]
+    return SearchRecord(output, config, tuple(ladders[: len(arms)]), tuple(dropped))
 
 
 def _ladder(
@@ -55,13 +58,13 @@ def _ladder(
     outcomes: dict[Trial, Outcome],
 ) -> LadderRecord:
     rules = rules_of(config, arm)
-    decision = decide(rules, outcomes)
+    decision, outcomes = _decide(output, config, arm, outcomes)
     # Before halving and after it a trial is one; the newest event tells of it.
     newest: dict[float, dict[str, Any]] = {}
     for event in events:
         if "multiple" in event and event["event"] != "winner":
             newest[event["multiple"]] = event
-    trials = {m: _trial(output, config, arm, event) for m, event in newest.items()}
+    trials = {m: _trial(output, config, arm, event, outcomes) for m, event in newest.items()}
     going = {trial.multiple for trial in decision.asked}
     for multiple, record in trials.items():
         ended_early = record.trial.steps < rules.steps and record.state in ("converged", "plateau")
@@ -76,17 +79,40 @@ def _ladder(
     )
 
 
+def _decide(
+    output: Path, config: SearchConfig, arm: Arm, outcomes: dict[Trial, Outcome]
+) -> tuple[Decision, dict[Trial, Outcome]]:
+    """What the ladder has come to, also by trials that have ended while no search was there."""
+    outcomes = dict(outcomes)
+    while True:
+        decision = decide(rules_of(config, arm), outcomes)
+        ends = {
+            trial: read_end(trial_folder(output, arm, trial), trial, config.ladder)
+            for trial in decision.asked
+        }
+        found = {trial: end.outcome for trial, end in ends.items() if end is not None}
+        if not found:
+            return decision, outcomes
+        outcomes |= found
+
+
 def _halved(decision: Decision, rules: Rules) -> bool:
     """Whether the ladder has chosen which trial of the rung goes on."""
     return not decision.asked or decision.asked[0].steps == rules.steps
 
 
-def _trial(output: Path, config: SearchConfig, arm: Arm, event: dict[str, Any]) -> TrialRecord:
+def _trial(
+    output: Path,
+    config: SearchConfig,
+    arm: Arm,
+    event: dict[str, Any],
+    outcomes: dict[Trial, Outcome],
+) -> TrialRecord:
     trial = trial_of(event)
     folder = trial_folder(output, arm, trial)
     status = read_status(folder / RUN)
-    state = _state(config, folder, event)
     history = attempts(folder)
+    state = outcomes[trial].ending if trial in outcomes else _state(config, folder, event, history)
     training = [value for step, value in column(folder, "train/lddt_ca") if step <= trial.steps]
     return TrialRecord(
         arm=arm,
@@ -94,27 +120,37 @@ def _trial(output: Path, config: SearchConfig, arm: Arm, event: dict[str, Any]) 
         alpha=arm.alpha(trial),
         folder=folder,
         state=state,
-        step=0 if status is None else status.step,
+        step=_step(folder, trial, state, 0 if status is None else status.step),
         score=trial_score(folder, trial.steps, config.ladder),
         train_score=statistics.mean(training[-_LAST_LINES:]) if training else None,
         parameters=_parameters(folder),
         rule=None if status is None else status.rule,
         message=event.get("message") or (None if status is None else status.message),
         attempts=max(1, len(history)),
-        gpu_seconds=_seconds(folder, history, state) * (config.engine.devices or 1),
+        gpu_seconds=_seconds(folder, history, state, config) * devices_of(config),
     )
 
 
-def _state(config: SearchConfig, folder: Path, event: dict[str, Any]) -> State:
-    if event["event"] == "ended":
-        return event["ending"]
+def _state(
+    config: SearchConfig, folder: Path, event: dict[str, Any], history: list[Attempt]
+) -> State:
+    """What a trial without an outcome does, by the newest event of it."""
     if event["event"] == "failed":
         return "failed"
     if event["event"] == "lost":
         return "interrupted"
-    # Of other machines only the search itself knows.
-    gone = config.executor.kind == "local" and not is_alive(folder)
-    return "interrupted" if gone else "running"
+    if config.executor.kind == "local":
+        return "running" if is_alive(folder) else "interrupted"
+    # Of other machines only the search itself knows, unless the attempt has said how it ended.
+    return "interrupted" if history and history[-1].ended is not None else "running"
+
+
+def _step(folder: Path, trial: Trial, state: State, saved: int) -> int:
+    """Steps done: of a trial that runs also those since its last checkpoint."""
+    if state != "running":
+        return saved
+    logged = [step for step, _ in column(folder, "train/loss")]
+    return min(trial.steps, max([saved, *logged[-1:]]))
 
 
 def _parameters(folder: Path) -> int | None:
@@ -124,21 +160,14 @@ def _parameters(folder: Path) -> int | None:
     return read_json(path).get("parameters", {}).get("adapter")
 
 
-def _seconds(folder: Path, history: list[Attempt], state: State) -> float:
+def _seconds(folder: Path, history: list[Attempt], state: State, config: SearchConfig) -> float:
     """Wall time of all attempts; one that was killed ended with its last file."""
     total = 0.0
-    for number, attempt in enumerate(history):
+    for attempt in history:
         ended = attempt.ended
-        if ended is None and number + 1 == len(history) and state == "running":
+        if ended is None and state == "running" and config.executor.kind == "local":
             ended = time.time()
-        if ended is None:
-            following = history[number + 1 :]
-            latest = following[0].began if following else time.time()
-            ended = min(latest, _newest(folder, attempt.began))
+        if ended is None:  # killed; or on another machine, and its last file is what is known
+            ended = last_sign(folder) or attempt.began
         total += max(0.0, ended - attempt.began)
     return total
-
-
-def _newest(folder: Path, began: float) -> float:
-    files = [folder / RUN / name for name in (METRICS, STATUS)]
-    return max([began, *(file.stat().st_mtime for file in files if file.is_file())])

@@ -81,8 +81,15 @@ class SearchRecord:
         output: its folder.
         config: its settings.
         ladders: in the order of the grid, those without a trial too.
+        dropped: trials of ladders that the grid no longer has.
     """
 
     output: Path
     config: SearchConfig
     ladders: tuple[LadderRecord, ...]
+    dropped: tuple[TrialRecord, ...] = ()
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """All trials, ladder by ladder; those that the grid no longer has at the end."""
+        return [*(trial for ladder in self.ladders for trial in ladder.trials), *self.dropped]

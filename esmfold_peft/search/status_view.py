@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.search.costs import costs_of, time_left
+from esmfold_peft.search.costs import costs_of, hours_text, short_number, time_left
 from esmfold_peft.search.grid import Arm, rules_of
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
 
@@ -85,6 +85,7 @@ def status_json(record: SearchRecord, now_running: bool | None = None) -> dict[s
         "now_running": now_running,
         "finished": _finished(record),
         "ladders": [_ladder_json(ladder, record.config) for ladder in record.ladders],
+        "dropped": [_arm_json(t.arm) | _trial_json(t, record.config) for t in record.dropped],
         "trials": dict(_states(record)),
         "gpu_seconds": costs.spent,
         "gpu_seconds_saved_by_divergence": costs.saved_by_divergence,
@@ -104,7 +105,7 @@ def time_text(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         # Up to two of a unit the smaller one says more.
         if seconds >= 2 * length:
-            return f"{_number(seconds / length)} {unit}"
+            return f"{short_number(seconds / length)} {unit}"
     return "less than 2 minutes" if seconds else "nothing"
 
 
@@ -153,7 +154,7 @@ def _leaf(trial: TrialRecord, wins: bool, config: SearchConfig) -> Text:
     parts = [f" at step {trial.step:,} of {config.engine.steps:,}"]
     parts += [_score(trial)] if _known(trial.score) is not None else []
     parts += [f"{trial.attempts} attempts"] if trial.attempts > 1 else []
-    parts += [_hours(trial.gpu_seconds, config)]
+    parts += [hours_text(trial.gpu_seconds, config)]
     parts += _at_halving(trial, config) + ["kept"] * wins
     text.append(", ".join(parts))
     reason = " ".join(": ".join(part for part in (trial.rule, trial.message) if part).split())
@@ -172,11 +173,13 @@ def _totals(record: SearchRecord, now_running: bool | None = None) -> list[str]:
     costs, config = costs_of(record), record.config
     states = _states(record)
     trials = ", ".join(f"{count} {state}" for state, count in states.items()) or "none begun"
-    spent = f"{_hours(costs.spent, config)} spent"
-    saved = f"{_hours(costs.saved_by_divergence, config)} saved by early divergence"
+    spent = f"{hours_text(costs.spent, config)} spent"
+    saved = f"{hours_text(costs.saved_by_divergence, config)} saved by early divergence"
     if config.ladder.halve_at is not None:
-        saved += f", {_hours(costs.saved_by_halving, config)} by halving"
+        saved += f", {hours_text(costs.saved_by_halving, config)} by halving"
     lines = [f"trials: {trials}", f"{spent}; {saved}", _left_text(record)]
+    if record.dropped:
+        lines[0] += f"; {len(record.dropped)} of them of ladders that the grid no longer has"
     if now_running is False and not _finished(record):
         lines.append("no process drives this search now; `esmfold-peft search` goes on with it")
     return lines
@@ -197,7 +200,7 @@ def _left_text(record: SearchRecord) -> str:
 
 def _states(record: SearchRecord) -> dict[State, int]:
     """How many trials are in each state; states without one are left out."""
-    counts = Counter(trial.state for ladder in record.ladders for trial in ladder.trials)
+    counts = Counter(trial.state for trial in record.trials)
     return {state: counts[state] for state in _STYLES if counts[state]}
 
 
@@ -248,13 +251,3 @@ def _alpha(trial: TrialRecord) -> str:
 def _score(trial: TrialRecord) -> str:
     score = _known(trial.score)
     return "no score" if score is None else f"lDDT-Cα {score:.3f}"
-
-
-def _hours(seconds: float, config: SearchConfig) -> str:
-    unit = "process-hours" if config.engine.accelerator == "cpu" else "GPU-hours"
-    return f"{_number(seconds / 3600)} {unit}"
-
-
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

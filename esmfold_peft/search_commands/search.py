@@ -6,6 +6,7 @@ from esmfold_peft.protein.files import lock_folder, make_folder
 from esmfold_peft.search.beginning import absolute, begin_folder, check_search
 from esmfold_peft.search.driver import Driver, Summary
 from esmfold_peft.search.executors.choice import build_executor, devices_of
+from esmfold_peft.search.inputs import inputs_of
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.report import write_report
@@ -25,9 +26,10 @@ def run(config: SearchConfig) -> int:
     config = absolute(config)
     executor = build_executor(config)
     check_search(config)
+    inputs = inputs_of(config)
     make_folder(config.output)
     with lock_folder(config.output):
-        begin_folder(config)
+        begin_folder(config, inputs)
         driver = Driver(
             config,
             executor,

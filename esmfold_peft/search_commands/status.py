@@ -3,6 +3,7 @@
 import json
 
 from esmfold_peft.config import SearchStatusConfig
+from esmfold_peft.protein.files import is_locked
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.status_view import print_status, status_json
 
@@ -14,8 +15,9 @@ def run(config: SearchStatusConfig) -> int:
         UserError: the folder is no search.
     """
     record = read_search(config.output)
+    driven = is_locked(config.output)
     if config.json:
-        print(json.dumps(status_json(record), indent=2, ensure_ascii=False))
+        print(json.dumps(status_json(record, driven), indent=2))
     else:
-        print_status(record)
+        print_status(record, driven)
     return 0

@@ -36,7 +36,13 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.protein.files import LOCK, make_folder, read_json, write_atomically
+from esmfold_peft.protein.files import (
+    LOCK,
+    is_half_written,
+    make_folder,
+    read_json,
+    write_atomically,
+)
 from esmfold_peft.training.checkpoint import checkpoint_folder, find_step, read_weights
 from esmfold_peft.training.optim import parameter_groups
 from esmfold_peft.versions import installed_versions
@@ -133,7 +139,7 @@ def remove_leftovers(run: Path) -> None:
 
 def _is_leftover(path: Path) -> bool:
     """Whether a file is a lock, or half of another one (`protein.files`)."""
-    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    return path.name == LOCK or is_half_written(path)
 
 
 def kept_tensors(model: FoldingModel) -> dict[str, torch.Tensor]:

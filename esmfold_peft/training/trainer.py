@@ -109,6 +109,24 @@ _UNREADABLE = (
 
 
 def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
+    settings = deepspeed_settings(engine)
+    settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
+    # Adam is torch's, also where ZeRO offloads: DeepSpeed's own would have to be compiled first.
+    settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    if _on_gpu(engine):
+        return DeepSpeedStrategy(config=settings)
+    return _CPUDeepSpeedStrategy(config=settings, process_group_backend="gloo")
+
+
+def deepspeed_settings(engine: EngineConfig) -> dict[str, Any]:
+    """Reads the file of DeepSpeed's settings.
+
+    Args:
+        engine: its `deepspeed` names the file.
+
+    Raises:
+        UserError: it is missing, or has what no training could be saved under or the run sets.
+    """
     path = engine.deepspeed
     assert path is not None
     settings = _read_deepspeed(path)
@@ -123,12 +141,7 @@ def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
             raise UserError(f"{path}: {key} is set by the run's config; take it out of this file")
     if engine.compile and settings["zero_optimization"]["stage"] == 3:
         raise UserError(f"engine.compile: it cannot read the weights that {path} spreads (stage 3)")
-    settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
-    # Adam is torch's, also where ZeRO offloads: DeepSpeed's own would have to be compiled first.
-    settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    if _on_gpu(engine):
-        return DeepSpeedStrategy(config=settings)
-    return _CPUDeepSpeedStrategy(config=settings, process_group_backend="gloo")
+    return settings
 
 
 def _read_deepspeed(path: Path) -> dict[str, Any]:

@@ -79,3 +79,14 @@ def test_lines_that_a_kill_has_cut_are_passed_over(tmp_path: Path):
     lines = '{"began": 1.0}\n{"ended": 2.0, "code": 75}\n\n{"began": 3.0}\n{"en'
     (tmp_path / "attempts.jsonl").write_text(lines)
     assert attempts(tmp_path) == [Attempt(1.0, 2.0, 75), Attempt(3.0)]
+
+
+def test_an_attempt_that_was_killed_ended_with_what_it_wrote_last(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").touch()
+    os.utime(tmp_path / "run" / "metrics.csv", (50.0, 50.0))
+    (tmp_path / "attempts.jsonl").write_text('{"began": 7.0}\n')
+    assert begin(tmp_path, settings="wrong: true\n").wait(60) == 2
+    killed, later = attempts(tmp_path)
+    assert killed == Attempt(7.0, 50.0)
+    assert later.code == 2

@@ -6,30 +6,72 @@ from pathlib import Path
 import pytest
 
 from esmfold_peft.cli import main
+from esmfold_peft.config import SearchConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.search import inputs
 from esmfold_peft.search.beginning import begin_folder
+from esmfold_peft.search.inputs import inputs_of
 from tests.search.test_driver import search_config
 
 
 def test_a_search_is_gone_on_with_by_the_same_settings_alone(tmp_path: Path):
     config = search_config(tmp_path)
-    begin_folder(config)
-    begin_folder(replace(config, grid={"lorta": [8, 64], "none": []}, seeds=(0, 1)))
+    begin_folder(config, {})
+    begin_folder(replace(config, grid={"lorta": [8, 64], "none": []}, seeds=(0, 1)), {})
     other = replace(config, ladder=replace(config.ladder, factor=2.0))
     with pytest.raises(UserError, match=r"ladder.factor is 2.0, was 4.0"):
-        begin_folder(other)
+        begin_folder(other, {})
     longer = replace(config, engine=replace(config.engine, steps=11))
     with pytest.raises(UserError, match=r"engine.steps is 11, was 10"):
-        begin_folder(longer)
+        begin_folder(longer, {})
     colder = replace(config, optimizer=replace(config.optimizer, lr=0.5))
     with pytest.raises(UserError, match=r"optimizer.lr is 0.5, was 0.001"):
-        begin_folder(colder)
+        begin_folder(colder, {})
+    softer = replace(config, guard=replace(config.guard, score_floor=0.9))
+    with pytest.raises(UserError, match=r"guard.score_floor is 0.9, was "):
+        begin_folder(softer, {})
+
+
+def test_files_may_move_but_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The ladder compares trials, of which some have not begun."""
+    monkeypatch.setattr(inputs, "manifest_hash", lambda store: f"{store.name:x<64}")
+    monkeypatch.setattr(inputs, "order_of", lambda data, seed: {"data.train": "a", "data.mix": ""})
+    weights, moved = tmp_path / "esm2.pt", tmp_path / "moved.pt"
+    weights.write_bytes(b"weights")
+    moved.write_bytes(b"weights")
+
+    def config(weights: Path, validation: str = "v") -> SearchConfig:
+        made = search_config(tmp_path / "s")
+        language_model = replace(made.model.language_model, weights=str(weights))
+        return replace(
+            made,
+            model=replace(made.model, language_model=language_model),
+            data=replace(made.data, validation=Path(validation)),
+        )
+
+    def begin(config: SearchConfig) -> None:
+        begin_folder(config, inputs_of(config))
+
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".search.yaml.123.tmp").touch()  # a kill has left it
+    begin(config(weights))
+    begin(config(moved))
+    with pytest.raises(UserError, match=r"data.validation is manifest wx+, was manifest vx+\)"):
+        begin(config(weights, "w"))
+    moved.write_bytes(b"others")
+    with pytest.raises(UserError, match=r"model.language_model.weights is sha256 .*, was sha256"):
+        begin(config(moved))
+    moved.unlink()
+    with pytest.raises(UserError, match=r"weights: .*moved.pt: No such file or directory"):
+        begin(config(moved))
+    with pytest.raises(UserError, match="/nowhere: not the folder of a training run"):
+        inputs_of(replace(config(weights), start_from=Path("/nowhere")))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis.txt is there, and .* is no search"):
-        begin_folder(search_config(tmp_path))
+        begin_folder(search_config(tmp_path), {})
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -42,6 +84,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
         (("--executor.kind", "ray"), "Ray is not installed: pip install 'esmfold-peft[ray]'"),
         (("--grid", "{loral: [1]}"), "grid: 'loral' is none of none, full, lora"),
         (("--data.train", "/nowhere"), "/nowhere: no such store"),
+        (("--engine.micro_batch", 3), "engine.batch_size: 32 does not divide by devices x nodes"),
+        (("--engine.deepspeed", "/nowhere.json"), "engine.deepspeed: /nowhere.json is not a JSON"),
+        (("--executor.gpus", 1.5), "executor.gpus: 1.5 is neither a share of one nor whole"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_starts(

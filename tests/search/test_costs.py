@@ -1,7 +1,10 @@
 """GPU-time spent, saved and left, of searches whose every number is known."""
 
+from dataclasses import replace
+
 import pytest
 
+from esmfold_peft.config import ExecutorConfig
 from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, devices_of, time_left
 from esmfold_peft.search.records import LadderRecord
 from tests.search.status_records import (
@@ -102,9 +105,36 @@ def test_more_places_than_trials_do_not_help():
     assert left.most >= 1900 * 2.0
 
 
+def test_the_other_of_a_pair_cannot_be_shared_out():
+    trials = (diverged(LORA, 256.0, 100, 200.0), trial(LORA, 128.0, "running", 500, 1000.0))
+    left = time_left(record(LadderRecord(LORA, trials, steps_left=(1000, 3000)), concurrent=2))
+    assert left is not None
+    assert left.least == 500 * 2.0
+
+
+def test_after_the_halving_one_goes_on_alone():
+    beaten = trial(LORA, 128.0, "converged", HALF, 200.0, steps=HALF, beaten=True)
+    ladder = LadderRecord(
+        LORA, (trial(LORA, 256.0, "running", 500, 1000.0), beaten), steps_left=(900, 3800)
+    )
+    left = time_left(record(ladder, halve_at=HALF, concurrent=2))
+    assert left is not None
+    assert left.least == 500 * 2.0
+
+
+def test_trials_that_the_grid_no_longer_has_were_paid_for():
+    dropped = (trial(LORTA, 256.0, "converged", 1000, 3600.0),)
+    found = replace(record(exhausted()), dropped=dropped)
+    assert costs_of(found).spent == 8000 + 3600
+
+
 def test_seconds_of_several_devices_are_gpu_seconds_shared_out():
     assert devices_of(config()) == 1
-    assert devices_of(config(devices=4, nodes=2)) == 8
+    assert devices_of(config(devices=4)) == 4
+    half = replace(config(), executor=ExecutorConfig(kind="ray", gpus=0.5))
+    assert devices_of(half) == 0.5
+    on_cpu = replace(config(devices=2), executor=ExecutorConfig(kind="ray", gpus=0.0))
+    assert devices_of(on_cpu) == 2
     assert time_left(record(pair(), devices=4)) == TimeLeft(1800 * 0.5, 3800 * 0.5)
 
 
@@ -123,5 +153,5 @@ def test_parts_before_halving_run_at_the_same_time_and_their_better_one_after_th
     left = time_left(record(ladder, halve_at=HALF, concurrent=8))
     # 50 steps to the halving, 900 after it; all 3,900 one after the other at the worst.
     assert left is not None
-    assert left.least == (1000 - HALF) * 2.0
+    assert left.least == (50 + 1000 - HALF) * 2.0
     assert left.most <= 3900 * 2.0

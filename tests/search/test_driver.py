@@ -21,6 +21,14 @@ MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
 ARM = Arm("lorta", 8, 0)
 
 
+SAID = {
+    "wrong": "esmfold-peft train: error: data.crop: 0",
+    "busy": "esmfold-peft train: error: run: another process writes to this folder",
+    "begun": "esmfold-peft train: error: run: run exists already; choose another folder",
+}
+"""What a training with exit code 2 has said, by its ending."""
+
+
 class KilledError(Exception):
     """The search is killed here."""
 
@@ -44,6 +52,7 @@ class FakeExecutor:
         assert job.name not in self.jobs  # never twice at a time
         self.begun.append(self._multiple(job))
         self.jobs[job.name] = 0
+        note(job.folder, '{"began": 3.0}')
         self._call()
         return {"pid": 1}
 
@@ -60,7 +69,11 @@ class FakeExecutor:
         del self.jobs[job.name]
         multiple = self._multiple(job)
         status, score = self.endings[multiple].pop(0)
-        write_end(job.folder, status, score)
+        if status in SAID:
+            note(job.folder, '{"ended": 4.0, "code": 2}')
+            (job.folder / "train.log").write_text(f"first\n{SAID[status]}\n")
+        else:
+            write_end(job.folder, status, score)
         return False
 
     def stop(self) -> None:
@@ -73,7 +86,12 @@ class FakeExecutor:
 
     @staticmethod
     def _multiple(job: Job) -> float:
-        return float(job.folder.name.removeprefix("alpha_")) / ARM.rank
+        return float(job.folder.name.removeprefix("alpha_").replace("run", "1")) / ARM.rank
+
+
+def note(folder: Path, line: str) -> None:
+    with (folder / "attempts.jsonl").open("a") as file:
+        file.write(f"{line}\n")
 
 
 def write_end(folder: Path, status: str, score: float) -> None:
@@ -189,14 +207,59 @@ def test_a_trial_that_fails_again_and_again_is_given_up_and_tried_by_the_next_se
 
 def test_a_wrong_setting_is_not_tried_again(tmp_path: Path):
     config = search_config(tmp_path, retries=5)
-    folder = tmp_path / "trials/lorta_r8_seed0/alpha_2048"
-    folder.mkdir(parents=True)
-    (folder / "attempts.jsonl").write_text('{"began": 1.0}\n{"ended": 2.0, "code": 2}\n')
-    (folder / "train.log").write_text("first\nesmfold-peft train: error: data.crop: 0\n")
-    executor = FakeExecutor({256.0: [("failed", 0.0)] * 9, 128.0: [("converged", 0.6)]})
+    executor = FakeExecutor({256.0: [("wrong", 0.0)] * 9, 128.0: [("converged", 0.6)]})
     summary = searched(config, executor, [])
     assert executor.begun == [256.0, 128.0]
-    assert list(summary.failed.values()) == ["esmfold-peft train: error: data.crop: 0"]
+    assert list(summary.failed.values()) == [SAID["wrong"]]
+
+
+def test_an_error_after_training_has_begun_is_not_of_the_settings(tmp_path: Path):
+    """A disk that was full, a GPU that was lost."""
+    executor = FakeExecutor({256.0: [("wrong", 0.0)] * 2 + [("diverged", 0.0)]})
+    executor.endings[128.0] = [("converged", 0.6)]
+    run = tmp_path / "trials/lorta_r8_seed0/alpha_2048/run"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("step,train/loss\n")  # after the second 3 since 1970
+    summary = searched(search_config(tmp_path, retries=2), executor, [])
+    assert executor.begun == [256.0, 256.0, 256.0, 128.0]
+    assert summary.winners[ARM].multiple == 128.0
+
+
+def test_a_trial_whose_last_process_is_not_gone_yet_is_waited_for(tmp_path: Path):
+    executor = FakeExecutor({256.0: [("busy", 0.0)] * 5 + [("converged", 0.6)]})
+    executor.endings[128.0] = [("begun", 0.0), ("converged", 0.5)]
+    summary = searched(search_config(tmp_path, retries=1), executor, [])
+    assert not summary.failed
+    assert summary.winners[ARM].multiple == 256.0
+
+
+def test_what_has_failed_under_other_settings_is_begun_once_more(tmp_path: Path):
+    """A search was killed, its trial ended for want of memory, and the settings were corrected."""
+    config = search_config(tmp_path, retries=0)
+    first = driver(config, FakeExecutor({256.0: [("wrong", 0.0)]}))
+    first.advance()
+    folder = tmp_path / "trials/lorta_r8_seed0/alpha_2048"
+    note(folder, '{"ended": 4.0, "code": 2}')
+    (folder / "train.log").write_text(SAID["wrong"])
+    executor = FakeExecutor({256.0: [("converged", 0.7)], 128.0: [("converged", 0.6)]})
+    summary = searched(config, executor, [])
+    assert not summary.failed
+    assert summary.winners[ARM].multiple == 256.0
+
+
+def test_a_trial_of_a_ladder_that_was_dropped_takes_a_place_and_is_kept(tmp_path: Path):
+    executor = FakeExecutor({256.0: [("converged", 0.7)], 128.0: [("converged", 0.6)]})
+    config = search_config(tmp_path)
+    driver(config, executor).advance()
+    other = replace(config, grid={"none": []})
+    executor.endings[0.125] = [("converged", 0.4)]  # its folder names no α
+    executor.jobs = dict.fromkeys(executor.jobs, -2)  # it runs a while yet
+    later = driver(other, executor)
+    assert later.advance()
+    assert executor.begun == [256.0]  # there is one place, and 2048 has it
+    assert later.run().winners.keys() == {Arm("none", None, 0)}
+    ended = [(e["kind"], e["alpha"]) for e in read_ledger(tmp_path) if e["event"] == "ended"]
+    assert ended == [("lorta", 2048.0), ("none", None)]
 
 
 def test_as_many_trials_run_at_a_time_as_are_allowed(tmp_path: Path):

@@ -1,33 +1,105 @@
 """Which GPUs a trial on this machine gets, and when there are too few."""
 
+import fcntl
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from esmfold_peft.errors import UserError
 from esmfold_peft.search.executors import choice, local
+from esmfold_peft.search.executors.local import LocalExecutor
+from esmfold_peft.search.executors.protocol import Job
 from tests.search.test_driver import search_config
 
+STAND_IN = """#!/bin/sh
+echo "$CUDA_VISIBLE_DEVICES" > "$3/gpus"
+exec sleep 60
+"""
 
-@pytest.mark.parametrize(
-    ("visible", "slot", "devices", "expected"),
-    [
-        (None, 0, 1, "0"),
-        (None, 1, 1, "1"),
-        (None, 1, 2, "2,3"),
-        ("4,6,7,5", 1, 2, "7,5"),
-        ("4,6,7,5", 3, 1, "5"),
-        ("4", 0, 0, "4"),
-    ],
-)
-def test_each_trial_has_gpus_of_its_own(
-    visible, slot, devices, expected, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local._environment(slot, devices)["CUDA_VISIBLE_DEVICES"] == expected
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes jobs, whose process only says which GPUs it sees."""
+    program = tmp_path / "python"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(program))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    made: list[Job] = []
+
+    def make(devices: int) -> Job:
+        folder = tmp_path / f"trial_{len(made)}"
+        folder.mkdir()
+        made.append(Job(folder.name, folder, devices))
+        return made[-1]
+
+    yield make
+    for job in made:
+        if local.is_alive(job.folder):
+            local._terminate(local._said(job.folder)[1])
+
+
+def seen(job: Job) -> str:
+    until(lambda: (job.folder / "gpus").is_file() and (job.folder / "gpus").read_text() != "")
+    return (job.folder / "gpus").read_text().strip()
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_each_trial_has_gpus_of_its_own_also_after_a_restart_with_others(jobs):
+    first, second = jobs(1), jobs(1)
+    executor = LocalExecutor(("4", "6", "7", "5"))
+    for job in (first, second):
+        executor.start(job)
+    assert (seen(first), seen(second)) == ("4", "6")
+    later = LocalExecutor(("6", "4", "7", "5"))
+    for job in (first, second):
+        later.adopt(job, {})
+    pair, one = jobs(2), jobs(1)
+    later.start(pair)
+    assert seen(pair) == "7,5"
+    with pytest.raises(UserError, match="trial_3: it needs 1 GPUs, and trials that still run lea"):
+        later.start(one)
+    local._terminate(local._said(first.folder)[1])
+    until(lambda: not later.alive(first))
+    later.start(one)
+    assert seen(one) == "4"
+
+
+def test_on_a_cpu_a_trial_sees_what_the_search_sees(jobs):
+    job = jobs(0)
+    LocalExecutor().start(job)
+    assert seen(job) == "all"
+
+
+def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs, monkeypatch: pytest.MonkeyPatch):
+    job = jobs(0)
+    path = job.folder / ".attempt"
+    path.touch()
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not local.is_alive(job.folder)
+        threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        LocalExecutor().start(job)
+    assert local.is_alive(job.folder)
+    monkeypatch.setattr(local, "_LOOK_SECONDS", 0.1)
+    with pytest.raises(UserError, match="a process of this trial is running"):
+        LocalExecutor().start(job)
+
+
+def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path):
+    (tmp_path / ".attempt").mkdir()
+    with pytest.raises(UserError, match=r"\.attempt: Is a directory"):
+        local.is_alive(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +109,14 @@ def test_each_trial_has_gpus_of_its_own(
 def test_a_trial_takes_the_devices_of_its_engine(
     accelerator, devices, gpus, expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(choice, "_gpus", lambda: gpus)
+    monkeypatch.setattr(choice, "_gpus", lambda: list(map(str, range(gpus))))
     config = search_config(tmp_path)
     engine = replace(config.engine, accelerator=accelerator, devices=devices)
     assert choice.devices_of(replace(config, engine=engine)) == expected
 
 
 def test_more_trials_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(choice, "_gpus", lambda: 3)
+    monkeypatch.setattr(choice, "_gpus", lambda: ["0", "1", "2"])
     config = search_config(tmp_path, concurrent=2)
     config = replace(config, engine=replace(config.engine, accelerator="gpu", devices=2))
     said = "executor.concurrent: 2 trials of 2 GPUs need 4, this machine has 3"
@@ -53,3 +125,17 @@ def test_more_trials_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.M
     several = replace(config, engine=replace(config.engine, nodes=2))
     with pytest.raises(UserError, match=r"engine.nodes: 2: a trial runs on one machine"):
         choice.build_executor(several)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [(None, 2, ["0", "1"]), ("4,6,7", 3, ["4", "6", "7"]), ("4,9", 1, ["4"]), (None, 0, [])],
+)
+def test_gpus_are_named_as_this_process_sees_them(
+    visible, count, expected, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert choice._gpus() == expected

@@ -2,9 +2,11 @@
 
 import csv
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from esmfold_peft.config import SearchConfig
@@ -13,7 +15,7 @@ from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.outcomes import column
 from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
-from esmfold_peft.search.report import write_report
+from esmfold_peft.search.report import curves, figure, write_report
 
 GRID = {"lora": [1], "lorta": [1, 8], "none": []}
 
@@ -90,3 +92,58 @@ def test_metrics_without_empty_cells_nan_and_a_cut_line(tmp_path: Path):
 def test_a_search_with_nothing_done_says_so(tmp_path: Path):
     write_report(record_of(tmp_path, (LadderRecord(Arm("lora", 1, 0), ()),)))
     assert "No trial has been begun yet." in (tmp_path / "report" / "index.html").read_text()
+
+
+def drawn(record: SearchRecord, monkeypatch: pytest.MonkeyPatch, module, draw) -> Figure:
+    """The figure itself, laid out."""
+    kept: list[Figure] = []
+    rendered = module.rendered
+    monkeypatch.setattr(module, "rendered", lambda figure: kept.append(figure) or rendered(figure))
+    draw(record)
+    return kept[0]
+
+
+def test_a_panel_without_scores_leaves_the_other_one_alone(tmp_path: Path, monkeypatch):
+    one = won(tmp_path, "lora", 1, 0, 0.6, 34_560)
+    kept = replace(one.trials[0], train_score=None)
+    record = record_of(tmp_path, (LadderRecord(one.arm, (kept,), kept),))
+    train, held_out = drawn(record, monkeypatch, figure, figure.draw_figure5).axes
+    assert [text.get_text() for text in train.texts] == ["no score"]
+    low, high = held_out.get_xlim()
+    assert low < 34_560 < high
+    bottom, top = held_out.get_ylim()
+    assert bottom < 0.6 < top
+
+
+@pytest.mark.parametrize("parameters", [(34_560, 69_120), (539, 4312, 34_560)])
+def test_the_axis_of_parameters_has_numbers_and_not_too_many(
+    parameters, tmp_path: Path, monkeypatch
+):
+    ladders = tuple(won(tmp_path, "lorta", k, 0, 0.6, p) for k, p in enumerate(parameters, 1))
+    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figure, figure.draw_figure5).axes[0]
+    low, high = axes.get_xlim()
+    places = [*axes.get_xticks(), *axes.get_xticks(minor=True)]
+    labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    shown = {p for p, t in zip(places, labels, strict=True) if t.get_text() and low < p < high}
+    assert 1 <= len(shown) <= 6
+
+
+def test_labels_of_two_kinds_with_as_many_parameters_lie_apart(tmp_path: Path, monkeypatch):
+    ladders = (
+        won(tmp_path, "lora", 1, 0, 0.66, 34_560),
+        won(tmp_path, "lorta", 64, 0, 0.66, 34_560),
+    )
+    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figure, figure.draw_figure5).axes[1]
+    one, two = (text.get_window_extent() for text in axes.texts)
+    assert not one.overlaps(two)
+
+
+def test_a_loss_that_grew_does_not_flatten_the_others(tmp_path: Path, monkeypatch):
+    ladder = won(tmp_path, "lorta", 8, 0, 0.6, 4312)
+    lost, kept = ladder.trials
+    other = tmp_path / "lost"
+    (other / "run").mkdir(parents=True)
+    (other / "run" / "metrics.csv").write_text("step,train/loss\n10,4.0\n20,9000\n30,9000\n")
+    ladder = replace(ladder, trials=(replace(lost, folder=other), kept))
+    _, loss = drawn(record_of(tmp_path, (ladder,)), monkeypatch, curves, curves.draw_curves).axes
+    assert 4 < loss.get_ylim()[1] < 5

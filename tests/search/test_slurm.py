@@ -1,8 +1,9 @@
 """Slurm's executor with stand-ins for Slurm's programs, which run jobs on this machine."""
 
 import os
+import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from esmfold_peft.config import ExecutorConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.search.attempt import attempts
 from esmfold_peft.search.executors.protocol import Job
-from esmfold_peft.search.executors.slurm import SlurmExecutor, SlurmTrial
+from esmfold_peft.search.executors.slurm import SlurmExecutor
 
 pytest.importorskip("submitit")
 
@@ -41,12 +42,16 @@ if name == "srun":
     at = next(i for i, word in enumerate(words) if word.endswith(("python", sys.executable)))
     os.execv(words[at], words[at:])
 if name == "squeue":
-    number = words[-1].removeprefix("--jobs=")
-    path = folder / f"pid_{{number}}"
-    if not path.exists():
+    option, _, value = words[-1].partition("=")
+    asked = "*" if option == "--name" else value
+    found = [path for path in folder.glob(f"pid_{{asked}}")]
+    if not found and option == "--jobs":
         sys.exit("slurm_load_jobs error: Invalid job id specified")
-    if pathlib.Path(f"/proc/{{path.read_text()}}").exists():
-        print("RUNNING")
+    for path in found:
+        script = folder / f"script_{{path.name.split('_')[1]}}"
+        named = option == "--jobs" or f"--job-name={{value}}" in script.read_text().split()
+        if named and pathlib.Path(f"/proc/{{path.read_text()}}").exists():
+            print(path.name.removeprefix("pid_"))
 """
 
 
@@ -107,16 +112,50 @@ def test_gpus_are_asked_for_and_a_forgotten_job_is_gone(tmp_path: Path, cluster:
     assert not executor.alive(own)
 
 
+def test_a_search_that_was_killed_while_it_submitted_finds_its_jobs(tmp_path: Path, cluster: Path):
+    config = ExecutorConfig(kind="slurm")
+    one, two = job(tmp_path, "a"), job(tmp_path, "b")
+    SlurmExecutor(config, tmp_path / "search").start(one)
+    SlurmExecutor(config, tmp_path / "another search").start(two)
+    later = SlurmExecutor(config, tmp_path / "search")
+    later.adopt(one, {})
+    assert later.alive(one)
+    until(lambda: not later.alive(one))
+    assert attempts(one.folder)[-1].code == 2
+    known = SlurmExecutor(config, tmp_path / "another search")
+    known.adopt(two, {"job_id": "101"})
+    known.adopt(one, {})
+    assert not known.alive(one)  # all jobs of that search are known
+
+
+JOB = """
+import signal, sys
+from esmfold_peft.search.executors.slurm import SlurmTrial
+trial = SlurmTrial(sys.argv[1])
+def before_the_limit(*_):
+    print(trial.checkpoint().function.folder)
+    sys.exit()
+signal.signal(signal.SIGUSR2, before_the_limit)
+trial()
+"""
+
+
 def test_before_a_time_limit_a_trial_is_stopped_and_asked_for_again(tmp_path: Path):
+    # As submitit does: in the thread that waits for the trial.
     folder = job(tmp_path, "a").folder
-    trial, codes = SlurmTrial(str(folder)), []
-    thread = threading.Thread(target=lambda: codes.append(trial()))
-    thread.start()
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     until(lambda: bool(attempts(folder)))
-    again = trial.checkpoint()
-    thread.join()
-    assert again.function.folder == str(folder)
+    process.send_signal(signal.SIGUSR2)
+    printed, _ = process.communicate(timeout=60)
+    assert printed.strip() == str(folder)
     assert attempts(folder)[-1].code == -15  # SIGTERM, before training has begun to save
+
+
+def test_jobs_have_the_name_of_their_search():
+    with pytest.raises(UserError, match=r"executor.slurm: the search names its jobs"):
+        ExecutorConfig(kind="slurm", slurm={"name": "mine"})
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_all_of_it():
         "└── in all",
         "    ├── trials: 1 running, 2 converged, 4 diverged, 1 interrupted",
         "    ├── 2.23 GPU-hours spent; 2.37 GPU-hours saved by early divergence",
-        "    └── time left: 30 minutes if no trial diverges from now on, at most 55 minutes;"
+        "    └── time left: 35 minutes if no trial diverges from now on, at most 55 minutes;"
         " 2 at a time",
     ]
 

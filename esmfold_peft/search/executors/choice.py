@@ -24,13 +24,14 @@ def build_executor(config: SearchConfig) -> Executor:
         from esmfold_peft.search.executors.slurm import SlurmExecutor
 
         return SlurmExecutor(own, config.output)
-    needed, there = own.concurrent * devices_of(config), _gpus()
-    if needed > there:
+    gpus = _gpus()
+    needed = own.concurrent * devices_of(config)
+    if needed > len(gpus):
         raise UserError(
             f"executor.concurrent: {own.concurrent} trials of {devices_of(config)} GPUs need"
-            f" {needed}, this machine has {there}"
+            f" {needed}, this machine has {len(gpus)}"
         )
-    return LocalExecutor()
+    return LocalExecutor(gpus)
 
 
 def devices_of(config: SearchConfig) -> int:
@@ -49,10 +50,10 @@ def devices_of(config: SearchConfig) -> int:
     return engine.devices or 1
 
 
-def _gpus() -> int:
-    """GPUs that this process may use."""
+def _gpus() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return min(count, len(visible.split(","))) if visible else count
+    return visible.split(",")[:count] if visible else [str(k) for k in range(count)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,11 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.search.executors.protocol import Handle, Job
 
 LOCK = ".attempt"
-"""File of a trial that its process holds locked, and that says which one it is."""
+"""File of a trial that its process holds locked, and that says which GPUs it has and which one it
+is."""
+
+_LOOK_SECONDS = 2.0
+"""For so long a lock may be held by nothing but another command that looks at the trial."""
 
 
 class LocalExecutor:
@@ -22,20 +27,29 @@ class LocalExecutor:
 
     A trial is alive as long as its process, or the training below it, holds a lock that both
     inherited: neither a reused process number nor a restart of the search can be mistaken for it.
+
+    Args:
+        gpus: of this machine that trials may take, as CUDA_VISIBLE_DEVICES names them.
     """
 
-    def __init__(self) -> None:
-        self._slots: dict[str, int] = {}  # of the jobs that were alive when last looked at
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
+        self._visible = tuple(gpus)
+        self._gpus: dict[str, tuple[str, ...]] = {}  # of the jobs that were alive when looked at
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job) -> Handle:
-        """Begins a job on the lowest GPUs that no other job has."""
-        lock = _taken(job.folder)
-        if lock is None:
-            raise UserError(f"{job.folder}: a process of this trial is running")
-        slot = min(set(range(len(self._slots) + 1)) - set(self._slots.values()))
-        with lock:
+        """Begins a job on the first GPUs that no other job has.
+
+        Raises:
+            UserError: a process of the trial is running, or too few GPUs are free.
+        """
+        own = self._free_gpus(job)
+        with _lock_of(job.folder) as lock:
+            # Before the process is there: a search that dies now finds what it has.
+            lock.truncate(0)
+            lock.write(",".join(own) + "\n")
+            lock.flush()
             child = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "esmfold_peft.search.attempt"),
@@ -46,19 +60,18 @@ class LocalExecutor:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
-                env=_environment(slot, job.devices),
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}),
             )
-            lock.truncate(0)
-            lock.write(f"{child.pid} {slot}\n")
+            lock.write(f"{child.pid}\n")
             lock.flush()
-        self._jobs[job.name], self._slots[job.name] = job, slot
+        self._jobs[job.name], self._gpus[job.name] = job, own
         self._children[job.name] = child
-        return {"pid": child.pid, "slot": slot}
+        return {"pid": child.pid, "gpus": ",".join(own)}
 
     def adopt(self, job: Job, handle: Handle) -> None:
         """Takes over a job, if it is alive; what it says of itself is newer than the ledger."""
         if is_alive(job.folder):
-            self._jobs[job.name], self._slots[job.name] = job, _said(job.folder)[1]
+            self._jobs[job.name], self._gpus[job.name] = job, _said(job.folder)[0]
 
     def alive(self, job: Job) -> bool:
         """Whether a process of the job is there."""
@@ -66,7 +79,7 @@ class LocalExecutor:
             self._children[job.name].poll()  # leaves no zombie
         if job.name in self._jobs and is_alive(job.folder):
             return True
-        for known in (self._jobs, self._slots, self._children):
+        for known in (self._jobs, self._gpus, self._children):
             known.pop(job.name, None)
         return False
 
@@ -74,41 +87,63 @@ class LocalExecutor:
         """Asks all jobs to save themselves and end, and waits for them."""
         for job in list(self._jobs.values()):
             if self.alive(job):
-                _terminate(_said(job.folder)[0])
+                _terminate(_said(job.folder)[1])
         while any(self.alive(job) for job in list(self._jobs.values())):
             time.sleep(0.1)
 
+    def _free_gpus(self, job: Job) -> tuple[str, ...]:
+        taken = {gpu for gpus in self._gpus.values() for gpu in gpus}
+        free = tuple(gpu for gpu in self._visible if gpu not in taken)
+        if len(free) < job.devices:
+            raise UserError(
+                f"{job.name}: it needs {job.devices} GPUs, and trials that still run leave"
+                f" {len(free)} of {len(self._visible)}; go on when they have ended"
+            )
+        return free[: job.devices]
+
 
 def is_alive(folder: Path) -> bool:
-    """Whether a process of this trial runs on this machine.
+    """Whether a process of this trial runs on this machine; anybody who may read it may ask.
 
     Args:
         folder: of the trial.
+
+    Raises:
+        UserError: its lock cannot be read.
     """
-    if not (folder / LOCK).is_file():
+    path = folder / LOCK
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    lock = _taken(folder)
-    if lock is None:
+    except BlockingIOError:
         return True
-    lock.close()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     return False
 
 
-def _taken(folder: Path) -> IO[str] | None:
-    """The lock of a trial; None where its process has it."""
+def _lock_of(folder: Path) -> IO[str]:
+    """The lock of a trial, for the process that is about to begin."""
     file = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(f"{folder}: a process of this trial is running") from None
+            time.sleep(0.05)
+        else:
+            return file
 
 
-def _said(folder: Path) -> tuple[int, int]:
-    """Process and slot of a trial; 0 and 0 in the moment in which it begins."""
-    words = (folder / LOCK).read_text().split()
-    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+def _said(folder: Path) -> tuple[tuple[str, ...], int]:
+    """GPUs and process of a trial; process 0 in the moment in which it begins."""
+    gpus, _, process = (folder / LOCK).read_text().partition("\n")
+    return tuple(gpu for gpu in gpus.split(",") if gpu), int(process.strip() or 0)
 
 
 def _terminate(process: int) -> None:
@@ -119,16 +154,3 @@ def _terminate(process: int) -> None:
         except ProcessLookupError:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGTERM)
-
-
-def _environment(slot: int, devices: int) -> dict[str, str]:
-    """This process's environment, in which a job sees its own GPUs alone."""
-    environment = dict(os.environ)
-    if devices:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        first = slot * devices
-        own = [str(k) for k in range(first, first + devices)]
-        if visible:
-            own = visible.split(",")[first : first + devices]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    return environment

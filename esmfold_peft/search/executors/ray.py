@@ -81,7 +81,13 @@ class RayExecutor:
             num_cpus=self._config.cpus,
             num_gpus=gpus,
         )
-        actor.remote(str(job.folder))
+        try:
+            actor.remote(str(job.folder))
+        except ValueError as error:
+            # A network that was down has made it seem lost.
+            if self._actor(job) is None:
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"executor: ray: {reason}") from error
         return {"actor": self._name(job)}
 
     def adopt(self, job: Job, handle: Handle) -> None:
@@ -89,14 +95,17 @@ class RayExecutor:
 
     def alive(self, job: Job) -> bool:
         """Whether the job's actor waits or runs; one that has ended gives back what it had."""
-        try:
-            actor = self._ray.get_actor(self._name(job), namespace=NAMESPACE)
-        except ValueError:
+        actor = self._actor(job)
+        if actor is None:
             return False
+        gone_for_now = (
+            self._ray.exceptions.GetTimeoutError,
+            self._ray.exceptions.ActorUnavailableError,
+        )
         try:
             if self._ray.get(actor.busy.remote(), timeout=_ANSWER_SECONDS):
                 return True
-        except self._ray.exceptions.GetTimeoutError:
+        except gone_for_now:
             return True
         except self._ray.exceptions.RayActorError:
             return False
@@ -105,6 +114,13 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Leaves the trials of a cluster alone."""
+
+    def _actor(self, job: Job) -> Any:
+        """The job's actor; None where the cluster has none."""
+        try:
+            return self._ray.get_actor(self._name(job), namespace=NAMESPACE)
+        except ValueError:
+            return None
 
     def _name(self, job: Job) -> str:
         return f"{self._prefix}/{job.name}"

@@ -1,5 +1,8 @@
 """Trials as jobs of a Slurm cluster, submitted through submitit."""
 
+import contextlib
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +17,9 @@ _PROGRAMS = ("sbatch", "srun", "squeue", "scontrol")
 
 _DEFAULTS: dict[str, Any] = {"timeout_min": 24 * 60, "slurm_signal_delay_s": 120}
 """submitit's own are 5 minutes, and 90 seconds for a checkpoint before the time limit."""
+
+_UNKNOWN = "?"
+"""Number of a job of which it is not known whether it was submitted."""
 
 _MOST_REQUEUES = 1_000_000
 """A trial of weeks meets its time limit often; submitit gives up after three by default."""
@@ -44,7 +50,10 @@ class SlurmTrial:
 
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-            self._process.wait()
+            # This is called inside `wait` of the same thread, whose lock a second `wait` would
+            # want; the first one is left to take the exit code.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(SlurmTrial(self.folder))
 
 
@@ -72,7 +81,8 @@ class SlurmExecutor:
         for program in _PROGRAMS:
             if shutil.which(program) is None:
                 raise UserError(f"executor.kind: slurm: there is no {program} on this machine")
-        options = {"name": "esmfold_peft", "nodes": 1, "tasks_per_node": 1, **_DEFAULTS}
+        self._name = f"esmfold_peft_{hashlib.sha256(str(output).encode()).hexdigest()[:12]}"
+        options = {"name": self._name, "nodes": 1, "tasks_per_node": 1, **_DEFAULTS}
         options |= {"cpus_per_task": config.cpus, **config.slurm}
         self._ids: dict[str, str] = {}
         try:
@@ -108,18 +118,24 @@ class SlurmExecutor:
         return [{"job_id": number} for number in ids]
 
     def adopt(self, job: Job, handle: Handle) -> None:
-        """Takes over a job by its number."""
-        if "job_id" in handle:
-            self._ids[job.name] = str(handle["job_id"])
+        """Takes over a job by its number.
+
+        A search that was killed while it submitted does not know whether it has: as long as this
+        search has jobs in the queue that nobody knows, it is one of them.
+        """
+        self._ids[job.name] = str(handle.get("job_id", _UNKNOWN))
 
     def alive(self, job: Job) -> bool:
         """Whether Slurm's queue has the job, waiting or running."""
-        if job.name not in self._ids:
+        number = self._ids.get(job.name)
+        if number is None:
             return False
-        command = ["squeue", "--noheader", "--format=%T", f"--jobs={self._ids[job.name]}"]
+        by = f"--name={self._name}" if number == _UNKNOWN else f"--jobs={number}"
+        command = ["squeue", "--noheader", "--array", "--format=%i", by]
         found = subprocess.run(command, capture_output=True, text=True)
         if found.returncode == 0:
-            return bool(found.stdout.strip())
+            known = set(self._ids.values()) if number == _UNKNOWN else ()
+            return any(each not in known for each in found.stdout.split())
         # A number that Slurm has forgotten is invalid; other errors are its controller's, for now.
         return "Invalid job id" not in found.stderr
 

@@ -14,7 +14,6 @@ from esmfold_peft.search.report.table import (
     cells_of,
     rows_of,
     trial_cells,
-    trials_of,
 )
 from esmfold_peft.search.report.words import markdown
 
@@ -38,7 +37,7 @@ def write_report(record: SearchRecord) -> list[Path]:
         "table10.csv": table_text([*COLUMNS], [[*cells_of(row)] for row in rows_of(record)]),
         "table10.md": markdown(record),
         "trials.csv": table_text(
-            [*TRIAL_COLUMNS], [[*trial_cells(trial)] for trial in trials_of(record)]
+            [*TRIAL_COLUMNS], [[*trial_cells(trial)] for trial in record.trials]
         ),
         **{f"figure5.{ending}": content for ending, content in figure5.items()},
         **{f"curves.{ending}": content for ending, content in curves.items()},

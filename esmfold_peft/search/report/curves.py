@@ -21,10 +21,14 @@ def draw_curves(record: SearchRecord) -> dict[str, bytes]:
     """The figure as png and svg, one row of panels for each ladder with a trial."""
     ladders = [ladder for ladder in record.ladders if ladder.trials]
     figure = new_figure(9.0, 1 + 2.4 * max(1, len(ladders)))
-    grid = figure.subplots(max(1, len(ladders)), 2, sharex=True, sharey="col", squeeze=False)
+    grid = figure.subplots(max(1, len(ladders)), 2, sharex=True, squeeze=False)
     for (score, loss), ladder in zip(grid, ladders, strict=False):
-        for k, trial in enumerate(ladder.trials):
+        tops = [
             _trial(score, loss, trial, COLOURS[k % len(COLOURS)])
+            for k, trial in enumerate(ladder.trials)
+        ]
+        if top := max(tops, default=0.0):
+            loss.set_ylim(top=1.1 * top)
         name = f"{label_of(ladder.arm.kind, ladder.arm.rank)}, seed {ladder.arm.seed}"
         score.set_title(name, fontsize="medium", loc="left")
         score.set_ylabel("validation lDDT-Cα")
@@ -53,7 +57,11 @@ def smoothed(curve: Curve) -> Curve:
     return made
 
 
-def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> None:
+def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> float:
+    """Draws a trial, and returns the highest loss that is to be seen of it.
+
+    Of one that has diverged that is its first: its last would flatten all others.
+    """
     diverged = trial.state == "diverged"
     style = "--" if diverged else "-"
     label = "no α" if trial.alpha is None else f"α = {trial.alpha:g}"
@@ -66,6 +74,8 @@ def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> None
         for axes, curve in ((score, ema), (loss, losses)):
             if curve:
                 axes.plot(trial.step, curve[-1][1], "x", color=colour, markersize=8)
+    seen = [value for _, value in (losses[:1] if diverged else losses)]
+    return max(seen, default=0.0)
 
 
 def _draw(

@@ -1,5 +1,6 @@
 """Figure 5: lDDT-Cα of the winners against trainable parameters in the language model."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,11 @@ def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
     figure = new_figure(9.0, 4.0)
     train, held_out = figure.subplots(1, 2, sharex=True, sharey=True)
     rows = rows_of(record)
-    _panel(train, rows, lambda row: row.train, "training")
-    _panel(held_out, rows, lambda row: row.validation, "held-out")
+    drawn = [
+        _panel(train, rows, lambda row: row.train, "training"),
+        _panel(held_out, rows, lambda row: row.validation, "held-out"),
+    ]
+    _scale(train, empty=not any(drawn))
     train.set_ylabel("lDDT-Cα")
     handles, labels = train.get_legend_handles_labels()
     more, others = held_out.get_legend_handles_labels()
@@ -31,12 +35,23 @@ def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
     return rendered(figure)
 
 
-def _panel(axes: "Axes", rows: Sequence[Row], value: Callable[[Row], Mean], title: str) -> None:
-    from matplotlib.ticker import NullFormatter
+def _scale(axes: "Axes", *, empty: bool) -> None:
+    """Settles the axes that both panels share."""
+    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 
+    if empty:
+        axes.set(xlim=(1, 10), ylim=(0, 1))
+    low, high = axes.get_xlim()
+    decades = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1
+    # Between decades labels would overlap, but a decade needs some.
+    few = LogFormatterSciNotation(minor_thresholds=(2, 1))
+    axes.xaxis.set_minor_formatter(few if decades < 2 else NullFormatter())
+
+
+def _panel(axes: "Axes", rows: Sequence[Row], value: Callable[[Row], Mean], title: str) -> bool:
+    """Draws one panel, and says whether it has a number."""
     axes.set_title(title, fontsize="medium")
     axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())  # between decades labels would overlap
     axes.set_xlabel("trainable parameters in the language model")
     axes.margins(x=0.1, y=0.2)
     kinds = list(dict.fromkeys(row.kind for row in rows))
@@ -45,8 +60,9 @@ def _panel(axes: "Axes", rows: Sequence[Row], value: Callable[[Row], Mean], titl
         for k, kind in enumerate(kinds)
     ]
     if not any(drawn):
-        axes.text(0.5, 0.5, "no winner yet", transform=axes.transAxes, ha="center", color=GREY)
-        axes.set(xlim=(1, 10), ylim=(0, 1))
+        said = "no score" if any(row.winners for row in rows) else "no winner yet"
+        axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", color=GREY)
+    return any(drawn)
 
 
 def _line(
@@ -82,10 +98,13 @@ def _line(
         color=colour,
         marker=marker,
     )
+    # Kinds by turns above and below: LoRA's rank 1 has as many parameters as LoRTA's rank 64.
+    side = -1 if k % 2 else 1
     for at, height, spread, rank in zip(x, y, spreads, ranks, strict=True):
         if rank is not None:
             axes.annotate(
-                f"r={rank}", (at, height + spread), xytext=(0, 5), textcoords="offset points",
-                ha="center", fontsize="small", color=colour,
+                f"r={rank}", (at, height + side * spread), xytext=(0, 5 * side),
+                textcoords="offset points", ha="center", va="bottom" if side > 0 else "top",
+                fontsize="small", color=colour,
             )  # fmt: skip
     return True

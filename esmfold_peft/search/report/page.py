@@ -14,9 +14,8 @@ from esmfold_peft.search.report.table import (
     label_of,
     rows_of,
     trial_cells,
-    trials_of,
 )
-from esmfold_peft.search.report.words import about, gpu_hours
+from esmfold_peft.search.report.words import about, hours
 
 
 def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
@@ -27,9 +26,7 @@ def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
         figure5: SVG.
         curves: SVG.
     """
-    spent, saved = gpu_hours(record)
-    hours = f"GPU-hours: {spent:.2f} spent, about {saved:.2f} saved by ending trials early."
-    title = f"Search {record.output.name}"
+    title = f"Search {record.output.resolve().name}"
     settings = f"<pre>{_lines(config_text(record.config))}</pre>"
     body = "\n".join(
         (
@@ -39,7 +36,9 @@ def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
             _section("Figure 5", _image(figure5, "lDDT-Cα against trainable parameters")),
             _section("Learning curves", _image(curves, "Learning curves"), [_CURVES]),
             _section("Diverged trials", _list(ended_by(record))),
-            _section("Trials", _table(TRIAL_COLUMNS, map(trial_cells, trials_of(record))), [hours]),
+            _section(
+                "Trials", _table(TRIAL_COLUMNS, map(trial_cells, record.trials)), [hours(record)]
+            ),
             f"<section><details><summary>Settings (search.yaml)</summary>{settings}</details>"
             "</section>",
         )
@@ -48,7 +47,8 @@ def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
 
 
 _CURVES = (
-    "Dotted: the weights as they are. Dashed: diverged; the cross is where the guard ended it."
+    "Dotted: the weights as they are. Dashed: diverged; the cross is where the guard ended it, and"
+    " a loss that has grown beyond the others' leaves the picture."
 )
 
 

@@ -138,14 +138,9 @@ def trial_cells(trial: TrialRecord) -> list[str]:
     ]
 
 
-def trials_of(record: SearchRecord) -> list[TrialRecord]:
-    """All trials, ladder by ladder."""
-    return [trial for ladder in record.ladders for trial in ladder.trials]
-
-
 def ended_by(record: SearchRecord) -> list[str]:
     """A sentence for each trial that has diverged."""
-    return [_divergence(trial) for trial in trials_of(record) if trial.state == "diverged"]
+    return [_divergence(trial) for trial in record.trials if trial.state == "diverged"]
 
 
 def number(value: float | None) -> str:

@@ -3,9 +3,9 @@
 import html
 from collections.abc import Sequence
 
-from esmfold_peft.search.costs import costs_of
+from esmfold_peft.search.costs import costs_of, hours_text
 from esmfold_peft.search.records import SearchRecord
-from esmfold_peft.search.report.table import COLUMNS, cells_of, ended_by, rows_of, trials_of
+from esmfold_peft.search.report.table import COLUMNS, cells_of, ended_by, rows_of
 
 NOTHING_YET = "No trial has been begun yet."
 
@@ -24,34 +24,36 @@ def about(record: SearchRecord) -> list[str]:
     opened = sum(ladder.winner is None and not ladder.exhausted for ladder in record.ladders)
     if opened:
         said.append(f"{opened} of {len(record.ladders)} ladders are open: numbers may change.")
-    return said if trials_of(record) else [NOTHING_YET, *said]
+    return said if record.trials else [NOTHING_YET, *said]
 
 
 def validation_chains(record: SearchRecord) -> int | None:
     """Chains in the newest validation of the first trial that has one."""
-    for trial in trials_of(record):
+    for trial in record.trials:
         files = sorted((trial.folder / "run" / "validation").glob("step_*.csv"))
         if files:
             return max(0, len(files[-1].read_text(errors="replace").splitlines()) - 1)
     return None
 
 
-def gpu_hours(record: SearchRecord) -> tuple[float, float]:
-    """Hours spent, and those that diverged and beaten trials would still have taken."""
+def hours(record: SearchRecord) -> str:
+    """What was spent, and what diverged and beaten trials would still have taken."""
     costs = costs_of(record)
     saved = costs.saved_by_divergence + costs.saved_by_halving
-    return costs.spent / 3600, saved / 3600
+    return (
+        f"{hours_text(costs.spent, record.config)} spent, about"
+        f" {hours_text(saved, record.config)} saved by ending trials early."
+    )
 
 
 def markdown(record: SearchRecord) -> str:
     """Text of table10.md."""
-    spent, saved = gpu_hours(record)
     ended = [f"- {_plain(text)}" for text in ended_by(record)]
     lines = [
         "# Table 10 of this search",
         *(_plain(text) for text in about(record)),
         "\n".join(map(_line, [COLUMNS, ["---"] * len(COLUMNS), *map(cells_of, rows_of(record))])),
-        f"GPU-hours: {spent:.2f} spent, about {saved:.2f} saved by ending trials early.",
+        hours(record),
         "## Diverged trials",
         "\n".join(ended) or "None.",
     ]
