@@ -132,8 +132,9 @@ def block_flops(c: EvoformerConfig, n: int) -> int:
     msa, pair = c.heads_msa * c.c_head_msa, c.heads_pair * c.c_head_pair
     row_attention = n**2 * c.c_z * c.heads_msa + 5 * n * c.c_m * msa + 2 * n**2 * msa
     transitions = 2 * c.transition * (n * c.c_m**2 + n**2 * c.c_z**2)
-    # The outer product of one row sums nothing: it is no matrix product.
-    outer = 2 * n * c.c_m * c.c_opm + n**2 * c.c_opm**2 * c.c_z
+    # The outer product of one row sums nothing: it is no matrix product. Half of what follows it is
+    # done residue by residue.
+    outer = 2 * n * c.c_m * c.c_opm + n * c.c_opm**2 * c.c_z + n**2 * c.c_opm * c.c_z
     multiplication = n**2 * (5 * c.c_z * c.c_mul + c.c_z**2) + n**3 * c.c_mul
     attention = n**2 * c.c_z * (c.heads_pair + 5 * pair) + 2 * n**3 * pair
     return 2 * (row_attention + transitions + outer + 2 * multiplication + 2 * attention)
