@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to fill")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: configs/tiny.yaml)")
+    parser.add_argument("--held-out", type=int, help="held-out chains (default: all 26)")
     args = parser.parse_args()
     out = args.output
     if (out / MARK).exists():
@@ -47,10 +48,15 @@ def main() -> None:
     out.mkdir(parents=True)
     (out / MARK).touch()
 
-    for split in ("train", "held_out"):
+    held_out = sorted((EXAMPLE / "held_out").glob("*.cif.gz"))[: args.held_out]
+    splits = {
+        "train": [EXAMPLE / "train"],
+        "held_out": [EXAMPLE / "held_out"] if args.held_out is None else held_out,
+    }
+    for split, sources in splits.items():
         # No two of these chains are alike (data/README.md), so there is nothing to cluster.
         words = ("--output", out / "chains" / split, "--clusters", "none")
-        command("prepare", EXAMPLE / split, *words)
+        command("prepare", *sources, *words)
 
     command(*train(out, "none", "untrained"), "--engine.steps", 0)
     before = evaluate(out, "untrained", "train")

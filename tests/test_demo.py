@@ -1,4 +1,4 @@
-"""`make demo` on fewer steps: it ends well and says what it did."""
+"""`make demo` on fewer steps and chains: it ends well and says what it did."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ def demo(output: Path, *flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_the_demo_ends_with_a_table_and_structures(tmp_path: Path):
     output = tmp_path / "demo"
-    done = demo(output, "--steps", "6")
+    done = demo(output, "--steps", "6", "--held-out", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [re.findall(r"[\w.,]+", line) for line in done.stdout.splitlines() if "│" in line]
     table = {row[0]: row[1:] for row in rows if row and row[0] in ("LoRTA", "LoRA", "frozen")}

@@ -72,7 +72,7 @@ def time_left(record: SearchRecord) -> TimeLeft | None:
 
 
 def devices_of(config: SearchConfig) -> float:
-    """GPUs of a trial, also half a one; processes on a CPU."""
+    """GPUs of a trial, which may be a share of one; processes on a CPU."""
     if config.executor.kind == "ray" and config.executor.gpus:
         return config.executor.gpus
     return float(config.engine.devices or 1)

@@ -70,13 +70,13 @@ def _content(setting: str, weights: str) -> str:
     """What decides weights: the hash of a file or of all files of a folder, or their name."""
     if weights in _NO_FILES:
         return weights
-    path = Path(weights)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{setting}: {file}: {error.strerror}") from error
+    path, digest = Path(weights), hashlib.sha256()
+    try:
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in inside:
+            if not file.is_dir():
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"{setting}: {error.filename}: {error.strerror}") from error
     return f"sha256 {digest.hexdigest()[:16]}"

@@ -20,7 +20,7 @@ def test_scores_are_as_fast_as_the_readme_says(shared_structures: Path, tmp_path
         (folder / file).symlink_to(shared_structures / "cameo2022" / file)
     # In a process of its own: the type checks of tests would slow our scores, not the others'.
     # The fastest of many rounds, so that other tests beside this one do not decide.
-    words = ("--rounds", "100", "--long", "200", "--output", output)
+    words = ("--rounds", "50", "--long", "200", "--output", output)
     subprocess.run([sys.executable, SCRIPT, folder, *words], check=True, capture_output=True)
     found = json.loads(output.read_text())
     assert found["pairs"] == 3
