@@ -130,7 +130,8 @@ def tally_near(
     predicted = torch.where(atoms.found[..., None], atoms.predicted, torch.nan)
     for chain in range(len(rows)):
         points = atoms.true[chain].double().numpy()
-        both = torch.cat((atoms.true[chain], predicted[chain]), -1).numpy()
+        both = torch.cat((atoms.true[chain], predicted[chain]), -1)
+        both = both.to(torch.promote_types(both.dtype, torch.float32)).numpy()
         residue = atoms.residue[chain].numpy()
         mine = (rows & finite)[chain].numpy().nonzero()[0]
         others = None if columns is None else (columns & finite)[chain].numpy().nonzero()[0]

@@ -51,6 +51,18 @@ def test_rows_with_other_columns(atoms: Atoms, block: int):
     assert_same(tally_near(atoms, rows, columns, CUTOFF, block), chosen)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_short_numbers_are_counted_too(atoms: Atoms, kind: torch.dtype):
+    # Halves up to 16 and their differences are exact in both.
+    true, predicted = atoms.true.to(kind), atoms.predicted.to(kind)
+    short = Atoms(predicted, true, atoms.known, atoms.found, atoms.residue)
+    kept, pairs = tally_near(short, short.known, None, CUTOFF, 500)
+    expected, counted = tally_near(atoms, atoms.known, None, CUTOFF, 500)
+    assert kept.dtype == kind
+    assert torch.equal(kept, expected.to(kind))
+    assert torch.equal(pairs, counted)
+
+
 def test_far_from_the_origin_nothing_is_missed(atoms: Atoms):
     far = Atoms(atoms.predicted, atoms.true + 2**19, atoms.known, atoms.found, atoms.residue)
     assert_same(tally_near(far, far.known, None, CUTOFF, 500), tally(far, far, CUTOFF))
