@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,9 @@ from esmfold_peft.errors import UserError
 
 LOCK = ".lock"
 """File of a folder that one process writes to (`lock_folder`)."""
+
+_LOOK_SECONDS = 0.5
+"""For so long nobody holds a lock who only looks whether it is held."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_RATIO = 1032
@@ -128,7 +132,7 @@ def lock_folder(path: Path) -> IO[str]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file)
     except BlockingIOError as error:
         file.close()
         raise UserError(f"{path}: another process writes to this folder") from error
@@ -145,21 +149,43 @@ def is_half_written(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def is_locked(path: Path) -> bool | None:
-    """Whether a process has a folder by `lock_folder`; None where that cannot be known.
+def lock_file(file: IO[str]) -> None:
+    """Takes the lock of a file that is open for writing, until it is closed everywhere.
+
+    Raises:
+        BlockingIOError: a process holds it, and does not only look (`is_held`).
+        OSError: some network disks have no locks.
+    """
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file; anybody who may read it may ask.
 
     Args:
-        path: folder that exists.
+        path: of the file, which need not exist.
+
+    Raises:
+        UserError: it cannot be read, or the disk has no locks.
     """
     try:
-        with (path / LOCK).open() as file:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
-    except OSError:
-        return None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     return False
 
 

@@ -117,7 +117,8 @@ def attempts(folder: Path) -> list[Attempt]:
 def last_sign(folder: Path) -> float | None:
     """When a trial's training last wrote anything, in seconds since 1970; None if it never has."""
     run = folder / RUN
-    files = [folder / LOG, *(run.iterdir() if run.is_dir() else ())]
+    # A hidden one is being written, and may be gone before it is looked at.
+    files = [folder / LOG, *run.glob("[!.]*")]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
 
 

@@ -1,5 +1,10 @@
 """What is refused before a search begins, in one line."""
 
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +13,16 @@ import pytest
 from esmfold_peft.cli import main
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import lock_folder
 from esmfold_peft.search import inputs
-from esmfold_peft.search.beginning import begin_folder
+from esmfold_peft.search.beginning import begin_folder, check_search
+from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.inputs import inputs_of
+from esmfold_peft.search.ladder import Trial
+from esmfold_peft.search.ledger import Ledger
 from tests.search.test_driver import search_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_search_is_gone_on_with_by_the_same_settings_alone(tmp_path: Path):
@@ -105,6 +116,35 @@ def test_a_wrong_setting_is_one_line_before_anything_starts(
     assert message in printed
     assert len(printed.splitlines()) == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_a_trial_on_ray_is_given_its_devices(tmp_path: Path):
+    config = search_config(tmp_path, kind="ray", gpus=1.0)
+    config = replace(config, engine=replace(config.engine, devices=2))
+    with pytest.raises(UserError, match=r"executor.gpus: 1 for each .* has engine.devices 2"):
+        check_search(config)
+
+
+def test_status_says_whether_a_process_drives_the_search(tmp_path: Path, capfd):
+    begin_folder(search_config(tmp_path), {})
+    for folder, driven in ((None, False), (tmp_path, True)):
+        with ExitStack() as opened:
+            if folder is not None:
+                opened.enter_context(lock_folder(folder))
+            assert main(["search", "status", str(tmp_path), "--json"]) == 0
+            assert json.loads(capfd.readouterr().out)["now_running"] is driven
+            assert main(["search", "status", str(tmp_path)]) == 0
+            assert ("no process drives this search" in capfd.readouterr().out) is not driven
+
+
+def test_status_is_shown_where_there_is_no_alpha_in_the_character_set(tmp_path: Path):
+    begin_folder(search_config(tmp_path), {})
+    Ledger(tmp_path).add("started", Arm("lorta", 8, 0), Trial(256.0, 10), handle={})
+    command = [sys.executable, "-m", "esmfold_peft", "search", "status", str(tmp_path)]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert b"?=2048 interrupted at step 0 of 10" in done.stdout
 
 
 def test_status_and_report_name_a_folder_that_is_no_search(tmp_path: Path, capfd):

@@ -81,7 +81,7 @@ def test_on_a_cpu_a_trial_sees_what_the_search_sees(jobs):
     assert seen(job) == "all"
 
 
-def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs, monkeypatch: pytest.MonkeyPatch):
+def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs):
     job = jobs(0)
     path = job.folder / ".attempt"
     path.touch()
@@ -91,7 +91,6 @@ def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs, monkeypatch: pyte
         threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
         LocalExecutor().start(job)
     assert local.is_alive(job.folder)
-    monkeypatch.setattr(local, "_LOOK_SECONDS", 0.1)
     with pytest.raises(UserError, match="a process of this trial is running"):
         LocalExecutor().start(job)
 

@@ -94,6 +94,18 @@ def test_a_search_with_nothing_done_says_so(tmp_path: Path):
     assert "No trial has been begun yet." in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_a_search_on_a_cpu_has_cost_no_gpu_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    record = record_of(tmp_path, (won(tmp_path, "lora", 1, 0, 0.6, 34_560),))
+    config = replace(record.config, engine=replace(record.config.engine, accelerator="cpu"))
+    monkeypatch.chdir(tmp_path)
+    write_report(replace(record, config=config, output=Path()))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert f"<h1>Search {tmp_path.name}</h1>" in page
+    for text in (page, (tmp_path / "report" / "table10.md").read_text()):
+        assert "process-hours spent" in text
+        assert "GPU-hours" not in text
+
+
 def drawn(record: SearchRecord, monkeypatch: pytest.MonkeyPatch, module, draw) -> Figure:
     """The figure itself, laid out."""
     kept: list[Figure] = []

@@ -1,7 +1,6 @@
 """Trials as processes of this machine, which outlive the search if that is killed."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import IO
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import is_held, lock_file
 from esmfold_peft.search.executors.protocol import Handle, Job
 
 LOCK = ".attempt"
 """File of a trial that its process holds locked, and that says which GPUs it has and which one it
 is."""
-
-_LOOK_SECONDS = 2.0
-"""For so long a lock may be held by nothing but another command that looks at the trial."""
 
 
 class LocalExecutor:
@@ -103,7 +100,7 @@ class LocalExecutor:
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether a process of this trial runs on this machine; anybody who may read it may ask.
+    """Whether a process of this trial runs on this machine.
 
     Args:
         folder: of the trial.
@@ -111,33 +108,18 @@ def is_alive(folder: Path) -> bool:
     Raises:
         UserError: its lock cannot be read.
     """
-    path = folder / LOCK
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    return False
+    return is_held(folder / LOCK)
 
 
 def _lock_of(folder: Path) -> IO[str]:
     """The lock of a trial, for the process that is about to begin."""
     file = (folder / LOCK).open("a")
-    deadline = time.monotonic() + _LOOK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UserError(f"{folder}: a process of this trial is running") from None
-            time.sleep(0.05)
-        else:
-            return file
+    try:
+        lock_file(file)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{folder}: a process of this trial is running") from error
+    return file
 
 
 def _said(folder: Path) -> tuple[tuple[str, ...], int]:
