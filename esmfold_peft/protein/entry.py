@@ -4,7 +4,6 @@ gemmi is a C++ parser, many times faster than one written in Python.
 """
 
 import re
-import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +13,20 @@ from pathlib import Path, PurePath
 import gemmi
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.atom_site import complete, is_atom_table, require_numbers
 from esmfold_peft.protein.files import read_bytes
+from esmfold_peft.protein.pdb_text import readable
+from esmfold_peft.protein.polymers import Polymer, mmcif_polymers, pdb_polymers
 
 _PDB_RECORDS = (b"HEADER", b"ATOM  ", b"HETATM", b"CRYST1", b"MODEL ")
 _PDB_FIRST_RELEASE = re.compile(rb"\nREVDAT   1   (\d\d-[A-Z]{3}-\d\d)")
-# In the columns of the coordinates (31 to 54): what Fortran writes of a number that does not fit.
-# gemmi reads it as 0. "\n" instead of "^" takes a quarter of the time (0.07 s on 50 MB).
-_ASTERISKS = re.compile(rb"\n(?:ATOM  |HETATM)[^\n]{24}[^\n]{0,23}\*")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _RESOLUTION_TAGS = ("_refine.ls_d_res_high", "_em_3d_reconstruction.resolution")
 _INFO_TAGS = ("_entry.id", "_exptl.method")
 # The second is the name that entries had before version 5 of the archive's dictionary.
 _RELEASE_TAGS = ("_pdbx_audit_revision_history.revision_date", "_database_PDB_rev.date")
+_PARSING = (RuntimeError, ValueError, IndexError)
 _SUFFIXES = (".gz", ".cif", ".mmcif", ".pdb", ".ent")
 
 
@@ -35,19 +37,22 @@ class Entry:
     Attributes:
         place: where it comes from, for messages.
         name: the entry's id as the file states it, otherwise the file name without its endings.
-        structure: every model and entity, with label numbers, assigned by alignment to SEQRES where
-            the file has none.
+        structure: every model; the chains of a PDB file are parted at TER.
+        polymers: the protein chains of the first model.
         resolution: Å, of diffraction or cryo-EM; None if unknown or if the method is NMR.
         method: as the file states it, several joined by "; "; None if unknown.
         release_date: oldest revision; None if unknown.
+        notes: what of the file is not read, and why.
     """
 
     place: str
     name: str
     structure: gemmi.Structure
+    polymers: list[Polymer]
     resolution: float | None
     method: str | None
     release_date: date | None
+    notes: list[str]
 
 
 def open_entry(path: Path) -> Entry:
@@ -70,19 +75,13 @@ def parse_entry(data: bytes, place: str) -> Entry:
     Raises:
         UserError: it is neither mmCIF nor PDB, is damaged, or holds no coordinates.
     """
-    with refusing_damage(place, (RuntimeError, ValueError, IndexError)):
+    data = _plain_text(data, place)
+    with refusing_damage(place):
         if _is_mmcif(data):
-            entry = _open_mmcif(place, data)
-        elif _is_pdb(data):
-            entry = _open_pdb(place, data)
-        else:
-            raise UserError(f"{place}: neither mmCIF nor PDB")
-        if not entry.name.isprintable():
-            raise UserError(f"{place}: the entry's id {entry.name[:80]!r} is not printable")
-        if len(entry.structure) == 0 or entry.structure[0].count_atom_sites() == 0:
-            raise UserError(f"{place}: no coordinates")
-        _complete(entry.structure)
-    return entry
+            return _open_mmcif(place, data)
+        if _is_pdb(data):
+            return _open_pdb(place, data)
+    raise UserError(f"{place}: neither mmCIF nor PDB")
 
 
 @contextmanager
@@ -93,8 +92,8 @@ def refusing_damage(
 
     Args:
         place: where the file is.
-        raised: what gemmi raises; more when it parses than when it is asked for names later, which
-            it only then decodes.
+        raised: what gemmi raises; more when it parses (`_PARSING`) than when it is asked for names
+            later, which it only then decodes. Errors of our own code must not pass for damage.
 
     Raises:
         UserError: gemmi raised something.
@@ -115,65 +114,85 @@ def _is_mmcif(data: bytes) -> bool:
 
 
 def _is_pdb(data: bytes) -> bool:
-    return data.startswith(_PDB_RECORDS) or any(b"\n" + record in data for record in _PDB_RECORDS)
+    """Whether a line begins with a record; gemmi reads them in lower case too."""
+    return any(
+        text.startswith(_PDB_RECORDS) or any(b"\n" + record in text for record in _PDB_RECORDS)
+        for text in (data, data.upper())
+    )
+
+
+def _plain_text(data: bytes, place: str) -> bytes:
+    """The text without the mark of its encoding, in lines that end with a line feed."""
+    data = data.removeprefix(_UTF8_MARK)
+    if data.startswith(_UTF16_MARKS):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
+    return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
 def _open_mmcif(place: str, data: bytes) -> Entry:
-    blocks = gemmi.cif.read_string(data)
-    with_atoms = [block for block in blocks if block.find_loop("_atom_site.id")]
-    block = with_atoms[0] if with_atoms else blocks[0]
+    with refusing_damage(place, _PARSING):
+        blocks = list(gemmi.cif.read_string(data))
+    with_atoms = [block for block in blocks if is_atom_table(block)]
+    block = (with_atoms or blocks)[0]
+    name = _printable(next(_values(block, "_entry.id"), file_stem(place)), place)
+    if not with_atoms:
+        raise UserError(f"{place}: no coordinates")
+    complete(block, place)
+    with refusing_damage(place, _PARSING):
+        structure = gemmi.make_structure_from_block(block)
+        release_date = _oldest(block)
+    _require_atoms(structure, place)
+    require_numbers(block, structure, data, place)
     method = "; ".join(_values(block, "_exptl.method")) or None
+    unread = len(with_atoms) - 1
     return Entry(
         place=place,
-        name=next(_values(block, "_entry.id"), _stem(place)),
-        structure=gemmi.make_structure_from_block(block),
+        name=name,
+        structure=structure,
+        polymers=mmcif_polymers(structure),
         resolution=_resolution(
             method, (v for tag in _RESOLUTION_TAGS for v in _values(block, tag))
         ),
         method=method,
-        release_date=_oldest(block),
+        release_date=release_date,
+        notes=[f"the first data block is read, {unread} more with atoms are not"] if unread else [],
     )
 
 
 def _open_pdb(place: str, data: bytes) -> Entry:
-    if b"*" in data and _ASTERISKS.search(b"\n" + data):
-        raise UserError(f"{place}: coordinates are asterisks")
-    structure = gemmi.read_pdb_string(data)
+    data, notes = readable(data, place)
+    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
+    with refusing_damage(place, _PARSING):
+        structure = gemmi.read_pdb_string(data, split_chain_on_ter=True)
+        release_date = _pdb_date(first_release[1].decode()) if first_release else None
+    _require_atoms(structure, place)
     # Only what is asked for is decoded: a title may be in an encoding other than UTF-8.
     info = {tag: structure.info[tag] for tag in _INFO_TAGS if tag in structure.info}
     method = info.get("_exptl.method")
-    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
     return Entry(
         place=place,
-        name=info.get("_entry.id", _stem(place)),
+        name=_printable(info.get("_entry.id", file_stem(place)), place),
         structure=structure,
+        polymers=pdb_polymers(structure),
         resolution=_resolution(method, iter([str(structure.resolution)])),
         method=method,
-        release_date=_pdb_date(first_release[1].decode()) if first_release else None,
+        release_date=release_date,
+        notes=notes,
     )
 
 
-def _complete(structure: gemmi.Structure) -> None:
-    """Fills in what some files leave out: names, polymer types, label chains, places in SEQRES."""
-    _name_chains(structure)
-    structure.merge_chain_parts()
-    structure.setup_entities()
-    structure.assign_label_seq_id()
+def _printable(name: str, place: str) -> str:
+    if not name.isprintable():
+        raise UserError(f"{place}: the entry's id {name[:80]!r} is not printable")
+    return name
 
 
-def _name_chains(structure: gemmi.Structure) -> None:
-    """Gives a chain without a name (a blank in a PDB file) the first letter that is free.
-
-    gemmi makes no entity of a chain without a name.
-    """
-    chains = [chain for model in structure for chain in model]
-    names = {chain.name for chain in chains}
-    if "" not in names:
-        return
-    letters = string.ascii_uppercase + string.ascii_lowercase
-    free = next((letter for letter in letters if letter not in names), "blank")
-    for chain in chains:
-        chain.name = chain.name or free
+def _require_atoms(structure: gemmi.Structure, place: str) -> None:
+    if len(structure) == 0 or structure[0].count_atom_sites() == 0:
+        raise UserError(f"{place}: no coordinates")
 
 
 def _values(block: gemmi.cif.Block, tag: str) -> Iterator[str]:
@@ -198,7 +217,8 @@ def _pdb_date(text: str) -> date:
     return datetime.strptime(text, "%d-%b-%y").date()
 
 
-def _stem(place: str) -> str:
+def file_stem(place: str) -> str:
+    """The name of a file without the endings of structure files."""
     name = PurePath(place).name
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)

@@ -3,58 +3,56 @@
 What is kept of a file: the first model; in each residue the atoms without an alternative location
 and those of the alternative with the highest summed occupancy (the first of equals); where a
 position of the sequence holds several residues (microheterogeneity), the one that the sequence
-lists first. Atoms of occupancy 0 (unless they are wanted) or without coordinates (or with one
-beyond a million Å) are not resolved and are dropped, as are hydrogens and atoms foreign to their
-residue. MSE is read as MET, its selenium as SD; every other residue outside the standard twenty is
-X and has no atoms. NH1 and NH2 of arginine are exchanged where NH2 is the one closer to CD.
+lists first. Atoms of occupancy 0 (unless the file is a prediction) or of unknown coordinates are
+not resolved and are dropped, as are hydrogens. MSE is read as MET, its selenium as SD; force-field
+names are their amino acids; every other residue outside the standard twenty is X and has no atoms
+(in a prediction, those it has). NH1 and NH2 of arginine are exchanged where NH2 is the one closer
+to CD. Whatever else is left out is said in the chain's `notes`.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import gemmi
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.entry import Entry, open_entry, parse_entry, refusing_damage
+from esmfold_peft.protein.amino_acids import ATOM_COLUMNS, LETTERS, letter_of
+from esmfold_peft.protein.entry import Entry, file_stem, open_entry, parse_entry, refusing_damage
 from esmfold_peft.protein.files import decompressed
-from esmfold_peft.protein.residues import (
-    AATYPE,
-    ATOM14,
-    ATOM37,
-    ATOM37_INDEX,
-    RESIDUES,
-    RESIDUES_X,
-    THREE_TO_ONE,
-    encode,
-)
+from esmfold_peft.protein.numbering import places
+from esmfold_peft.protein.polymers import Polymer, listed
+from esmfold_peft.protein.residues import AATYPE, ATOM37, ATOM37_INDEX, RESIDUES_X, UNKNOWN, encode
 from esmfold_peft.protein.structure import ProteinStructure
 
 _PDB_CODE = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
-_LETTERS = {three: one for three, one in THREE_TO_ONE.items() if one in AATYPE} | {"MSE": "M"}
+_PDB_FILE = re.compile(r"pdb([0-9][a-z0-9]{3})", re.IGNORECASE)
+_LEAST_PLACED = 0.9
+"""Share of the modelled residues that must have a place in a deposited sequence."""
 # Atom names as gemmi gives them in arrays: eight bytes each, here taken as one number.
-_NAMES = np.array([*ATOM37, "SE"], dtype="S8")
+_NAMES = np.array(sorted({*ATOM37, *(n for names in ATOM_COLUMNS.values() for n in names)}), "S8")
 _NAMES = _NAMES[np.argsort(_NAMES.view(np.uint64))]
 _KEYS = _NAMES.view(np.uint64)
 
 
 def _column_table() -> Int64[np.ndarray, "21 names"]:
-    """Column of atom37 for each residue and name; -1 where the residue has no such atom."""
+    """Column of atom37 for each residue and name; -1 where the residue has no such atom.
+
+    X, which is read from predictions only, has the atoms whose names are in atom37.
+    """
     table = np.full((len(RESIDUES_X), len(_NAMES)), -1, dtype=np.int64)
-    for letter in RESIDUES:
-        for column, name in enumerate(_NAMES.astype(str)):
-            if name in (*ATOM14[letter], "OXT"):
-                table[AATYPE[letter], column] = ATOM37_INDEX[name]
-    table[AATYPE["M"], _NAMES == b"SE"] = ATOM37_INDEX["SD"]
+    for letter, columns in (ATOM_COLUMNS | {"X": ATOM37_INDEX}).items():
+        for place, name in enumerate(_NAMES.astype(str)):
+            table[AATYPE[letter], place] = columns.get(name, -1)
     return table
 
 
 _COLUMNS = _column_table()
+_HYDROGENS = np.frombuffer(b"HD0123456789", dtype=np.uint8)
+"""First letters of hydrogens and deuterium: HA, 1HB, D."""
 _FARTHEST = 1e6
 """Å; float32 has steps of 0.06 Å there."""
 _NH_EXCHANGED = np.arange(len(ATOM37))
@@ -70,10 +68,10 @@ def read_structure(
 ) -> ProteinStructure:
     """Reads one protein chain of an mmCIF or PDB file, plain or gzip-compressed.
 
-    The sequence is the deposited one (entity_poly_seq, SEQRES), unresolved residues included; a
-    file without one gives the residues in its coordinates. Residues are numbered by label_seq_id;
-    where a file has neither sequence nor label_seq_id, by the author's numbers if these increase
-    throughout, so that a gap in them remains a gap, and otherwise one after the other.
+    The sequence is the deposited one (entity_poly_seq, SEQRES), unresolved residues included. A
+    file without one, or with one that is not the modelled protein's (more than a tenth of the
+    residues have no place in it, or half have another letter), gives the residues in its
+    coordinates, numbered as `numbering.places` says.
 
     Args:
         path: the file.
@@ -91,14 +89,15 @@ def read_structure(
     """
     entry = open_entry(path)
     with refusing_damage(entry.place):
-        spans = _protein_spans(entry)
+        polymers = _polymers(entry)
+        alone = len(polymers) == 1
         if chain is None:
-            return _chain(entry, *spans[0], alone=len(spans) == 1)
-        names = [author if by == "author" else span.subchain_id() for author, span in spans]
+            return _chain(entry, polymers[0], alone=alone)
+        names = [polymer.author if by == "author" else polymer.label for polymer in polymers]
         if chain not in names:
             present = ", ".join(names)
             raise UserError(f'{path}: no protein chain "{chain}" (the file has {present})')
-        return _chain(entry, *spans[names.index(chain)], alone=len(spans) == 1)
+        return _chain(entry, polymers[names.index(chain)], alone=alone)
 
 
 def read_chains(path: Path) -> list[ProteinStructure]:
@@ -112,7 +111,9 @@ def read_chains(path: Path) -> list[ProteinStructure]:
     return _chains(open_entry(path))
 
 
-def parse_chains(data: bytes, place: str, *, occupied: bool = True) -> list[ProteinStructure]:
+def parse_chains(
+    data: bytes, place: str, *, occupied: bool = True, modified: bool = False
+) -> list[ProteinStructure]:
     """Reads every protein chain from the content of an mmCIF or PDB file, as `read_chains` does.
 
     Args:
@@ -122,16 +123,17 @@ def parse_chains(data: bytes, place: str, *, occupied: bool = True) -> list[Prot
             name where the file states none.
         occupied: whether atoms of occupancy 0 are dropped. In an experiment they were not seen; a
             model has seen none, and what it writes there means nothing.
+        modified: whether modified residues keep the atoms that one of the twenty has too.
 
     Raises:
         UserError: the content is empty, damaged, neither mmCIF nor PDB, or has no coordinates or
             no protein chain.
     """
-    return parse_models(data, place, occupied=occupied)[0]
+    return parse_models(data, place, occupied=occupied, modified=modified)[0]
 
 
 def parse_models(
-    data: bytes, place: str, *, occupied: bool = True
+    data: bytes, place: str, *, occupied: bool = True, modified: bool = False
 ) -> tuple[list[ProteinStructure], int]:
     """Reads the chains of the first model as `parse_chains` does, and counts the models.
 
@@ -139,63 +141,76 @@ def parse_models(
         data: see `parse_chains`.
         place: see `parse_chains`.
         occupied: see `parse_chains`.
+        modified: see `parse_chains`.
 
     Raises:
         UserError: as `parse_chains`.
     """
     entry = parse_entry(decompressed(data, place), place)
-    return _chains(entry, occupied=occupied), len(entry.structure)
+    return _chains(entry, occupied=occupied, modified=modified), len(entry.structure)
 
 
-def _chains(entry: Entry, *, occupied: bool = True) -> list[ProteinStructure]:
+def _chains(
+    entry: Entry, *, occupied: bool = True, modified: bool = False
+) -> list[ProteinStructure]:
     with refusing_damage(entry.place):
-        spans = _protein_spans(entry)
-        alone = len(spans) == 1
-        return [_chain(entry, *span, alone=alone, occupied=occupied) for span in spans]
+        polymers = _polymers(entry)
+        flags = {"alone": len(polymers) == 1, "occupied": occupied, "modified": modified}
+        return [_chain(entry, polymer, **flags) for polymer in polymers]
 
 
-def _protein_spans(entry: Entry) -> list[tuple[str, gemmi.ResidueSpan]]:
-    """The author's name and the residues of every protein in the first model."""
-    spans = []
-    for chain in entry.structure[0]:
-        for span in chain.subchains():
-            entity = entry.structure.get_entity_of(span)
-            if entity is not None and entity.polymer_type == gemmi.PolymerType.PeptideL:
-                if not (chain.name + span.subchain_id()).isprintable():
-                    raise UserError(f"{entry.place}: chain name {chain.name!r} is not printable")
-                spans.append((chain.name, span))
-    if not spans:
+def _polymers(entry: Entry) -> list[Polymer]:
+    if not entry.polymers:
         raise NoProteinError(f"{entry.place}: no protein chain")
-    return spans
+    for polymer in entry.polymers:
+        if not (polymer.author + polymer.label).isprintable():
+            raise UserError(f"{entry.place}: chain name {polymer.author!r} is not printable")
+    return entry.polymers
 
 
 def _chain(
-    entry: Entry, author: str, span: gemmi.ResidueSpan, *, alone: bool, occupied: bool = True
+    entry: Entry,
+    polymer: Polymer,
+    *,
+    alone: bool,
+    occupied: bool = True,
+    modified: bool = False,
 ) -> ProteinStructure:
-    deposited = entry.structure.get_entity_of(span).full_sequence
-    found = _aligned(deposited, span) if deposited else _modelled(span)
+    found = _found(polymer, modified=modified)
     names = [""] * len(found.sequence)
     for place, residue in found.residues.items():
         names[place] = str(residue.seqid)
-    positions, atom_mask, b_factors = _atoms(found, occupied=occupied)
+    atoms = _listed(found, modified=modified)
+    positions, atom_mask, b_factors, lost = _atoms(atoms, len(found.sequence), occupied=occupied)
     swapped = _misnamed_arginine(found.sequence, positions, atom_mask)
     for array in (positions, b_factors):
         array[swapped] = array[swapped][:, _NH_EXCHANGED]
     return ProteinStructure(
-        id=_name(entry.name, author, alone=alone),
+        id=_name(entry.name, polymer.author, alone=alone),
         sequence=found.sequence,
         residue_index=found.residue_index,
         residue_names=tuple(names),
         positions=positions,
         atom_mask=atom_mask,
         b_factors=b_factors,
-        chain=author,
+        chain=polymer.author,
         resolution=entry.resolution,
         method=entry.method,
         release_date=entry.release_date,
-        # Not the name of gemmi's entity: it merges equal ones, and invents those of a PDB file.
-        entity=span[0].entity_id or None,
+        entity=polymer.entity,
+        notes=(*entry.notes, *polymer.notes, *found.notes, *lost),
     )
+
+
+def id_after_file(place: str, chain: str, *, alone: bool) -> str:
+    """The id of a chain that is named after its file, whatever entry the file states.
+
+    Args:
+        place: of the file.
+        chain: author's name of the chain.
+        alone: whether it is the file's only one.
+    """
+    return _name(_PDB_FILE.sub(r"\1", file_stem(place)), chain, alone=alone)
 
 
 def _name(entry: str, author: str, *, alone: bool) -> str:
@@ -211,46 +226,128 @@ class _Found:
     sequence: str
     residue_index: Int32[np.ndarray, "n"]
     residues: dict[int, gemmi.Residue]
+    notes: list[str] = field(default_factory=list)
 
 
-def _aligned(deposited: list[str], span: gemmi.ResidueSpan) -> _Found:
-    """The deposited sequence and the residues that agree with it."""
-    sequence = _letters(map(gemmi.Entity.first_mon, deposited))
-    residues: dict[int, gemmi.Residue] = {}
-    for residue in span:
+def _found(polymer: Polymer, *, modified: bool) -> _Found:
+    """The deposited sequence with the residues that fit it, otherwise the modelled sequence."""
+    found = _deposited(polymer, modified=modified) if polymer.deposited else None
+    if found is None:
+        found = _modelled(polymer.residues)
+        if polymer.deposited:
+            found.notes.append("the deposited sequence is not the modelled one, which is read")
+    names = [
+        f"{residue.name} {residue.seqid}"
+        for place, residue in found.residues.items()
+        if residue.name not in LETTERS
+    ]
+    if names:
+        atoms = "with the atoms they have" if modified else "without atoms"
+        found.notes.append(f"modified residues are read as X, {atoms}: {listed(names)}")
+    return found
+
+
+def _deposited(polymer: Polymer, *, modified: bool) -> _Found | None:
+    """The deposited sequence, by the file's places or else by alignment; None if it does not fit.
+
+    Places are aligned where the file has none (PDB), or has others than those of the sequence.
+    """
+    sequence = "".join(letter_of(gemmi.Entity.first_mon(name)) for name in polymer.deposited)
+    index = np.arange(len(sequence), dtype=np.int32)
+    for find in (lambda found: found.residues, _aligned):
+        residues = find(polymer)
+        placed, left = _placed(residues, sequence, modified=modified)
+        outside = sum(not 1 <= (residue.label_seq or 0) <= len(sequence) for residue in left)
+        if outside <= (1 - _LEAST_PLACED) * len(residues) and 2 * len(left) <= len(residues):
+            return _Found(sequence, index, placed, [_left_out(left)] if left else [])
+    return None
+
+
+def _left_out(residues: list[gemmi.Residue]) -> str:
+    names = [f"{residue.name} {residue.seqid}" for residue in residues]
+    return f"residues that contradict the deposited sequence are left out: {listed(names)}"
+
+
+def _placed(
+    residues: list[gemmi.Residue], sequence: str, *, modified: bool
+) -> tuple[dict[int, gemmi.Residue], list[gemmi.Residue]]:
+    """The residues that agree with a sequence by their place in it, and those that do not.
+
+    Args:
+        residues: of the coordinates.
+        sequence: the deposited one.
+        modified: whether a modified residue agrees with any letter.
+    """
+    placed: dict[int, gemmi.Residue] = {}
+    left = []
+    for residue in residues:
         place = (residue.label_seq or 0) - 1
-        if 0 <= place < len(sequence) and _LETTERS.get(residue.name, "X") == sequence[place]:
-            residues.setdefault(place, residue)
-    return _Found(sequence, np.arange(len(sequence), dtype=np.int32), residues)
+        letter = LETTERS.get(residue.name, "X")
+        fits = 0 <= place < len(sequence)
+        if fits and (letter == sequence[place] or (modified and letter == "X")):
+            first_there = placed.setdefault(place, residue)
+            if first_there is residue:
+                continue
+        left.append(residue)
+    # Of several residues at one position (microheterogeneity) the sequence lists one.
+    taken = {residue.seqid for residue in placed.values()}
+    return placed, [residue for residue in left if residue.seqid not in taken]
 
 
-def _modelled(span: gemmi.ResidueSpan) -> _Found:
+def _aligned(polymer: Polymer) -> list[gemmi.Residue]:
+    """Copies of the residues with the places that an alignment to the deposited sequence finds."""
+    chain = gemmi.Chain("A")
+    for residue in polymer.residues:
+        copy = chain.add_residue(residue)
+        copy.label_seq, copy.subchain, copy.entity_type = None, "A", gemmi.EntityType.Polymer
+    entity = gemmi.Entity("1")
+    entity.entity_type, entity.polymer_type = gemmi.EntityType.Polymer, gemmi.PolymerType.PeptideL
+    entity.full_sequence, entity.subchains = polymer.deposited, ["A"]
+    structure = gemmi.Structure()
+    structure.entities = gemmi.EntityList([entity])
+    structure.add_model(gemmi.Model(1)).add_chain(chain)
+    structure.assign_label_seq_id(force=True)
+    return list(structure[0][0])
+
+
+def _modelled(residues: list[gemmi.Residue]) -> _Found:
     """The sequence of the coordinates, for files that state no other."""
-    residues = list(span.first_conformer())
-    index = np.arange(len(residues), dtype=np.int32)
-    labels = [residue.label_seq or 0 for residue in residues]
-    authors = [residue.seqid.num or 0 for residue in residues]
-    for numbers, first in ((labels, 1), (authors, authors[0])):
-        fits = numbers[0] >= first and numbers[-1] - first <= np.iinfo(np.int32).max
-        if fits and all(a < b for a, b in pairwise(numbers)):
-            index = np.array([number - first for number in numbers], dtype=np.int32)
-            break
-    return _Found(_letters(r.name for r in residues), index, dict(enumerate(residues)))
-
-
-def _letters(names: Iterable[str]) -> str:
-    return "".join(_LETTERS.get(name, "X") for name in names)
+    single = [residues[0]]
+    for residue in residues[1:]:
+        # Of the alternatives at one position the first is read.
+        if residue.seqid != single[-1].seqid or residue[0].altloc == "\0":
+            single.append(residue)
+    index, hidden = places(single)
+    notes = []
+    if hidden:
+        breaks = listed([f"{single[row - 1].seqid} to {single[row].seqid}" for row in hidden])
+        notes.append(f"breaks of the chain that its numbers do not show: {breaks}")
+    letters = "".join(LETTERS.get(residue.name, "X") for residue in single)
+    return _Found(letters, index, dict(enumerate(single)), notes)
 
 
 def _atoms(
-    found: _Found, *, occupied: bool
-) -> tuple[Float32[np.ndarray, "n 37 3"], Bool[np.ndarray, "n 37"], Float32[np.ndarray, "n 37"]]:
-    """Positions, mask and B-factors."""
-    n = len(found.sequence)
-    atoms = _listed(found)
+    atoms: "_Atoms", n: int, *, occupied: bool
+) -> tuple[
+    Float32[np.ndarray, "n 37 3"],
+    Bool[np.ndarray, "n 37"],
+    Float32[np.ndarray, "n 37"],
+    list[str],
+]:
+    """Positions, mask and B-factors of n residues, and what is left out."""
+    notes = []
     seen = atoms.occupancy > 0 if occupied else np.ones(len(atoms.place), dtype=bool)
-    atoms = atoms[seen & (np.abs(atoms.position) < _FARTHEST).all(-1)]
+    if len(seen) and not seen.any():
+        notes.append("every atom has an occupancy of 0, which says that none was seen")
+    known = ~np.isnan(atoms.position).any(-1)
+    near = (np.abs(atoms.position) < _FARTHEST).all(-1)
+    if far := int((seen & known & ~near).sum()):
+        notes.append(f"{far} atoms are left out, farther than {_FARTHEST:,.0f} Å from the origin")
+    atoms = atoms[seen & near]
     atoms = atoms[_one_conformer(atoms)]
+    if foreign := sorted(set(atoms.name[(atoms.column < 0) & atoms.heavy].tolist())):
+        names = listed([name.decode("ascii", "replace") for name in foreign])
+        notes.append(f"atoms that their residues do not have are left out: {names}")
     atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.
     slots = (atoms.place * len(ATOM37) + atoms.column)[::-1]
@@ -261,20 +358,24 @@ def _atoms(
     mask[slots] = True
     b_factors[slots] = atoms.b_factor[::-1]
     shape = (n, len(ATOM37))
-    return positions.reshape(*shape, 3), mask.reshape(shape), b_factors.reshape(shape)
+    return positions.reshape(*shape, 3), mask.reshape(shape), b_factors.reshape(shape), notes
 
 
 @dataclass(frozen=True)
 class _Atoms:
-    """The atoms of a chain's known residues in the order of the file.
+    """The atoms of a chain's residues in the order of the file.
 
     Attributes:
         place: of the residue in the sequence.
+        name: as in the file.
         column: in atom37; -1 for an atom foreign to its residue.
+        heavy: whether it is of one of the twenty and no hydrogen.
         altloc: character code of the alternative location; 0 without one.
     """
 
     place: Int64[np.ndarray, "m"]
+    name: np.ndarray
+    heavy: Bool[np.ndarray, "m"]
     column: Int64[np.ndarray, "m"]
     altloc: UInt8[np.ndarray, "m"]
     occupancy: Float32[np.ndarray, "m"]
@@ -287,38 +388,41 @@ class _Atoms:
         return _Atoms(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
-def _listed(found: _Found) -> _Atoms:
+def _listed(found: _Found, *, modified: bool) -> _Atoms:
     """The atoms as gemmi has them.
 
     A loop over atoms in Python is most of the time of reading a file; gemmi makes arrays of them,
     but of whole structures only, hence one with nothing but the residues wanted.
     """
     chain = gemmi.Chain("A")
-    places = [place for place in found.residues if found.sequence[place] != "X"]
-    for place in places:
+    rows = [place for place in found.residues if modified or found.sequence[place] != "X"]
+    for place in rows:
         residue = chain.add_residue(found.residues[place])
         residue.subchain = residue.entity_id = ""  # they may be longer than FlatStructure takes
     structure = gemmi.Structure()
     structure.add_model(gemmi.Model(1)).add_chain(chain)
     flat = gemmi.FlatStructure(structure)
-    place = np.repeat(np.array(places, dtype=np.int64), [len(residue) for residue in chain])
+    place = np.repeat(np.array(rows, dtype=np.int64), [len(residue) for residue in chain])
+    aatype = encode(found.sequence)[place]
+    names = np.char.upper(np.ascontiguousarray(flat.atom_names).view("S8")[:, 0])
+    initials = names.view(np.uint8).reshape(-1, 8)[:, 0]
     with np.errstate(over="ignore"):  # what is too far for float32 is dropped later
         position = flat.pos.astype(np.float32)
     return _Atoms(
         place=place,
-        column=_columns(encode(found.sequence)[place], np.asarray(flat.atom_names)),
+        name=names,
+        heavy=(aatype != UNKNOWN) & ~np.isin(initials, _HYDROGENS),
+        column=_columns(aatype, names),
         altloc=flat.altlocs.astype(np.uint8),
-        occupancy=flat.occ.copy(),
+        occupancy=np.nan_to_num(flat.occ, nan=1.0),
         position=position,
         b_factor=np.nan_to_num(flat.b_iso, posinf=0.0, neginf=0.0),
     )
 
 
-def _columns(
-    aatype: Int64[np.ndarray, "m"], names: Int8[np.ndarray, "m 8"]
-) -> Int64[np.ndarray, "m"]:
+def _columns(aatype: Int64[np.ndarray, "m"], names: np.ndarray) -> Int64[np.ndarray, "m"]:
     """Columns of atoms in atom37, -1 for one foreign to its residue."""
-    keys = np.ascontiguousarray(names).view(_KEYS.dtype)[:, 0]
+    keys = names.view(_KEYS.dtype)
     nearest = np.minimum(np.searchsorted(_KEYS, keys), len(_KEYS) - 1)
     return np.where(_KEYS[nearest] == keys, _COLUMNS[aatype, nearest], -1)
 

@@ -21,14 +21,16 @@ class ProteinStructure:
         residue_names: author's residue numbers with insertion code ("52A"), "" where the
             residue is not modelled.
         positions: atom37 coordinates in Å, 0 where absent.
-        atom_mask: which atoms are present. Never set for X.
+        atom_mask: which atoms are present. Never set for X, unless the chain was read with
+            `modified`.
         b_factors: B-factor of each atom (pLDDT 0 to 100 in a prediction), 0 where absent.
-        chain: author's name of the chain in its file.
+        chain: author's name of the chain in its file; "A-2" for the second protein of chain A.
         resolution: in Å; None if unknown or without meaning (NMR).
         method: experimental method as the file states it; None if unknown.
         release_date: first revision of the entry; None if unknown.
         entity: label_entity_id of the mmCIF file, the same for chains of one molecule; None where
             the file states none (every PDB file).
+        notes: what reading left out or had to decide, each a sentence without a full stop.
     """
 
     id: str
@@ -43,6 +45,7 @@ class ProteinStructure:
     method: str | None = None
     release_date: date | None = None
     entity: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of residues, resolved or not."""

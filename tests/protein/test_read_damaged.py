@@ -126,18 +126,19 @@ def column(text: str, item: str) -> int:
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "-77", "77", "2147483647"])
-def test_a_number_outside_the_sequence_is_no_place_in_it(written: str, number: str) -> None:
+def test_places_outside_the_sequence_are_found_by_alignment(written: str, number: str) -> None:
     place = column(written, "label_seq_id")
     (read,) = parse_chains(
         atom_rows(written, lambda words: words.__setitem__(place, number)), "place"
     )
-    assert len(read) == 76
-    assert not read.atom_mask.any()
-    assert read.residue_names == ("",) * 76
+    (expected,) = parse_chains(written.encode(), "place")
+    assert read.sequence == expected.sequence
+    np.testing.assert_array_equal(read.positions, expected.positions)
+    assert read.residue_names == expected.residue_names
 
 
 @pytest.mark.parametrize("axis", ["Cartn_x", "Cartn_y", "Cartn_z"])
-@pytest.mark.parametrize("value", ["?", "1e300", "-1e20", "1e6"])
+@pytest.mark.parametrize("value", ["?", ".", "1e300", "-1e20", "1e6"])
 def test_an_atom_without_a_place_is_not_resolved(written: str, axis: str, value: str) -> None:
     place, name = column(written, axis), column(written, "label_atom_id")
 
@@ -149,6 +150,8 @@ def test_an_atom_without_a_place_is_not_resolved(written: str, axis: str, value:
     assert not read.atom_mask[:, 1].any()
     assert read.atom_mask[:, [0, 2]].all()
     assert (read.positions[:, 1] == 0).all()
+    far = "76 atoms are left out, farther than 1,000,000 Å from the origin"
+    assert read.notes == (() if value in ("?", ".") else (far,))
 
 
 def test_a_b_factor_that_is_no_number_is_0(written: str) -> None:

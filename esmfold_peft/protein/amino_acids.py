@@ -1,0 +1,105 @@
+"""Which residues of a file are amino acids, whatever names programs give them and their atoms.
+
+Force fields have names of their own for protonation states, disulfides and chain ends: HIE is a
+histidine, CYX a cysteine in a bridge, NMET the first methionine of a chain. Some of these names
+mean other molecules in the PDB's dictionary (HIP is phosphohistidine, HSE homoserine), so a
+residue's atoms decide: the name is an alias only where every heavy atom is the amino acid's own.
+"""
+
+from functools import cache
+
+import gemmi
+
+from esmfold_peft.protein.residues import ATOM14, ATOM37_INDEX, ONE_TO_THREE, RESIDUES
+
+STANDARD = {ONE_TO_THREE[letter]: letter for letter in RESIDUES}
+"""Three-letter names of the twenty to their letters."""
+
+LETTERS = STANDARD | {"MSE": "M"}
+
+_CAPS = frozenset("ACE ACY BOC CBX FOR NAC NH2 NHE NHH NMA NME".split())
+"""Groups that close the ends of a chain, but are no amino acids."""
+
+# AMBER, CHARMM, GROMACS (its ports of both, GROMOS, OPLS).
+_FORCE_FIELDS = {
+    "ARG": "ARN ARGN",
+    "ASP": "ASH AS4 ASPH ASPP",
+    "CYS": "CYX CYM CYN CYS1 CYS2 CYSH",
+    "GLU": "GLH GL4 GLUH GLUP",
+    "HIS": "HID HIE HIP HSD HSE HSP HIS1 HIS2 HISA HISB HISD HISE HISH HISP",
+    "LYS": "LYN LSN LYP LYSH LYSN LYSP",
+    "TYR": "TYM",
+}
+
+
+def _aliases() -> dict[str, str]:
+    """Force-field names to three-letter names; AMBER also marks the ends of a chain by N and C."""
+    aliases = {name: parent for parent, names in _FORCE_FIELDS.items() for name in names.split()}
+    inner = aliases | {name: name for name in STANDARD}
+    ends = {end + name: parent for name, parent in inner.items() if len(name) == 3 for end in "NC"}
+    return ends | aliases
+
+
+ALIASES = _aliases()
+
+# The oxygens at the end of a chain in CHARMM, GROMACS and X-PLOR.
+_END_OXYGENS = {"OT1": "O", "OC1": "O", "O1": "O", "OT2": "OXT", "OC2": "OXT", "O2": "OXT"}
+_OTHER_ATOMS = {"I": {"CD": "CD1"}, "M": {"SE": "SD"}}
+
+
+def _columns(letter: str) -> dict[str, int]:
+    names = {name: name for name in (*ATOM14[letter], "OXT")}
+    names |= _END_OXYGENS | _OTHER_ATOMS.get(letter, {})
+    return {name: ATOM37_INDEX[column] for name, column in names.items()}
+
+
+ATOM_COLUMNS = {letter: _columns(letter) for letter in RESIDUES}
+"""For each of the twenty, its atoms' names in files to their columns in atom37."""
+
+
+def usual_name(residue: gemmi.Residue) -> str:
+    """A residue's name in capitals; the amino acid's where the file has a force field's."""
+    name = residue.name.upper()
+    parent = ALIASES.get(name)
+    if parent is None:
+        return name
+    own = ATOM_COLUMNS[STANDARD[parent]]
+    heavy = {atom.name.upper() for atom in residue if not atom.is_hydrogen()}
+    return parent if "CA" in heavy and heavy <= own.keys() else name
+
+
+def letter_of(name: str) -> str:
+    """The letter of a name in a sequence; X for what is none of the twenty."""
+    name = name.upper()
+    return LETTERS.get(ALIASES.get(name, name), "X")
+
+
+def is_amino_acid(residue: gemmi.Residue) -> bool:
+    """Whether a residue is an amino acid, standard or not, by its name or else by its backbone.
+
+    Of an unknown name with a Cα alone the file must say that it is part of a polymer (ATOM).
+
+    Args:
+        residue: with its `usual_name`.
+    """
+    known = _tabulated(residue.name)
+    if known is not None:
+        return known
+    names = {atom.name.upper() for atom in residue}
+    if names >= {"N", "CA", "C"}:
+        return True
+    return residue.het_flag != "H" and names == {"CA"} and residue[0].element.name == "C"
+
+
+def is_known(name: str) -> bool:
+    """Whether the table of frequent residues has a name."""
+    return _tabulated(name) is not None
+
+
+@cache
+def _tabulated(name: str) -> bool | None:
+    """Whether the PDB's dictionary calls this an amino acid; None where gemmi has no entry."""
+    if name in _CAPS:
+        return False
+    found = gemmi.find_tabulated_residue(name)
+    return found.is_amino_acid() if found.found() else None

@@ -1,0 +1,114 @@
+"""The table of atoms of an mmCIF file before gemmi makes a structure of it.
+
+gemmi finds no atoms where one of some columns is missing, and takes a coordinate that is no number
+for an unknown one. Here columns that follow from others are filled in, and such values refused.
+"""
+
+import gemmi
+import numpy as np
+
+from esmfold_peft.errors import UserError
+
+_PREFIX = "_atom_site."
+_XYZ = ("Cartn_x", "Cartn_y", "Cartn_z")
+_UNKNOWN = ("?", ".")
+
+
+def is_atom_table(block: gemmi.cif.Block) -> bool:
+    """Whether a block has atoms."""
+    loop = _loop(block)
+    return loop is not None and loop.length() > 0
+
+
+def complete(block: gemmi.cif.Block, place: str) -> None:
+    """Adds the columns that gemmi needs and other readers do without.
+
+    Args:
+        block: with a table of atoms; changed in place.
+        place: of the file, for the message.
+
+    Raises:
+        UserError: a column is missing that nothing stands in for.
+    """
+    loop = _loop(block)
+    assert loop is not None
+    has = {tag.removeprefix(_PREFIX) for tag in loop.tags}
+    for names in (*((name,) for name in _XYZ), *_either("comp_id", "atom_id", "seq_id")):
+        if has.isdisjoint(names):
+            wanted = " or ".join(_PREFIX + name for name in names)
+            raise UserError(f"{place}: the table of atoms has no column {wanted}")
+    loop.add_columns([_PREFIX + n for n in ("label_alt_id", "type_symbol") if n not in has], ".")
+    if "id" not in has:
+        loop.add_columns([_PREFIX + "id"], "0")
+        _fill(block, "id", [str(row) for row in range(1, loop.length() + 1)])
+    _name_chains(block, loop, has)
+
+
+def require_numbers(
+    block: gemmi.cif.Block, structure: gemmi.Structure, text: bytes, place: str
+) -> None:
+    """Refuses coordinates that are neither a number nor said to be unknown.
+
+    Args:
+        block: the file's.
+        structure: what gemmi made of it.
+        text: of the file, to find the line.
+        place: of the file, for the message.
+
+    Raises:
+        UserError: a coordinate is something else.
+    """
+    # One coordinate that is no number makes the centre none.
+    centres = [model.calculate_center_of_mass().tolist() for model in structure]
+    if np.isfinite(centres).all():
+        return
+    ids = _column(block, "id")
+    for name in _XYZ:
+        for atom, value in zip(ids, _column(block, name), strict=True):
+            if value not in _UNKNOWN and not np.isfinite(gemmi.cif.as_number(value)):
+                line = _line(block, text, atom, value)
+                fault = f"{line}{name} of atom {atom} is not a number, but {value[:40]}"
+                raise UserError(f"{place}: not a valid coordinate file ({fault})")
+
+
+def _either(*names: str) -> list[tuple[str, str]]:
+    return [(f"label_{name}", f"auth_{name}") for name in names]
+
+
+def _loop(block: gemmi.cif.Block) -> gemmi.cif.Loop | None:
+    loops = (block.find_loop(_PREFIX + name).get_loop() for name in ("id", *_XYZ))
+    return next((loop for loop in loops if loop is not None), None)
+
+
+def _column(block: gemmi.cif.Block, name: str) -> gemmi.cif.Column:
+    return block.find_loop(_PREFIX + name)
+
+
+def _fill(block: gemmi.cif.Block, name: str, values: list[str]) -> None:
+    column = _column(block, name)
+    for row, value in enumerate(values):
+        column[row] = value
+
+
+def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) -> None:
+    """Gives atoms without a label of their chain the author's name for it."""
+    labels = list(_column(block, "label_asym_id")) if "label_asym_id" in has else []
+    if labels and not any(label in _UNKNOWN for label in labels):
+        return
+    if not labels:
+        loop.add_columns([_PREFIX + "label_asym_id"], "A")
+        labels = ["?"] * loop.length()
+    authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else ["A"] * len(labels)
+    both = zip(labels, authors, strict=True)
+    _fill(block, "label_asym_id", [author if one in _UNKNOWN else one for one, author in both])
+
+
+def _line(block: gemmi.cif.Block, text: bytes, atom: str, value: str) -> str:
+    """The line of an atom as "line 5: "; "" where none has both its id and the value."""
+    loop = _loop(block)
+    first = next(item.line_number for item in block if item.loop is loop)
+    wanted = {atom.encode(errors="replace"), value.encode(errors="replace")}
+    for number, line in enumerate(text.split(b"\n")[first:], start=first + 1):
+        if wanted <= set(line.split()):
+            return f"line {number}: "
+    return ""
