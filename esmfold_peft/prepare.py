@@ -12,21 +12,26 @@ from esmfold_peft.console import report, watched
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.manifest import FILE_NAME, manifest_text
 from esmfold_peft.errors import UserError
-from esmfold_peft.preparation.filters import Rejected
+from esmfold_peft.preparation.filters import Note, Rejected
 from esmfold_peft.preparation.finishing import Finished, finish, require_inputs
 from esmfold_peft.preparation.pool import OrderedPool
-from esmfold_peft.preparation.reading import Rules, failed, read_item
+from esmfold_peft.preparation.reading import CRASH, Rules, failed, read_item
 from esmfold_peft.preparation.report import Report, make_report, report_lines
 from esmfold_peft.preparation.selection import Selection
 from esmfold_peft.preparation.sources import Item, list_items, load, split_lists
 from esmfold_peft.preparation.writer import StoreWriter
 from esmfold_peft.protein.files import write_atomically
 
+_RULES_OF_READING = 2
+"""Counted up when files are read otherwise, so that no store is half of one kind."""
 _FILES_IN_A_UNIT = 32  # a kill loses a few of these for each process
 
 
 def run(config: PrepareConfig) -> int:
-    """Fills the store's file, then writes rejected.csv, report.json and manifest.csv.
+    """Fills the store's file, then writes rejected.csv, notes.csv, report.json and manifest.csv.
+
+    Returns:
+        1 if reading some file failed by a fault of this program or by lack of memory, else 0.
 
     Raises:
         UserError: a source, a list or another input is missing or wrong, the store was begun
@@ -47,7 +52,13 @@ def run(config: PrepareConfig) -> int:
         raise UserError(f"{config.sources[0]}: no usable chain in {len(items)} files{reason}")
     for line in report_lines(found, config.output):
         report(line)
-    return 0
+    crashed = found.files_rejected.get(CRASH, 0)
+    if crashed:
+        report(
+            f"reading {crashed} files failed in the reader itself (kind {CRASH} in rejected.csv);"
+            " the store lacks them: please report them"
+        )
+    return 1 if crashed else 0
 
 
 def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) -> None:
@@ -76,6 +87,7 @@ def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Re
         (output / FILE_NAME).unlink(missing_ok=True)
     found = make_report(finished, writer)
     write_atomically(output / "rejected.csv", csv_text(Rejected, finished.rejected))
+    write_atomically(output / "notes.csv", csv_text(Note, finished.notes))
     write_atomically(output / "report.json", json.dumps(asdict(found), indent=2) + "\n")
     if finished.entries:
         write_atomically(output / FILE_NAME, manifest_text(finished.entries))
@@ -86,6 +98,7 @@ def _settings(rules: Rules) -> str:
     """All that decides what is read into the store, beside the files."""
     listed = sorted(rules.selection.listed) if rules.selection else None
     settings = {
+        "rules of reading": _RULES_OF_READING,
         "filters": asdict(rules.filters),
         "predicted": asdict(rules.predicted) if rules.predicted else None,
         "list of ids": hashlib.sha256(json.dumps(listed).encode()).hexdigest() if listed else None,

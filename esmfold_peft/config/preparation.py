@@ -65,7 +65,8 @@ class PrepareConfig:
     Attributes:
         sources: mmCIF or PDB files, plain or gzip, tars of them (plain tars are read in place), and
             folders of both. A .txt file is a list of ids (1ubq, 1ubq_A): only those are then taken.
-        output: folder of the store; receives chains.lmdb, manifest.csv, rejected.csv, report.json.
+        output: folder of the store; receives chains.lmdb, manifest.csv, rejected.csv, notes.csv
+            and report.json.
         filters: which chains are left out.
         predicted: the structures are predictions with pLDDT as B-factors.
         plddt: how predictions are taken.

@@ -37,6 +37,7 @@ class Chain:
         plddt: 0 to 100, NaN where there is no Cα; None if the chain states none.
         note: what a reader of the scores should know of its pLDDT; "" if nothing.
         models: of its file, of which it is the first's.
+        notes: what reading its file left out or had to decide.
     """
 
     sequence: str
@@ -47,6 +48,7 @@ class Chain:
     plddt: Float64[np.ndarray, "n"] | None = None
     note: str = ""
     models: int = 1
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of residues, resolved or not."""
@@ -89,6 +91,7 @@ def from_structure(structure: ProteinStructure, models: int = 1) -> Chain:
         plddt=plddt,
         note=note,
         models=models,
+        notes=structure.notes,
     )
 
 

@@ -228,8 +228,7 @@ def _atoms(pair: Pair, match: MatchMethod) -> _Atoms:
 def _read(source: Source, what: str) -> Chain:
     if isinstance(source, InFile):
         try:
-            # An occupancy is an experiment's: 0 in a prediction does not say that an atom lacks.
-            chain = from_structure(*source.read(occupied=what == "reference"))
+            chain = from_structure(*source.read(predicted=what == "prediction"))
         except UserError as error:
             reason = without_place(error, source.item.place)
             raise UserError(f"{what}: {reason}") from error
@@ -294,6 +293,8 @@ def _notes(true: Chain, predicted: Chain, residues: Residues) -> Iterator[str]:
             yield f"{what}: Cα only, no all-atom lDDT"
         elif chain.backbone_only:
             yield f"{what}: no side chains"
+        for note in chain.notes:
+            yield f"{what}: {note}"
     yield residues.note
     left = int(np.delete(predicted.atom_mask[:, _CA], residues.places[residues.places >= 0]).sum())
     yield f"{WITHOUT_PLACE}: {left}" if left else ""

@@ -36,18 +36,20 @@ class InFile:
         """The file, and the chain where it is named."""
         return self.item.place if self.chain is None else f"{self.item.place} chain {self.chain}"
 
-    def read(self, *, occupied: bool = True) -> tuple[ProteinStructure, int]:
+    def read(self, *, predicted: bool) -> tuple[ProteinStructure, int]:
         """Reads the chain, and counts the models of its file, of which it is the first's.
 
         Args:
-            occupied: whether atoms of occupancy 0 are dropped.
+            predicted: whether it is a prediction. All atoms of one count: an occupancy of 0 is an
+                experiment's word for an atom that was not seen, and a modified residue has the
+                backbone, at least, of the residue that the reference has in its place.
 
         Raises:
             UserError: the file cannot be read, or holds no such chain, or several where none is
                 named.
         """
         try:
-            chains, models = _chains(self.item, occupied)
+            chains, models = _chains(self.item, predicted)
         except OSError as error:
             raise UserError(error.strerror or str(error)) from error
         found = [chain for chain in chains if self.chain in (None, chain.chain)]
@@ -219,7 +221,7 @@ def _index(item: Item) -> list[Entry]:
     if item.fault:
         return _faulty(item, item.fault)
     try:
-        chains, _ = _chains(item, True)
+        chains, _ = _chains(item, False)
     except OSError as error:
         return _faulty(item, error.strerror or str(error))
     except UserError as error:
@@ -250,5 +252,6 @@ def without_place(error: UserError, place: str) -> str:
 
 # The chains of a file are scored one after the other.
 @lru_cache(maxsize=2)
-def _chains(item: Item, occupied: bool) -> tuple[list[ProteinStructure], int]:
-    return parse_models(read_content(item), item.place, occupied=occupied)
+def _chains(item: Item, predicted: bool) -> tuple[list[ProteinStructure], int]:
+    data = read_content(item)
+    return parse_models(data, item.place, occupied=not predicted, modified=predicted)

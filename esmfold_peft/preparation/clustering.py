@@ -20,6 +20,11 @@ HOW_TO_CLUSTER = (
     " --clusters, and give the same command again: no structure is read twice"
 )
 
+_WITHOUT_ENTITY = (
+    "it names entities (1ABC_1), and PDB files do not state which entity a chain is, so {:,} chains"
+    " have no cluster: give mmCIF files, clusters of chains, or --clusters mmseqs"
+)
+
 
 def require_clusters(config: PrepareConfig) -> None:
     """Checks that what the clusters come from is there and can be read.
@@ -74,6 +79,12 @@ def _from_file(
     if config.duplicates is not None:
         names = extend_to_duplicates(names, read_duplicates(config.duplicates), file)
     found = count_found(names)
+    nameless = sum(entry.entity is None for entry in entries) if file.by_entity else 0
     if entries and not found:
-        raise UserError(f"clusters: {path} has none of the store's {len(entries)} chains")
+        raise UserError(
+            f"clusters: {path} has none of the store's {len(entries)} chains"
+            + (f"; {_WITHOUT_ENTITY.format(nameless)}" if nameless else "")
+        )
+    if nameless:
+        report(f"clusters: {_WITHOUT_ENTITY.format(nameless)}")
     return names, f"{path}, which has {found:,} of the chains"

@@ -30,6 +30,21 @@ class Rejected:
     reason: str
 
 
+@dataclass(frozen=True)
+class Note:
+    """What reading a chain left out or had to decide.
+
+    Attributes:
+        file: as the store's `source`.
+        id: of the chain.
+        note: in words.
+    """
+
+    file: str
+    id: str
+    note: str
+
+
 def resolved_residues(chain: ProteinStructure) -> int:
     """Residues with a Cα."""
     return int(chain.atom_mask[:, _CA].sum())

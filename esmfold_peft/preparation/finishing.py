@@ -1,6 +1,7 @@
 """What is decided about all chains together, after the last file was read."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from esmfold_peft.datasets.records import sequence_of
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.clustering import clustered, require_clusters
-from esmfold_peft.preparation.filters import Rejected, reason_against_entry
+from esmfold_peft.preparation.filters import Note, Rejected, reason_against_entry
 from esmfold_peft.preparation.selection import Selection
-from esmfold_peft.preparation.writer import StoreWriter
+from esmfold_peft.preparation.writer import StoreWriter, UnitResult
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Finished:
         residues_stored: of all chains in the store's file.
         entries: lines of the manifest.
         rejected: lines of rejected.csv.
+        notes: lines of notes.csv.
         clusters: where the clusters come from, in words.
         leaks: what the comparison with the held-out store can have found, in words.
     """
@@ -36,6 +38,7 @@ class Finished:
     residues_stored: int
     entries: list[ManifestEntry]
     rejected: list[Rejected]
+    notes: list[Note]
     clusters: str
     leaks: str
 
@@ -77,6 +80,7 @@ def finish(
         UserError: a file of clusters, a cache or the held-out store is missing or wrong, or mmseqs
             fails.
     """
+    writer.name_after_files()
     units = list(writer.journal())
     entries = [entry for unit in units for entry in unit.entries]
     rejected = [found for unit in units for found in unit.rejected]
@@ -98,9 +102,22 @@ def finish(
         residues_stored=residues,
         entries=_sized(entries, cache),
         rejected=rejected,
+        notes=[note for unit in units for note in _notes(unit)],
         clusters=clusters,
         leaks=leaks,
     )
+
+
+def _notes(unit: UnitResult) -> Iterator[Note]:
+    """The notes of a unit, those on chains that are named after their files included."""
+    names = {}
+    for entry, named in zip(unit.entries, unit.named, strict=True):
+        names[entry.source, named.stated] = entry.id
+        if entry.id != named.stated:
+            reason = f'named after its file: others state the id "{named.stated}" too'
+            yield Note(entry.source, entry.id, reason)
+    for note in unit.notes:
+        yield replace(note, id=names.get((note.file, note.id), note.id))
 
 
 def _missing(selection: Selection, seen: list[str]) -> list[Rejected]:

@@ -11,6 +11,7 @@ from esmfold_peft.datasets.manifest import ManifestEntry
 from esmfold_peft.datasets.records import record_hash, to_record
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import (
+    Note,
     Rejected,
     confident_part,
     reason_against,
@@ -19,11 +20,17 @@ from esmfold_peft.preparation.filters import (
 )
 from esmfold_peft.preparation.selection import Selection
 from esmfold_peft.preparation.sources import Item, Loaded, shown
-from esmfold_peft.protein.read import NoProteinError, parse_chains
+from esmfold_peft.protein.read import NoProteinError, id_after_file, parse_chains
 from esmfold_peft.protein.structure import ProteinStructure
 
-_LONGEST_ID = 500  # bytes; LMDB takes 511
+LONGEST_ID = 500
+"""Bytes; LMDB takes 511."""
 _LONGEST_REASON = 300
+_BY_WHAT_WAS_READ = ("length", "resolved", "unknown")
+"""Kinds of reasons that the notes on a chain may explain."""
+
+CRASH = "crash"
+"""The kind of files that are left out by a fault of the reader, not of theirs."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +56,32 @@ class Read:
         place: the file.
         entries: a line of the manifest for each chain that is kept, each its own cluster.
         records: of the same chains.
+        file_ids: ids that the same chains have after the file's name, if another file states the
+            same entry.
         rejected: the file or the chains that are left out.
+        notes: on the chains that are kept.
     """
 
     place: str
     entries: tuple[ManifestEntry, ...]
     records: tuple[bytes, ...]
+    file_ids: tuple[str, ...]
     rejected: tuple[Rejected, ...]
+    notes: tuple[Note, ...]
 
 
 def failed(loaded: Loaded, error: BaseException) -> Read:
     """A file that the reader could not take, by its crash or by an error nobody foresaw."""
     if isinstance(error, BrokenProcessPool):
-        return left_out(loaded[0], "crash", "reading it ended the process (a crash, or no memory)")
+        return left_out(loaded[0], CRASH, "reading it ended the process (a crash, or no memory)")
     text = f": {error}" if str(error) else ""
-    return left_out(loaded[0], "crash", f"reading it failed ({type(error).__name__}{text})")
+    return left_out(loaded[0], CRASH, f"reading it failed ({type(error).__name__}{text})")
 
 
 def left_out(item: Item, kind: str, reason: str) -> Read:
     """A file of which nothing is kept, and why, in one line."""
     reason = shown(" ".join(reason.split())[:_LONGEST_REASON])
-    return Read(item.place, (), (), (Rejected(item.place, "", kind, reason),))
+    return Read(item.place, (), (), (), (Rejected(item.place, "", kind, reason),), ())
 
 
 def read_item(loaded: Loaded, rules: Rules) -> Read:
@@ -78,13 +90,14 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
     if item.fault:
         return left_out(item, item.kind, item.fault)
     try:
-        chains = parse_chains(read_content(item) if content is None else content, item.place)
+        data = read_content(item) if content is None else content
+        chains = parse_chains(data, item.place, occupied=rules.predicted is None)
     except OSError as error:
         return left_out(item, "unreadable", error.strerror or str(error))
     except UserError as error:
         kind = "no protein" if isinstance(error, NoProteinError) else "unreadable"
         return left_out(item, kind, str(error).removeprefix(f"{item.place}: "))
-    kept, records, rejected = [], [], []
+    kept, records, file_ids, rejected, notes = [], [], [], [], []
     for chain in chains:
         found = _read_chain(chain, item.place, rules)
         if isinstance(found, Rejected):
@@ -92,7 +105,9 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
         else:
             kept.append(found[0])
             records.append(found[1])
-    return Read(item.place, tuple(kept), tuple(records), tuple(rejected))
+            file_ids.append(id_after_file(item.place, chain.chain, alone=len(chains) == 1))
+            notes += [Note(item.place, chain.id, shown(note)) for note in chain.notes]
+    return Read(item.place, *map(tuple, (kept, records, file_ids, rejected, notes)))
 
 
 def read_content(item: Item) -> bytes:
@@ -128,7 +143,10 @@ def _read_chain(
         chain = confident_part(chain, rules.predicted.mask_below)
     reason = reason or reason_against(chain, rules.filters)
     if reason is not None:
-        return Rejected(place, chain.id, *reason)
+        kind, text = reason
+        if kind in _BY_WHAT_WAS_READ:
+            text = "; ".join((text, *chain.notes))[:_LONGEST_REASON]
+        return Rejected(place, chain.id, kind, shown(text))
     record = to_record(features(chain))
     return _entry(chain, place, record), record
 
@@ -137,8 +155,8 @@ def _fault_of_id(name: str) -> str:
     """Why an id cannot be the name of a record and of a line; empty if it can."""
     if not name or not name.isprintable():
         return "its id is empty or not printable"
-    if len(name.encode()) > _LONGEST_ID:
-        return f"its id is longer than {_LONGEST_ID} bytes"
+    if len(name.encode()) > LONGEST_ID:
+        return f"its id is longer than {LONGEST_ID} bytes"
     return ""
 
 

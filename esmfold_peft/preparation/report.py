@@ -19,6 +19,7 @@ class Report:
         chains: chains of the store.
         chains_left_out: chains in rejected.csv, by the kind of reason.
         files_rejected: files in rejected.csv as a whole, by the kind of reason.
+        chains_with_notes: chains of which reading left a part out or decided something (notes.csv).
         residues: of the store's chains, resolved or not.
         resolved: residues with a Cα.
         unknown_resolution: chains that state none (NMR has none); they pass that filter.
@@ -37,6 +38,7 @@ class Report:
     chains: int
     chains_left_out: dict[str, int]
     files_rejected: dict[str, int]
+    chains_with_notes: int
     residues: int
     resolved: int
     unknown_resolution: int
@@ -61,6 +63,7 @@ def make_report(finished: Finished, writer: StoreWriter) -> Report:
         chains=len(entries),
         chains_left_out=_by_kind(r.kind for r in finished.rejected if r.id),
         files_rejected=_by_kind(r.kind for r in finished.rejected if not r.id),
+        chains_with_notes=len({(note.file, note.id) for note in finished.notes}),
         residues=residues,
         resolved=sum(entry.resolved for entry in entries),
         unknown_resolution=sum(entry.resolution is None for entry in entries),
@@ -89,6 +92,10 @@ def report_lines(found: Report, store: Path) -> list[str]:
         lines.append(f"leaks: {found.leaks}")
     if rejected + chains:
         lines.append(f"reasons: {store / 'rejected.csv'}")
+    if found.chains_with_notes:
+        lines.append(
+            f"notes on {_counted(found.chains_with_notes, 'chain')}: {store / 'notes.csv'}"
+        )
     return lines
 
 

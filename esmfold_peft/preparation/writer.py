@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from types import TracebackType
 
 import lmdb
@@ -21,10 +22,11 @@ import lmdb
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry
 from esmfold_peft.datasets.store import CHAINS, CHAINS_FILE, TABLES, require_whole_file
 from esmfold_peft.errors import UserError
-from esmfold_peft.preparation.filters import Rejected
-from esmfold_peft.preparation.reading import Read
+from esmfold_peft.preparation.filters import Note, Rejected
+from esmfold_peft.preparation.reading import LONGEST_ID, Read
 from esmfold_peft.preparation.sources import Item
 from esmfold_peft.protein.files import lock_folder, make_folder
+from esmfold_peft.protein.read import is_pdb_id
 
 _JOURNAL, _ABOUT = b"journal", b"about"
 _TABLE_NAMES = (CHAINS, _JOURNAL, _ABOUT)
@@ -35,18 +37,35 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
+class Named:
+    """The names that a chain may have.
+
+    Attributes:
+        stated: after the entry that its file states.
+        own: after the file itself.
+    """
+
+    stated: str
+    own: str
+
+
+@dataclass(frozen=True)
 class UnitResult:
     """What one unit gave, as the journal keeps it.
 
     Attributes:
         files: how many it has.
         entries: lines of the manifest, each chain its own cluster.
+        named: the names of the same chains.
         rejected: what was left out.
+        notes: on chains.
     """
 
     files: int
     entries: tuple[ManifestEntry, ...]
+    named: tuple[Named, ...]
     rejected: tuple[Rejected, ...]
+    notes: tuple[Note, ...]
 
 
 class StoreWriter:
@@ -76,7 +95,10 @@ class StoreWriter:
             )
             self._forget_failures(settings)
             self._require_same(settings)
-            self._sources = {e.id: e.source for unit in self.journal() for e in unit.entries}
+            self._sources: dict[str, dict[str, str]] = {}
+            for unit in self.journal():
+                for entry, named in zip(unit.entries, unit.named, strict=True):
+                    self._sources.setdefault(named.stated, {})[entry.hash] = entry.source
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "StoreWriter":
@@ -108,25 +130,25 @@ class StoreWriter:
         return done
 
     def add(self, number: int, unit: list[Item], found: list[Read]) -> None:
-        """Writes what a unit gave; of chains with one id, the first stays.
+        """Writes what a unit gave.
+
+        Of equal chains with one id the first stays. Where the chains differ, the later one is named
+        after its file.
 
         Raises:
             UserError: the disk is full or fails; units before this one are safe.
         """
-        entries, rejected = [], []
-        with self._explained(), self._env.begin(write=True) as transaction:
-            for read in found:
-                kept, refused = self._put(transaction, read)
-                entries += kept
-                rejected += refused
+        with self._explained(), self._env.begin(self._chains, write=True) as transaction:
+            kept, refused = self._put(transaction, found)
             line = {
                 "digest": _digest(unit),
                 "files": len(found),
-                "entries": [vars(entry) for entry in entries],
-                "rejected": [vars(reason) for reason in rejected],
+                "entries": [vars(entry) for entry, _ in kept],
+                "named": [vars(named) for _, named in kept],
+                "rejected": [vars(reason) for reason in refused],
+                "notes": [vars(note) for read in found for note in read.notes],
             }
-            value = zlib.compress(json.dumps(line).encode())
-            transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
+            self._write_line(transaction, number, line)
 
     def journal(self) -> Iterator[UnitResult]:
         """What every unit gave that is in the file, in order."""
@@ -134,8 +156,28 @@ class StoreWriter:
             yield UnitResult(
                 line["files"],
                 tuple(ManifestEntry(**entry) for entry in line["entries"]),
+                tuple(Named(**named) for named in line["named"]),
                 tuple(Rejected(**rejected) for rejected in line["rejected"]),
+                tuple(Note(**note) for note in line["notes"]),
             )
+
+    def name_after_files(self) -> None:
+        """Renames the first of several chains that state one id, as the others have been.
+
+        Which name a chain has then does not depend on the order of the files.
+        """
+        counts = Counter(named.stated for unit in self.journal() for named in unit.named)
+        for number, line in enumerate(self._lines()):
+            for entry, names in zip(line["entries"], line["named"], strict=True):
+                named, old = Named(**names), entry["id"]
+                if old != named.stated or counts[old] < 2 or named.own == old:
+                    continue
+                with self._explained(), self._env.begin(self._chains, write=True) as transaction:
+                    new = _free_name(transaction, named, entry["source"])
+                    if new is not None:
+                        transaction.put(new.encode(), transaction.pop(old.encode()) or b"")
+                        entry["id"] = entry["cluster"] = new
+                        self._write_line(transaction, number, line)
 
     def record(self, name: str) -> bytes:
         """The record of a chain that is in the file."""
@@ -143,17 +185,28 @@ class StoreWriter:
             return transaction.get(name.encode())  # pyright: ignore[reportReturnType]
 
     def _put(
-        self, transaction: lmdb.Transaction, read: Read
-    ) -> tuple[list[ManifestEntry], list[Rejected]]:
-        kept, refused = [], list(read.rejected)
-        for entry, record in zip(read.entries, read.records, strict=True):
-            first = self._sources.setdefault(entry.id, entry.source)
-            if transaction.put(entry.id.encode(), record, overwrite=False, db=self._chains):
-                kept.append(entry)
-            else:
-                reason = f"the chain of this id is from {first}"
-                refused.append(Rejected(entry.source, entry.id, "duplicate", reason))
+        self, transaction: lmdb.Transaction, found: list[Read]
+    ) -> tuple[list[tuple[ManifestEntry, Named]], list[Rejected]]:
+        kept, refused = [], []
+        for read in found:
+            refused += read.rejected
+            for entry, record, own in zip(read.entries, read.records, read.file_ids, strict=True):
+                named = Named(entry.id, own)
+                same_id = self._sources.setdefault(entry.id, {})
+                name = None
+                if entry.hash not in same_id:
+                    name = _free_name(transaction, named, entry.source, stated=not same_id)
+                if name is None:
+                    refused.append(_duplicate(entry, same_id))
+                    continue
+                same_id[entry.hash] = entry.source
+                transaction.put(name.encode(), record)
+                kept.append((replace(entry, id=name, cluster=name), named))
         return kept, refused
+
+    def _write_line(self, transaction: lmdb.Transaction, number: int, line: dict) -> None:
+        value = zlib.compress(json.dumps(line).encode())
+        transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
 
     def _lines(self) -> Iterator[dict]:
         """The journal."""
@@ -194,9 +247,38 @@ class StoreWriter:
             ) from error
 
 
+def _duplicate(entry: ManifestEntry, same_id: dict[str, str]) -> Rejected:
+    """Says which chain has the id; one that differs needs another name to be kept."""
+    first = same_id.get(entry.hash) or next(iter(same_id.values()), "another file")
+    reason = f"the chain of this id is from {first}"
+    if entry.hash not in same_id:
+        reason = f"another chain of this id is from {first}; rename this file to keep both"
+    return Rejected(entry.source, entry.id, "duplicate", reason)
+
+
+def _free_name(
+    transaction: lmdb.Transaction, named: Named, source: str, *, stated: bool = False
+) -> str | None:
+    """The first name of a chain that no other has; None if all are taken.
+
+    Args:
+        transaction: on the table of chains.
+        named: its names.
+        source: its file, whose folder may tell it apart, but does not make another PDB entry of it.
+        stated: whether it may be named after the entry.
+    """
+    names = [named.stated] if stated else []
+    names.append(named.own)
+    if not is_pdb_id(named.own):
+        names.append(f"{PurePath(source).parent.name}_{named.own}")
+    keys = [name.encode() for name in names]
+    free = (key for key in keys if len(key) <= LONGEST_ID and transaction.get(key) is None)
+    return next((key.decode() for key in free), None)
+
+
 def _clear_away(store: Path) -> None:
     """Removes what a killed run left half written, and the list of a file that is gone."""
-    for name in (CHAINS_FILE, FILE_NAME, "rejected.csv", "report.json"):
+    for name in (CHAINS_FILE, FILE_NAME, "rejected.csv", "notes.csv", "report.json"):
         for left in store.glob(f".{name}*.tmp"):
             left.unlink()
     if not (store / CHAINS_FILE).exists():

@@ -213,6 +213,11 @@ def id_after_file(place: str, chain: str, *, alone: bool) -> str:
     return _name(_PDB_FILE.sub(r"\1", file_stem(place)), chain, alone=alone)
 
 
+def is_pdb_id(chain_id: str) -> bool:
+    """Whether a chain is named after a PDB entry, as 1ubq_A is."""
+    return re.match(rf"(?:{_PDB_CODE.pattern})_", chain_id, re.IGNORECASE) is not None
+
+
 def _name(entry: str, author: str, *, alone: bool) -> str:
     if _PDB_CODE.fullmatch(entry):
         return f"{entry.lower()}_{author}"
@@ -338,7 +343,7 @@ def _atoms(
     notes = []
     seen = atoms.occupancy > 0 if occupied else np.ones(len(atoms.place), dtype=bool)
     if len(seen) and not seen.any():
-        notes.append("every atom has an occupancy of 0, which says that none was seen")
+        notes.append("every atom has an occupancy of 0, which means that none was seen")
     known = ~np.isnan(atoms.position).any(-1)
     near = (np.abs(atoms.position) < _FARTHEST).all(-1)
     if far := int((seen & known & ~near).sum()):
