@@ -12,6 +12,8 @@ from esmfold_peft.errors import UserError
 _PREFIX = "_atom_site."
 _XYZ = ("Cartn_x", "Cartn_y", "Cartn_z")
 _UNKNOWN = ("?", ".")
+_NO_PLACE = (*_UNKNOWN, "nan", "NaN", "NAN")
+"""What programs write where an atom's place is unknown."""
 
 
 def is_atom_table(block: gemmi.cif.Block) -> bool:
@@ -65,7 +67,7 @@ def require_numbers(
     ids = _column(block, "id")
     for name in _XYZ:
         for atom, value in zip(ids, _column(block, name), strict=True):
-            if value not in _UNKNOWN and not np.isfinite(gemmi.cif.as_number(value)):
+            if value not in _NO_PLACE and not np.isfinite(gemmi.cif.as_number(value)):
                 line = _line(block, text, atom, value)
                 fault = f"{line}{name} of atom {atom} is not a number, but {value[:40]}"
                 raise UserError(f"{place}: not a valid coordinate file ({fault})")

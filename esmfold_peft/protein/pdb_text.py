@@ -4,6 +4,8 @@ gemmi takes what is no number for 0, a blank occupancy for 0, and the fourth let
 name for one of the chain's. Here such lines are refused or put right.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Int64, UInt8
 
@@ -13,8 +15,9 @@ from esmfold_peft.protein.amino_acids import ALIASES
 _NAME = slice(17, 21)  # three letters, and a fourth that some programs need
 _COORDINATES = slice(30, 54)
 _OCCUPANCY = slice(54, 60)
+_DIGITS = b" +-.0123456789"
 _NUMBER = np.zeros(256, dtype=bool)
-_NUMBER[list(b" +-.0123456789")] = True
+_NUMBER[list(_DIGITS)] = True
 _CASE = 0x20
 _LONGEST = 60
 
@@ -65,28 +68,28 @@ def _require_coordinates(
     lines: UInt8[np.ndarray, "a 60"], atoms: Int64[np.ndarray, "a"], place: str
 ) -> None:
     columns = np.ascontiguousarray(lines[:, _COORDINATES])
-    bad = np.flatnonzero(~_NUMBER[columns].all(-1))
-    if not len(bad):
-        fields = columns.reshape(-1, 3, 8).view("S8")[..., 0]
-        try:
-            fields.astype(np.float64)
-        except ValueError:
-            bad = np.array([k for k, row in enumerate(fields) if not _are_numbers(row)])
-        else:
-            return
-    shown = columns[bad[0]].tobytes().replace(b"\0", b"").decode("ascii", "replace")
-    raise UserError(
-        f"{place}: not a valid coordinate file (line {atoms[bad[0]] + 1}: x, y and z in columns 31"
-        f' to 54 are not three numbers, but "{shown}")'
-    )
-
-
-def _are_numbers(fields: np.ndarray) -> bool:
+    fields = columns.reshape(-1, 3, 8).view("S8")[..., 0]
+    doubtful = np.flatnonzero(~_NUMBER[columns].all(-1))
     try:
-        fields.astype(np.float64)
+        np.delete(fields, doubtful, axis=0).astype(np.float64)
+    except ValueError:
+        doubtful = np.arange(len(fields))
+    for row in doubtful:
+        if not all(map(_is_number, fields[row])):
+            shown = columns[row].tobytes().replace(b"\0", b"").decode("ascii", "replace")
+            raise UserError(
+                f"{place}: not a valid coordinate file (line {atoms[row] + 1}: x, y and z in"
+                f' columns 31 to 54 are not three numbers, but "{shown}")'
+            )
+
+
+def _is_number(field: bytes) -> bool:
+    """Whether gemmi reads a field as it is meant; nan is how programs write an unknown place."""
+    try:
+        value = float(field)
     except ValueError:
         return False
-    return True
+    return math.isnan(value) or set(field) <= set(_DIGITS)
 
 
 def _fill_occupancies(

@@ -11,27 +11,25 @@ to CD. Whatever else is left out is said in the chain's `notes`.
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import gemmi
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.amino_acids import ATOM_COLUMNS, LETTERS, letter_of
+from esmfold_peft.protein.amino_acids import ATOM_COLUMNS
 from esmfold_peft.protein.entry import Entry, file_stem, open_entry, parse_entry, refusing_damage
 from esmfold_peft.protein.files import decompressed
-from esmfold_peft.protein.numbering import places
+from esmfold_peft.protein.placement import Placed, place_residues
 from esmfold_peft.protein.polymers import Polymer, listed
 from esmfold_peft.protein.residues import AATYPE, ATOM37, ATOM37_INDEX, RESIDUES_X, UNKNOWN, encode
 from esmfold_peft.protein.structure import ProteinStructure
 
 _PDB_CODE = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
 _PDB_FILE = re.compile(r"pdb([0-9][a-z0-9]{3})", re.IGNORECASE)
-_LEAST_PLACED = 0.9
-"""Share of the modelled residues that must have a place in a deposited sequence."""
 # Atom names as gemmi gives them in arrays: eight bytes each, here taken as one number.
 _NAMES = np.array(sorted({*ATOM37, *(n for names in ATOM_COLUMNS.values() for n in names)}), "S8")
 _NAMES = _NAMES[np.argsort(_NAMES.view(np.uint64))]
@@ -176,7 +174,7 @@ def _chain(
     occupied: bool = True,
     modified: bool = False,
 ) -> ProteinStructure:
-    found = _found(polymer, modified=modified)
+    found = place_residues(polymer, modified=modified)
     names = [""] * len(found.sequence)
     for place, residue in found.residues.items():
         names[place] = str(residue.seqid)
@@ -222,113 +220,6 @@ def _name(entry: str, author: str, *, alone: bool) -> str:
     if _PDB_CODE.fullmatch(entry):
         return f"{entry.lower()}_{author}"
     return entry if alone else f"{entry}_{author}"
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A sequence, its numbers, and the residue of the coordinates at each place that has one."""
-
-    sequence: str
-    residue_index: Int32[np.ndarray, "n"]
-    residues: dict[int, gemmi.Residue]
-    notes: list[str] = field(default_factory=list)
-
-
-def _found(polymer: Polymer, *, modified: bool) -> _Found:
-    """The deposited sequence with the residues that fit it, otherwise the modelled sequence."""
-    found = _deposited(polymer, modified=modified) if polymer.deposited else None
-    if found is None:
-        found = _modelled(polymer.residues)
-        if polymer.deposited:
-            found.notes.append("the deposited sequence is not the modelled one, which is read")
-    names = [
-        f"{residue.name} {residue.seqid}"
-        for place, residue in found.residues.items()
-        if residue.name not in LETTERS
-    ]
-    if names:
-        atoms = "with the atoms they have" if modified else "without atoms"
-        found.notes.append(f"modified residues are read as X, {atoms}: {listed(names)}")
-    return found
-
-
-def _deposited(polymer: Polymer, *, modified: bool) -> _Found | None:
-    """The deposited sequence, by the file's places or else by alignment; None if it does not fit.
-
-    Places are aligned where the file has none (PDB), or has others than those of the sequence.
-    """
-    sequence = "".join(letter_of(gemmi.Entity.first_mon(name)) for name in polymer.deposited)
-    index = np.arange(len(sequence), dtype=np.int32)
-    for find in (lambda found: found.residues, _aligned):
-        residues = find(polymer)
-        placed, left = _placed(residues, sequence, modified=modified)
-        outside = sum(not 1 <= (residue.label_seq or 0) <= len(sequence) for residue in left)
-        if outside <= (1 - _LEAST_PLACED) * len(residues) and 2 * len(left) <= len(residues):
-            return _Found(sequence, index, placed, [_left_out(left)] if left else [])
-    return None
-
-
-def _left_out(residues: list[gemmi.Residue]) -> str:
-    names = [f"{residue.name} {residue.seqid}" for residue in residues]
-    return f"residues that contradict the deposited sequence are left out: {listed(names)}"
-
-
-def _placed(
-    residues: list[gemmi.Residue], sequence: str, *, modified: bool
-) -> tuple[dict[int, gemmi.Residue], list[gemmi.Residue]]:
-    """The residues that agree with a sequence by their place in it, and those that do not.
-
-    Args:
-        residues: of the coordinates.
-        sequence: the deposited one.
-        modified: whether a modified residue agrees with any letter.
-    """
-    placed: dict[int, gemmi.Residue] = {}
-    left = []
-    for residue in residues:
-        place = (residue.label_seq or 0) - 1
-        letter = LETTERS.get(residue.name, "X")
-        fits = 0 <= place < len(sequence)
-        if fits and (letter == sequence[place] or (modified and letter == "X")):
-            first_there = placed.setdefault(place, residue)
-            if first_there is residue:
-                continue
-        left.append(residue)
-    # Of several residues at one position (microheterogeneity) the sequence lists one.
-    taken = {residue.seqid for residue in placed.values()}
-    return placed, [residue for residue in left if residue.seqid not in taken]
-
-
-def _aligned(polymer: Polymer) -> list[gemmi.Residue]:
-    """Copies of the residues with the places that an alignment to the deposited sequence finds."""
-    chain = gemmi.Chain("A")
-    for residue in polymer.residues:
-        copy = chain.add_residue(residue)
-        copy.label_seq, copy.subchain, copy.entity_type = None, "A", gemmi.EntityType.Polymer
-    entity = gemmi.Entity("1")
-    entity.entity_type, entity.polymer_type = gemmi.EntityType.Polymer, gemmi.PolymerType.PeptideL
-    entity.full_sequence, entity.subchains = polymer.deposited, ["A"]
-    structure = gemmi.Structure()
-    structure.entities = gemmi.EntityList([entity])
-    structure.add_model(gemmi.Model(1)).add_chain(chain)
-    structure.assign_label_seq_id(force=True)
-    return list(structure[0][0])
-
-
-def _modelled(residues: list[gemmi.Residue]) -> _Found:
-    """The sequence of the coordinates, for files that state no other."""
-    single = [residues[0]]
-    for residue in residues[1:]:
-        # Of the alternatives at one position the first is read.
-        if residue.seqid != single[-1].seqid or residue[0].altloc == "\0":
-            single.append(residue)
-    index, hidden = places(single)
-    notes = []
-    if hidden:
-        breaks = listed([f"{single[row - 1].seqid} to {single[row].seqid}" for row in hidden])
-        notes.append(f"breaks of the chain that its numbers do not show: {breaks}")
-    letters = "".join(LETTERS.get(residue.name, "X") for residue in single)
-    return _Found(letters, index, dict(enumerate(single)), notes)
 
 
 def _atoms(
@@ -393,7 +284,7 @@ class _Atoms:
         return _Atoms(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
-def _listed(found: _Found, *, modified: bool) -> _Atoms:
+def _listed(found: Placed, *, modified: bool) -> _Atoms:
     """The atoms as gemmi has them.
 
     A loop over atoms in Python is most of the time of reading a file; gemmi makes arrays of them,

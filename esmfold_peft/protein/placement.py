@@ -1,0 +1,143 @@
+"""Where a chain's modelled residues stand in its sequence, deposited or not."""
+
+import re
+from dataclasses import dataclass, field
+from itertools import islice
+
+import gemmi
+import numpy as np
+from jaxtyping import Int32
+
+from esmfold_peft.protein.amino_acids import ALIASES, LETTERS, letter_of
+from esmfold_peft.protein.numbering import places
+from esmfold_peft.protein.polymers import Polymer, listed
+
+_LEAST_PLACED = 0.9
+"""Share of the modelled residues that must have a place in a deposited sequence."""
+_MISMATCHES = (-10_000, -2_000)
+"""Scores of an alignment (`_aligned`): as gemmi has it, then so that a mutation is no gap."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A sequence, its numbers, and the residue of the coordinates at each place that has one."""
+
+    sequence: str
+    residue_index: Int32[np.ndarray, "n"]
+    residues: dict[int, gemmi.Residue]
+    notes: list[str] = field(default_factory=list)
+
+
+def place_residues(polymer: Polymer, *, modified: bool) -> Placed:
+    """The deposited sequence with the residues that fit it, otherwise the modelled sequence."""
+    found = _deposited(polymer, modified=modified) if polymer.deposited else None
+    if found is None:
+        found = _modelled(polymer.residues)
+        if polymer.deposited:
+            found.notes.append("the deposited sequence is not the modelled one, which is read")
+    names = [
+        f"{residue.name} {residue.seqid}"
+        for place, residue in found.residues.items()
+        if residue.name not in LETTERS
+    ]
+    if names:
+        atoms = "with the atoms they have" if modified else "without atoms"
+        found.notes.append(f"modified residues are read as X, {atoms}: {listed(names)}")
+    return found
+
+
+def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
+    """The deposited sequence, by the file's places or else by alignment; None if it does not fit.
+
+    Places are aligned where the file has none (PDB), or has others than those of the sequence; at
+    first no residue may contradict it.
+    """
+    sequence = "".join(letter_of(gemmi.Entity.first_mon(name)) for name in polymer.deposited)
+    index = np.arange(len(sequence), dtype=np.int32)
+    best: tuple[dict[int, gemmi.Residue], list[gemmi.Residue]] | None = None
+    for mismatch in (None, *_MISMATCHES):
+        residues = polymer.residues if mismatch is None else _aligned(polymer, mismatch)
+        placed, left = _placed(residues, sequence, modified=modified)
+        outside = sum(not 1 <= (residue.label_seq or 0) <= len(sequence) for residue in left)
+        fits = outside <= (1 - _LEAST_PLACED) * len(residues) and 2 * len(left) <= len(residues)
+        if fits and (best is None or len(left) < len(best[1])):
+            best = placed, left
+        if not left or (fits and mismatch is None):  # the file's own places, where they make sense
+            break
+    if best is None:
+        return None
+    placed, left = best
+    return Placed(sequence, index, placed, [_left_out(left)] if left else [])
+
+
+def _left_out(residues: list[gemmi.Residue]) -> str:
+    names = [f"{residue.name} {residue.seqid}" for residue in residues]
+    return f"residues that contradict the deposited sequence are left out: {listed(names)}"
+
+
+def _placed(
+    residues: list[gemmi.Residue], sequence: str, *, modified: bool
+) -> tuple[dict[int, gemmi.Residue], list[gemmi.Residue]]:
+    """The residues that agree with a sequence by their place in it, and those that do not.
+
+    Args:
+        residues: of the coordinates.
+        sequence: the deposited one.
+        modified: whether a modified residue agrees with any letter.
+    """
+    placed: dict[int, gemmi.Residue] = {}
+    left = []
+    for residue in residues:
+        place = (residue.label_seq or 0) - 1
+        letter = LETTERS.get(residue.name, "X")
+        fits = 0 <= place < len(sequence)
+        if fits and (letter == sequence[place] or (modified and letter == "X")):
+            first_there = placed.setdefault(place, residue)
+            if first_there is residue:
+                continue
+        left.append(residue)
+    # Of several residues at one position (microheterogeneity) the sequence lists one.
+    taken = {residue.seqid for residue in placed.values()}
+    return placed, [residue for residue in left if residue.seqid not in taken]
+
+
+def _aligned(polymer: Polymer, mismatch: int) -> list[gemmi.Residue]:
+    """Copies of the residues with the places that an alignment to the deposited sequence finds.
+
+    Args:
+        polymer: with a deposited sequence.
+        mismatch: score of two residues of different names; a gap scores -10,000 where the chain is
+            unbroken, and 0 where it is broken.
+    """
+    chain = gemmi.Chain("A")
+    for residue in polymer.residues:
+        chain.add_residue(residue).label_seq = None
+    scoring = gemmi.AlignmentScoring("p")
+    scoring.mismatch = mismatch
+    names = [gemmi.Entity.first_mon(name).upper() for name in polymer.deposited]
+    names = [ALIASES.get(name, name) for name in names]
+    kind = gemmi.PolymerType.PeptideL
+    found = gemmi.align_sequence_to_polymer(names, chain.whole(), kind, scoring)
+    residues, place = iter(chain.whole().first_conformer()), 1
+    for length, step in re.findall(r"(\d+)([MID])", found.cigar_str()):
+        if step != "I":  # which is in the sequence alone
+            for offset, residue in enumerate(islice(residues, int(length))):
+                residue.label_seq = place + offset if step == "M" else None
+        place += 0 if step == "D" else int(length)
+    return list(chain)
+
+
+def _modelled(residues: list[gemmi.Residue]) -> Placed:
+    """The sequence of the coordinates, for files that state no other."""
+    single = [residues[0]]
+    for residue in residues[1:]:
+        # Of the alternatives at one position the first is read.
+        if residue.seqid != single[-1].seqid or residue[0].altloc == "\0":
+            single.append(residue)
+    index, hidden = places(single)
+    notes = []
+    if hidden:
+        breaks = listed([f"{single[row - 1].seqid} to {single[row].seqid}" for row in hidden])
+        notes.append(f"breaks of the chain that its numbers do not show: {breaks}")
+    letters = "".join(LETTERS.get(residue.name, "X") for residue in single)
+    return Placed(letters, index, dict(enumerate(single)), notes)
