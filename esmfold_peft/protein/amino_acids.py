@@ -59,7 +59,10 @@ ATOM_COLUMNS = {letter: _columns(letter) for letter in RESIDUES}
 
 def usual_name(residue: gemmi.Residue) -> str:
     """A residue's name in capitals; the amino acid's where the file has a force field's."""
-    name = residue.name.upper()
+    name = residue.name
+    if name in LETTERS:  # most residues
+        return name
+    name = name.upper()
     parent = ALIASES.get(name)
     if parent is None:
         return name

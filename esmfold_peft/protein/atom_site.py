@@ -94,10 +94,10 @@ def _fill(block: gemmi.cif.Block, name: str, values: list[str]) -> None:
 
 def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) -> None:
     """Gives atoms without a label of their chain the author's name for it."""
-    labels = list(_column(block, "label_asym_id")) if "label_asym_id" in has else []
-    if labels and not any(label in _UNKNOWN for label in labels):
+    labels = _column(block, "label_asym_id") if "label_asym_id" in has else []
+    if "label_asym_id" in has and set(labels).isdisjoint(_UNKNOWN):
         return
-    if not labels:
+    if "label_asym_id" not in has:
         loop.add_columns([_PREFIX + "label_asym_id"], "A")
         labels = ["?"] * loop.length()
     authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else ["A"] * len(labels)

@@ -52,7 +52,8 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
     Places are aligned where the file has none (PDB), or has others than those of the sequence; at
     first no residue may contradict it.
     """
-    sequence = "".join(letter_of(gemmi.Entity.first_mon(name)) for name in polymer.deposited)
+    letters = {name: letter_of(gemmi.Entity.first_mon(name)) for name in set(polymer.deposited)}
+    sequence = "".join(letters[name] for name in polymer.deposited)
     index = np.arange(len(sequence), dtype=np.int32)
     best: tuple[dict[int, gemmi.Residue], list[gemmi.Residue]] | None = None
     for mismatch in (None, *_MISMATCHES):
@@ -96,6 +97,8 @@ def _placed(
             if first_there is residue:
                 continue
         left.append(residue)
+    if not left:
+        return placed, left
     # Of several residues at one position (microheterogeneity) the sequence lists one.
     taken = {residue.seqid for residue in placed.values()}
     return placed, [residue for residue in left if residue.seqid not in taken]

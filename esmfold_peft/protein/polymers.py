@@ -85,7 +85,7 @@ def pdb_polymers(structure: gemmi.Structure) -> list[Polymer]:
 
 def _amino_acids(residues: Iterable[gemmi.Residue], deposited: list[str]) -> list[gemmi.Residue]:
     """The amino acids, under their usual names, and what else the deposited sequence names."""
-    named = {name.upper() for names in deposited for name in names.split(",")}
+    named = {name.upper() for names in set(deposited) for name in names.split(",")}
     found: list[gemmi.Residue] = []
     for residue in residues:
         usual = usual_name(residue)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import gemmi
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.amino_acids import ATOM_COLUMNS
@@ -49,7 +49,7 @@ def _column_table() -> Int64[np.ndarray, "21 names"]:
 
 
 _COLUMNS = _column_table()
-_HYDROGENS = np.frombuffer(b"HD0123456789", dtype=np.uint8)
+_HYDROGENS = np.isin(np.arange(256), list(b"HD0123456789"))
 """First letters of hydrogens and deuterium: HA, 1HB, D."""
 _FARTHEST = 1e6
 """Å; float32 has steps of 0.06 Å there."""
@@ -300,15 +300,16 @@ def _listed(found: Placed, *, modified: bool) -> _Atoms:
     flat = gemmi.FlatStructure(structure)
     place = np.repeat(np.array(rows, dtype=np.int64), [len(residue) for residue in chain])
     aatype = encode(found.sequence)[place]
-    names = np.char.upper(np.ascontiguousarray(flat.atom_names).view("S8")[:, 0])
-    initials = names.view(np.uint8).reshape(-1, 8)[:, 0]
+    letters = np.ascontiguousarray(flat.atom_names).view(np.uint8)
+    if (letters >= ord("a")).any():
+        letters[(letters >= ord("a")) & (letters <= ord("z"))] -= ord("a") - ord("A")
     with np.errstate(over="ignore"):  # what is too far for float32 is dropped later
         position = flat.pos.astype(np.float32)
     return _Atoms(
         place=place,
-        name=names,
-        heavy=(aatype != UNKNOWN) & ~np.isin(initials, _HYDROGENS),
-        column=_columns(aatype, names),
+        name=letters.view("S8")[:, 0],
+        heavy=(aatype != UNKNOWN) & ~_HYDROGENS[letters[:, 0]],
+        column=_columns(aatype, letters.view(_KEYS.dtype)[:, 0]),
         altloc=flat.altlocs.astype(np.uint8),
         occupancy=np.nan_to_num(flat.occ, nan=1.0),
         position=position,
@@ -316,9 +317,10 @@ def _listed(found: Placed, *, modified: bool) -> _Atoms:
     )
 
 
-def _columns(aatype: Int64[np.ndarray, "m"], names: np.ndarray) -> Int64[np.ndarray, "m"]:
+def _columns(
+    aatype: Int64[np.ndarray, "m"], keys: UInt64[np.ndarray, "m"]
+) -> Int64[np.ndarray, "m"]:
     """Columns of atoms in atom37, -1 for one foreign to its residue."""
-    keys = names.view(_KEYS.dtype)
     nearest = np.minimum(np.searchsorted(_KEYS, keys), len(_KEYS) - 1)
     return np.where(_KEYS[nearest] == keys, _COLUMNS[aatype, nearest], -1)
 
