@@ -39,6 +39,9 @@ def complete(block: gemmi.cif.Block, place: str) -> None:
         if has.isdisjoint(names):
             wanted = " or ".join(_PREFIX + name for name in names)
             raise UserError(f"{place}: the table of atoms has no column {wanted}")
+    numbers = [_column(block, name) for name in ("label_seq_id", "auth_seq_id") if name in has]
+    if all(column[0] in _UNKNOWN and set(column) <= set(_UNKNOWN) for column in numbers):
+        raise UserError(f"{place}: no atom has a label_seq_id or auth_seq_id")
     loop.add_columns([_PREFIX + n for n in ("label_alt_id", "type_symbol") if n not in has], ".")
     if "id" not in has:
         loop.add_columns([_PREFIX + "id"], "0")
@@ -101,6 +104,7 @@ def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) ->
         loop.add_columns([_PREFIX + "label_asym_id"], "A")
         labels = ["?"] * loop.length()
     authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else ["A"] * len(labels)
+    authors = ["A" if author in _UNKNOWN else author for author in authors]
     both = zip(labels, authors, strict=True)
     _fill(block, "label_asym_id", [author if one in _UNKNOWN else one for one, author in both])
 

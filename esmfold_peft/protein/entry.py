@@ -158,7 +158,14 @@ def _open_mmcif(place: str, data: bytes) -> Entry:
         ),
         method=method,
         release_date=release_date,
-        notes=[f"the first data block is read, {unread} more with atoms are not"] if unread else [],
+        notes=[
+            *(
+                [f"the first data block is read, {unread} more with atoms are not"]
+                if unread
+                else []
+            ),
+            *_other_models(structure),
+        ],
     )
 
 
@@ -180,7 +187,7 @@ def _open_pdb(place: str, data: bytes) -> Entry:
         resolution=_resolution(method, iter([str(structure.resolution)])),
         method=method,
         release_date=release_date,
-        notes=notes,
+        notes=[*notes, *_other_models(structure)],
     )
 
 
@@ -188,6 +195,13 @@ def _printable(name: str, place: str) -> str:
     if not name.isprintable():
         raise UserError(f"{place}: the entry's id {name[:80]!r} is not printable")
     return name
+
+
+def _other_models(structure: gemmi.Structure) -> list[str]:
+    """Says that the models are no ensemble, of which one stands for all."""
+    if len({model.count_atom_sites() for model in structure}) < 2:
+        return []
+    return [f"the first of {len(structure)} models is read, though others have other atoms"]
 
 
 def _require_atoms(structure: gemmi.Structure, place: str) -> None:

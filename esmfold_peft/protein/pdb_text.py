@@ -36,12 +36,18 @@ def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
     starts = np.concatenate([[0], np.flatnonzero(text == ord("\n")) + 1])
     heads = _heads(text, starts)
     atoms = np.flatnonzero((heads == b"ATOM  ") | (heads == b"HETATM"))
+    ends = np.flatnonzero(heads == b"END   ")
+    unread = len(atoms)
+    if len(ends):  # where gemmi stops
+        atoms = atoms[atoms < ends[0]]
+    unread -= len(atoms)
     lines = _padded(text, starts, atoms)
     _require_coordinates(lines, atoms, place)
     changed = text.copy()
     _fill_occupancies(changed, lines, starts[atoms])
     _shorten_names(changed, lines, starts[atoms])
-    return changed.tobytes(), _after_the_end(heads, atoms)
+    where = f"after the record END on line {ends[0] + 1}" if unread else ""
+    return changed.tobytes(), [f"{unread} atoms {where} are not read"] if unread else []
 
 
 def _heads(text: UInt8[np.ndarray, "m"], starts: Int64[np.ndarray, "l"]) -> np.ndarray:
@@ -119,10 +125,3 @@ def _shorten_names(
         if parent is not None and len(name) == 4 and b" " not in name:
             where = starts[names == name][:, None] + np.arange(_NAME.start, _NAME.stop)
             text[where] = np.frombuffer(f"{parent} ".encode(), dtype=np.uint8)
-
-
-def _after_the_end(heads: np.ndarray, atoms: Int64[np.ndarray, "a"]) -> list[str]:
-    """Says that there are atoms behind the record END, where gemmi stops."""
-    ends = np.flatnonzero(heads == b"END   ")
-    left = int((atoms > ends[0]).sum()) if len(ends) else 0
-    return [f"{left} atoms after the record END on line {ends[0] + 1} are not read"] if left else []

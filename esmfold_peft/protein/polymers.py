@@ -8,7 +8,7 @@ molecule or marks a break. What is no amino acid belongs to no chain, whatever t
 import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import gemmi
 
@@ -42,17 +42,17 @@ class Polymer:
 
 def mmcif_polymers(structure: gemmi.Structure) -> list[Polymer]:
     """The protein chains of the first model of an mmCIF file, in its order."""
-    groups: dict[tuple[str, str], list[gemmi.Residue]] = {}
-    entities: dict[tuple[str, str], gemmi.Entity | None] = {}
+    groups: dict[tuple[str, str, str], list[gemmi.Residue]] = {}
+    entities: dict[tuple[str, str, str], gemmi.Entity | None] = {}
     for chain in structure[0]:
         for span in chain.subchains():
-            key = chain.name, span.subchain_id()
-            groups.setdefault(key, []).extend(span)
-            entity = structure.get_entity_of(span) or structure.get_entity(span[0].entity_id)
-            entities.setdefault(key, entity)
+            for entity, residues in _by_entity(span):
+                key = chain.name or span.subchain_id(), span.subchain_id(), entity
+                groups.setdefault(key, []).extend(residues)
+                entities[key] = structure.get_entity(entity) or structure.get_entity_of(span)
     found = []
-    for (author, label), residues in groups.items():
-        entity, notes = entities[author, label], []
+    for key, residues in groups.items():
+        entity, notes = entities[key], []
         kind = entity.polymer_type if entity else None
         deposited = list(entity.full_sequence) if entity else []
         if kind in _PEPTIDES:
@@ -62,9 +62,17 @@ def mmcif_polymers(structure: gemmi.Structure) -> list[Polymer]:
         else:
             continue
         if chosen:
-            name = chosen[0].entity_id or None
-            found.append(Polymer(author, label, name, deposited, chosen, notes))
+            author, label, name = key
+            found.append(Polymer(author, label, name or None, deposited, chosen, notes))
     return _with_own_names(found)
+
+
+def _by_entity(span: gemmi.ResidueSpan) -> Iterator[tuple[str, Iterable[gemmi.Residue]]]:
+    """The residues of one label, which some programs give to several molecules."""
+    if span[0].entity_id == span[-1].entity_id:
+        yield span[0].entity_id, span
+    else:
+        yield from groupby(span, key=lambda residue: residue.entity_id)
 
 
 def pdb_polymers(structure: gemmi.Structure) -> list[Polymer]:

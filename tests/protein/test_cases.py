@@ -107,6 +107,13 @@ def test_a_second_protein_of_a_chain_has_a_name_of_its_own() -> None:
     assert other.notes == ("another protein of chain A, named A-2",)
 
 
+def test_proteins_under_one_label_are_told_apart_by_their_entities() -> None:
+    text = (CASES / "two_polymers_one_chain" / "in.cif").read_text()
+    one, other = parse_chains(re.sub(r"(ATOM.*) B 2 ", r"\1 A 2 ", text).encode(), "x.cif")
+    assert (one.sequence, other.sequence) == (SEQUENCE[:15], SEQUENCE[30:45])
+    assert (one.entity, other.entity) == ("1", "2")
+
+
 # Neighbours of these kinds, made from the plain file by editing lines.
 
 PLAIN = [
@@ -259,6 +266,18 @@ def test_atoms_behind_the_record_end_are_noted() -> None:
     assert read.notes == ("402 atoms after the record END on line 201 are not read",)
 
 
+def test_what_stands_behind_end_need_not_be_a_structure() -> None:
+    (read,) = read_pdb([*PLAIN, "END", "ATOM  and so on"])
+    assert read.sequence == SEQUENCE
+
+
+def test_models_that_are_not_alike_are_noted() -> None:
+    (read,) = read_pdb(
+        ["MODEL        1", *PLAIN[:300], "ENDMDL", "MODEL        2", *PLAIN, "ENDMDL"]
+    )
+    assert read.notes == ("the first of 2 models is read, though others have other atoms",)
+
+
 def test_residues_that_contradict_the_deposited_sequence_are_noted() -> None:
     names = [line[17:20] for line in PLAIN if line[12:16] == " CA "]
     names[9], names[20] = "TRP", "TRP"
@@ -307,6 +326,43 @@ def test_a_missing_column_is_named_or_done_without(name: str) -> None:
     (read,) = parse_chains(data, "x.cif")
     assert read.sequence == N30
     assert read.atom_mask.sum() == 233
+
+
+def nulled(text: str, *columns: str) -> bytes:
+    items = re.findall(r"_atom_site\.(\S+)\n", text)
+    lines = text.splitlines()
+    for place, line in enumerate(lines):
+        if line.startswith("ATOM"):
+            words = line.split()
+            for name in columns:
+                words[items.index(name)] = "?"
+            lines[place] = " ".join(words)
+    return ("\n".join(lines) + "\n").encode()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        *(("label_asym_id",), ("auth_asym_id",), ("label_asym_id", "auth_asym_id")),
+        *(("label_seq_id",), ("auth_seq_id",), ("type_symbol", "label_entity_id")),
+    ],
+)
+def test_columns_without_values_are_done_without(columns: tuple[str, ...]) -> None:
+    (read,) = parse_chains(nulled(MMCIF, *columns), "x.cif")
+    assert (read.sequence, read.chain, int(read.atom_mask.sum())) == (N30, "A", 233)
+
+
+def test_residues_without_any_number_are_refused() -> None:
+    with pytest.raises(UserError, match="no atom has a label_seq_id or auth_seq_id"):
+        parse_chains(nulled(MMCIF, "label_seq_id", "auth_seq_id"), "x.cif")
+
+
+def test_an_offset_of_label_seq_id_is_found() -> None:
+    text = (CASES / "entry_ids" / "job1_model_0.cif").read_text()
+    moved = re.sub(r" A 1 (\d+) ", lambda found: f" A 1 {int(found[1]) + 3} ", text)
+    (read,) = parse_chains(moved.encode(), "x.cif")
+    (true,) = parse_chains(text.encode(), "x.cif")
+    np.testing.assert_array_equal(read.positions, true.positions)
 
 
 @pytest.mark.parametrize("value", ["None", "27,340", "inf", "1.0e"])
