@@ -21,8 +21,8 @@ HOW_TO_CLUSTER = (
 )
 
 _WITHOUT_ENTITY = (
-    "it names entities (1ABC_1), which PDB files do not state; chains without one: {:,}. Give mmCIF"
-    " files, clusters of chains, or --clusters mmseqs"
+    "it names entities (1ABC_1), which PDB files and some others do not state; chains without one:"
+    " {:,}. Give mmCIF files, clusters of chains, or --clusters mmseqs"
 )
 
 

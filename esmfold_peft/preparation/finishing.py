@@ -80,7 +80,6 @@ def finish(
         UserError: a file of clusters, a cache or the held-out store is missing or wrong, or mmseqs
             fails.
     """
-    writer.name_after_files()
     units = list(writer.journal())
     entries = [entry for unit in units for entry in unit.entries]
     rejected = [found for unit in units for found in unit.rejected]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -161,24 +160,6 @@ class StoreWriter:
                 tuple(Note(**note) for note in line["notes"]),
             )
 
-    def name_after_files(self) -> None:
-        """Renames the first of several chains that state one id, as the others have been.
-
-        Which name a chain has then does not depend on the order of the files.
-        """
-        counts = Counter(named.stated for unit in self.journal() for named in unit.named)
-        for number, line in enumerate(self._lines()):
-            for entry, names in zip(line["entries"], line["named"], strict=True):
-                named, old = Named(**names), entry["id"]
-                if old != named.stated or counts[old] < 2 or named.own == old:
-                    continue
-                with self._explained(), self._env.begin(self._chains, write=True) as transaction:
-                    new = _free_name(transaction, named, entry["source"])
-                    if new is not None:
-                        transaction.put(new.encode(), transaction.pop(old.encode()) or b"")
-                        entry["id"] = entry["cluster"] = new
-                        self._write_line(transaction, number, line)
-
     def record(self, name: str) -> bytes:
         """The record of a chain that is in the file."""
         with self._env.begin(self._chains) as transaction:
@@ -191,10 +172,11 @@ class StoreWriter:
         for read in found:
             refused += read.rejected
             for entry, record, own in zip(read.entries, read.records, read.file_ids, strict=True):
-                named = Named(entry.id, own)
-                same_id = self._sources.setdefault(entry.id, {})
+                named, same_id = Named(entry.id, own), self._sources.setdefault(entry.id, {})
                 name = None
                 if entry.hash not in same_id:
+                    if same_id:
+                        self._name_after_file(transaction, entry.id, kept)
                     name = _free_name(transaction, named, entry.source, stated=not same_id)
                 if name is None:
                     refused.append(_duplicate(entry, same_id))
@@ -204,6 +186,27 @@ class StoreWriter:
                 kept.append((replace(entry, id=name, cluster=name), named))
         return kept, refused
 
+    def _name_after_file(
+        self, transaction: lmdb.Transaction, name: str, kept: list[tuple[ManifestEntry, Named]]
+    ) -> None:
+        """Renames the chain that has an id which others state too, unless its file has that name.
+
+        Which name a chain has then hardly depends on the order of the files.
+        """
+        for place, (entry, named) in enumerate(kept):
+            if entry.id == name == named.stated:
+                new = _renamed(transaction, named, entry.source)
+                kept[place] = replace(entry, id=new, cluster=new), named
+                return
+        for key, value in transaction.cursor(db=self._journal):
+            line = _unpacked(bytes(value))
+            for entry, named in zip(line["entries"], line["named"], strict=True):
+                if entry["id"] == name == named["stated"]:
+                    new = _renamed(transaction, Named(**named), entry["source"])
+                    entry["id"] = entry["cluster"] = new
+                    self._write_line(transaction, int.from_bytes(key, "big"), line)
+                    return
+
     def _write_line(self, transaction: lmdb.Transaction, number: int, line: dict) -> None:
         value = zlib.compress(json.dumps(line).encode())
         transaction.put(number.to_bytes(8, "big"), value, db=self._journal)
@@ -212,7 +215,7 @@ class StoreWriter:
         """The journal."""
         with self._explained(), self._env.begin(self._journal) as transaction:
             for _, value in transaction.cursor():
-                yield json.loads(zlib.decompress(value))
+                yield _unpacked(value)
 
     def _forget_failures(self, settings: str) -> None:
         """Begins anew where no chain was found so far, for example in a wrong folder."""
@@ -247,6 +250,19 @@ class StoreWriter:
             ) from error
 
 
+def _unpacked(value: bytes) -> dict:
+    """A line of the journal."""
+    return json.loads(zlib.decompress(value))
+
+
+def _renamed(transaction: lmdb.Transaction, named: Named, source: str) -> str:
+    """Gives a chain that is named after its entry the name of its file; the new name."""
+    new = named.stated if named.own == named.stated else _free_name(transaction, named, source)
+    record = transaction.pop(named.stated.encode()) or b""
+    transaction.put((new or named.stated).encode(), record)
+    return new or named.stated
+
+
 def _duplicate(entry: ManifestEntry, same_id: dict[str, str]) -> Rejected:
     """Says which chain has the id; one that differs needs another name to be kept."""
     first = same_id.get(entry.hash) or next(iter(same_id.values()), "another file")
@@ -270,7 +286,8 @@ def _free_name(
     names = [named.stated] if stated else []
     names.append(named.own)
     if not is_pdb_id(named.own):
-        names.append(f"{PurePath(source).parent.name}_{named.own}")
+        for folder in PurePath(source).parents:
+            names.append(f"{folder.name}_{names[-1]}")
     keys = [name.encode() for name in names]
     free = (key for key in keys if len(key) <= LONGEST_ID and transaction.get(key) is None)
     return next((key.decode() for key in free), None)

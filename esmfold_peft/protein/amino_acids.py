@@ -20,6 +20,12 @@ LETTERS = STANDARD | {"MSE": "M"}
 _CAPS = frozenset("ACE ACY BOC CBX FOR NAC NH2 NHE NHH NMA NME".split())
 """Groups that close the ends of a chain, but are no amino acids."""
 
+NOT_HEAVY = ("H", "D", *"0123456789", "LP")
+"""How the names of hydrogens (HA, 1HB), deuterium and lone pairs begin in the twenty."""
+
+_PATCHES = {"CAY", "CY", "OY", "NT", "CAT"}
+"""Atoms of caps that CHARMM writes into the first or last residue."""
+
 # AMBER, CHARMM, GROMACS (its ports of both, GROMOS, OPLS).
 _FORCE_FIELDS = {
     "ARG": "ARN ARGN",
@@ -66,9 +72,9 @@ def usual_name(residue: gemmi.Residue) -> str:
     parent = ALIASES.get(name)
     if parent is None:
         return name
-    own = ATOM_COLUMNS[STANDARD[parent]]
-    heavy = {atom.name.upper() for atom in residue if not atom.is_hydrogen()}
-    return parent if "CA" in heavy and heavy <= own.keys() else name
+    heavy = {atom.name.upper() for atom in residue} - _PATCHES
+    heavy = {name for name in heavy if not name.startswith(NOT_HEAVY)}
+    return parent if heavy and heavy <= ATOM_COLUMNS[STANDARD[parent]].keys() else name
 
 
 def letter_of(name: str) -> str:
@@ -77,21 +83,27 @@ def letter_of(name: str) -> str:
     return LETTERS.get(ALIASES.get(name, name), "X")
 
 
-def is_amino_acid(residue: gemmi.Residue) -> bool:
+def is_amino_acid(residue: gemmi.Residue) -> bool | None:
     """Whether a residue is an amino acid, standard or not, by its name or else by its backbone.
-
-    Of an unknown name with a Cα alone the file must say that it is part of a polymer (ATOM).
 
     Args:
         residue: with its `usual_name`.
+
+    Returns:
+        None for a Cα alone under an unknown name, which may be an ion: its neighbours tell.
     """
     known = _tabulated(residue.name)
-    if known is not None:
+    if known is not None and residue.name != "UNK":  # as which ligands are written too
         return known
     names = {atom.name.upper() for atom in residue}
     if names >= {"N", "CA", "C"}:
         return True
-    return residue.het_flag != "H" and names == {"CA"} and residue[0].element.name == "C"
+    return None if names == {"CA"} else False
+
+
+def may_be_listed(name: str) -> bool:
+    """Whether a name in a sequence may be part of a protein: caps, but no nucleotide or water."""
+    return name in _CAPS or _tabulated(name) is not False
 
 
 def is_known(name: str) -> bool:

@@ -22,21 +22,25 @@ def is_atom_table(block: gemmi.cif.Block) -> bool:
     return loop is not None and loop.length() > 0
 
 
-def complete(block: gemmi.cif.Block, place: str) -> None:
+def complete(block: gemmi.cif.Block, place: str) -> dict[str, str]:
     """Adds the columns that gemmi needs and other readers do without.
 
     Args:
         block: with a table of atoms; changed in place.
         place: of the file, for the message.
 
+    Returns:
+        The author's names of chains that have another in the table now, since gemmi would mix
+        residues of several molecules under one name.
+
     Raises:
         UserError: a column is missing that nothing stands in for.
     """
     loop = _loop(block)
     assert loop is not None
-    has = {tag.removeprefix(_PREFIX) for tag in loop.tags}
+    has = {tag.lower().removeprefix(_PREFIX) for tag in loop.tags}
     for names in (*((name,) for name in _XYZ), *_either("comp_id", "atom_id", "seq_id")):
-        if has.isdisjoint(names):
+        if has.isdisjoint(name.lower() for name in names):
             wanted = " or ".join(_PREFIX + name for name in names)
             raise UserError(f"{place}: the table of atoms has no column {wanted}")
     numbers = [_column(block, name) for name in ("label_seq_id", "auth_seq_id") if name in has]
@@ -47,6 +51,7 @@ def complete(block: gemmi.cif.Block, place: str) -> None:
         loop.add_columns([_PREFIX + "id"], "0")
         _fill(block, "id", [str(row) for row in range(1, loop.length() + 1)])
     _name_chains(block, loop, has)
+    return _part_molecules(block, has)
 
 
 def require_numbers(
@@ -107,6 +112,22 @@ def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) ->
     authors = ["A" if author in _UNKNOWN else author for author in authors]
     both = zip(labels, authors, strict=True)
     _fill(block, "label_asym_id", [author if one in _UNKNOWN else one for one, author in both])
+
+
+def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
+    """Gives each molecule a name of its own where several polymers have one author's name."""
+    if "auth_asym_id" not in has:
+        return {}
+    authors, labels = (_column(block, name) for name in ("auth_asym_id", "label_asym_id"))
+    groups = _column(block, "group_PDB") if "group_pdb" in has else ["ATOM"] * len(labels)
+    found = set(zip(groups, authors, labels, strict=True))
+    polymers = [(author, label) for group, author, label in found if group.upper() == "ATOM"]
+    if len({author for author, _ in polymers}) == len(set(polymers)):
+        return {}
+    names = {(a, b): f"{gemmi.cif.as_string(a)} {gemmi.cif.as_string(b)}" for _, a, b in found}
+    new = [gemmi.cif.quote(names[pair]) for pair in zip(authors, labels, strict=True)]
+    _fill(block, "auth_asym_id", new)
+    return {name: gemmi.cif.as_string(author) for (author, _), name in names.items()}
 
 
 def _line(block: gemmi.cif.Block, text: bytes, atom: str, value: str) -> str:

@@ -4,7 +4,7 @@ gemmi is a C++ parser, many times faster than one written in Python.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -123,62 +123,68 @@ def _is_pdb(data: bytes) -> bool:
 
 def _plain_text(data: bytes, place: str) -> bytes:
     """The text without the mark of its encoding, in lines that end with a line feed."""
-    data = data.removeprefix(_UTF8_MARK)
+    data = data.removeprefix(_UTF8_MARK).replace(b"\n" + _UTF8_MARK, b"\n")
     if data.startswith(_UTF16_MARKS):
         try:
             data = data.decode("utf-16").encode()
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
-    return data if b"\n" in data else data.replace(b"\r", b"\n")
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
 def _open_mmcif(place: str, data: bytes) -> Entry:
     with refusing_damage(place, _PARSING):
         blocks = list(gemmi.cif.read_string(data))
     with_atoms = [block for block in blocks if is_atom_table(block)]
-    block = (with_atoms or blocks)[0]
-    name = _printable(next(_values(block, "_entry.id"), file_stem(place)), place)
     if not with_atoms:
+        for block in blocks[:1]:
+            _entry_id(block, place)
         raise UserError(f"{place}: no coordinates")
-    complete(block, place)
+    opened = (_open_block(block, place, data) for block in with_atoms)
+    entries = [next(opened)]
+    while not entries[-1].polymers and len(entries) < len(with_atoms):
+        entries.append(next(opened))
+    chosen = entries[-1] if entries[-1].polymers else entries[0]
+    if len(with_atoms) > 1:
+        number = entries.index(chosen) + 1
+        chosen.notes.append(f"of {len(with_atoms)} data blocks with atoms, number {number} is read")
+    return chosen
+
+
+def _open_block(block: gemmi.cif.Block, place: str, data: bytes) -> Entry:
+    name = _entry_id(block, place)
+    authors = complete(block, place)
     with refusing_damage(place, _PARSING):
         structure = gemmi.make_structure_from_block(block)
-        release_date = _oldest(block)
     _require_atoms(structure, place)
     require_numbers(block, structure, data, place)
     method = "; ".join(_values(block, "_exptl.method")) or None
-    unread = len(with_atoms) - 1
+    resolutions = (value for tag in _RESOLUTION_TAGS for value in _values(block, tag))
+    dates = [value for tag in _RELEASE_TAGS for value in _values(block, tag)]
+    release_date, notes = _oldest(dates, date.fromisoformat)
     return Entry(
         place=place,
         name=name,
         structure=structure,
-        polymers=mmcif_polymers(structure),
-        resolution=_resolution(
-            method, (v for tag in _RESOLUTION_TAGS for v in _values(block, tag))
-        ),
+        polymers=mmcif_polymers(structure, authors),
+        resolution=_resolution(method, resolutions),
         method=method,
         release_date=release_date,
-        notes=[
-            *(
-                [f"the first data block is read, {unread} more with atoms are not"]
-                if unread
-                else []
-            ),
-            *_other_models(structure),
-        ],
+        notes=[*notes, *_other_models(structure)],
     )
 
 
 def _open_pdb(place: str, data: bytes) -> Entry:
     data, notes = readable(data, place)
-    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
     with refusing_damage(place, _PARSING):
         structure = gemmi.read_pdb_string(data, split_chain_on_ter=True)
-        release_date = _pdb_date(first_release[1].decode()) if first_release else None
-    _require_atoms(structure, place)
+    _require_atoms(structure, place, notes)
     # Only what is asked for is decoded: a title may be in an encoding other than UTF-8.
     info = {tag: structure.info[tag] for tag in _INFO_TAGS if tag in structure.info}
     method = info.get("_exptl.method")
+    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
+    dates = [first_release[1].decode()] if first_release else []
+    release_date, undated = _oldest(dates, _pdb_date)
     return Entry(
         place=place,
         name=_printable(info.get("_entry.id", file_stem(place)), place),
@@ -187,8 +193,12 @@ def _open_pdb(place: str, data: bytes) -> Entry:
         resolution=_resolution(method, iter([str(structure.resolution)])),
         method=method,
         release_date=release_date,
-        notes=[*notes, *_other_models(structure)],
+        notes=[*notes, *undated, *_other_models(structure)],
     )
+
+
+def _entry_id(block: gemmi.cif.Block, place: str) -> str:
+    return _printable(next(_values(block, "_entry.id"), file_stem(place)), place)
 
 
 def _printable(name: str, place: str) -> str:
@@ -199,14 +209,19 @@ def _printable(name: str, place: str) -> str:
 
 def _other_models(structure: gemmi.Structure) -> list[str]:
     """Says that the models are no ensemble, of which one stands for all."""
-    if len({model.count_atom_sites() for model in structure}) < 2:
-        return []
-    return [f"the first of {len(structure)} models is read, though others have other atoms"]
+    found = {
+        (model.count_atom_sites(), *(chain.name for chain in model), *map(str, model[0][:1]))
+        for model in structure
+        if len(model)
+    }
+    return (
+        [f"one of {len(structure)} models is read, though others differ"] if len(found) > 1 else []
+    )
 
 
-def _require_atoms(structure: gemmi.Structure, place: str) -> None:
-    if len(structure) == 0 or structure[0].count_atom_sites() == 0:
-        raise UserError(f"{place}: no coordinates")
+def _require_atoms(structure: gemmi.Structure, place: str, notes: Iterable[str] = ()) -> None:
+    if not any(model.count_atom_sites() for model in structure):
+        raise UserError("; ".join((f"{place}: no coordinates", *notes)))
 
 
 def _values(block: gemmi.cif.Block, tag: str) -> Iterator[str]:
@@ -221,9 +236,15 @@ def _resolution(method: str | None, values: Iterator[str]) -> float | None:
     return next((number for number in numbers if number > 0), None)
 
 
-def _oldest(block: gemmi.cif.Block) -> date | None:
-    dates = [date.fromisoformat(v) for tag in _RELEASE_TAGS for v in _values(block, tag)]
-    return min(dates, default=None)
+def _oldest(texts: list[str], read: Callable[[str], date]) -> tuple[date | None, list[str]]:
+    """The oldest date, and a note if one cannot be read: which is no reason to lose coordinates."""
+    dates = []
+    for text in texts:
+        try:
+            dates.append(read(text))
+        except ValueError:
+            return None, [f"the release date is taken as unknown: {text[:40]} is no date"]
+    return min(dates, default=None), []
 
 
 def _pdb_date(text: str) -> date:
@@ -235,5 +256,6 @@ def file_stem(place: str) -> str:
     """The name of a file without the endings of structure files."""
     name = PurePath(place).name
     for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name

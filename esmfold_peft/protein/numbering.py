@@ -20,7 +20,7 @@ _BROKEN = 3.0
 _BONDED_CA = (2.5, 4.2)
 """Å between neighbouring Cα: 3.8, or 2.9 before a cis proline."""
 
-_BROKEN_CA = 4.5
+_BROKEN_CA = 5.0
 
 
 def is_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool | None:

@@ -1,25 +1,35 @@
 """The text of a PDB file before gemmi reads it.
 
-gemmi takes what is no number for 0, a blank occupancy for 0, and the fourth letter of a residue's
-name for one of the chain's. Here such lines are refused or put right.
+gemmi takes what is no number for 0, a blank occupancy for 0, the fourth letter of a residue's name
+for one of the chain's, and two copies of a molecule under one name for one. Here such lines are
+refused or put right.
 """
 
 import math
+import string
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.amino_acids import ALIASES
+from esmfold_peft.protein.amino_acids import ALIASES, letter_of
 
 _NAME = slice(17, 21)  # three letters, and a fourth that some programs need
+_CHAIN = slice(20, 22)
+_RESIDUE = slice(17, 27)
+_ATOM = slice(12, 27)
+_SEGMENT = slice(72, 76)
+_SERIAL = slice(22, 26)
 _COORDINATES = slice(30, 54)
 _OCCUPANCY = slice(54, 60)
 _DIGITS = b" +-.0123456789"
 _NUMBER = np.zeros(256, dtype=bool)
 _NUMBER[list(_DIGITS)] = True
+_SERIALS = np.isin(
+    np.arange(256), list(b" -+" + string.ascii_letters.encode() + string.digits.encode())
+)
 _CASE = 0x20
-_LONGEST = 60
+_LONGEST = 76
 
 
 def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
@@ -43,9 +53,12 @@ def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
     unread -= len(atoms)
     lines = _padded(text, starts, atoms)
     _require_coordinates(lines, atoms, place)
+    _require_residue_numbers(lines, atoms, place)
     changed = text.copy()
     _fill_occupancies(changed, lines, starts[atoms])
     _shorten_names(changed, lines, starts[atoms])
+    models = np.cumsum(heads == b"MODEL ")[atoms]
+    changed = _part_copies(changed, lines, models, starts[atoms])
     where = f"after the record END on line {ends[0] + 1}" if unread else ""
     return changed.tobytes(), [f"{unread} atoms {where} are not read"] if unread else []
 
@@ -61,8 +74,8 @@ def _heads(text: UInt8[np.ndarray, "m"], starts: Int64[np.ndarray, "l"]) -> np.n
 
 def _padded(
     text: UInt8[np.ndarray, "m"], starts: Int64[np.ndarray, "l"], atoms: Int64[np.ndarray, "a"]
-) -> UInt8[np.ndarray, "a 60"]:
-    """The first 60 columns of lines, with 0 behind their ends."""
+) -> UInt8[np.ndarray, "a 76"]:
+    """The first 76 columns of lines, with 0 behind their ends."""
     padded = np.concatenate([text, np.full(_LONGEST, ord("\n"), dtype=np.uint8)])
     lines = padded[starts[atoms][:, None] + np.arange(_LONGEST)]
     lines[np.logical_or.accumulate(lines == ord("\n"), axis=1)] = 0
@@ -71,7 +84,7 @@ def _padded(
 
 
 def _require_coordinates(
-    lines: UInt8[np.ndarray, "a 60"], atoms: Int64[np.ndarray, "a"], place: str
+    lines: UInt8[np.ndarray, "a 76"], atoms: Int64[np.ndarray, "a"], place: str
 ) -> None:
     columns = np.ascontiguousarray(lines[:, _COORDINATES])
     fields = columns.reshape(-1, 3, 8).view("S8")[..., 0]
@@ -80,12 +93,31 @@ def _require_coordinates(
         np.delete(fields, doubtful, axis=0).astype(np.float64)
     except ValueError:
         doubtful = np.arange(len(fields))
-    for row in doubtful:
-        if not all(map(_is_number, fields[row])):
-            shown = columns[row].tobytes().replace(b"\0", b"").decode("ascii", "replace")
+    # Of z in a column too far to the right, the last digit stands where the occupancy begins.
+    digit = (lines[:, 54] >= ord("0")) & (lines[:, 54] <= ord("9"))
+    points = columns.reshape(-1, 3, 8) == ord(".")
+    shifted = digit & (points[:, 2].argmax(-1) != points[:, 1].argmax(-1))
+    for row in np.union1d(doubtful, np.flatnonzero(shifted)):
+        if shifted[row] or not all(map(_is_number, fields[row])):
+            shown = lines[row, 30:60].tobytes().replace(b"\0", b"").decode("ascii", "replace")
             raise UserError(
                 f"{place}: not a valid coordinate file (line {atoms[row] + 1}: x, y and z in"
-                f' columns 31 to 54 are not three numbers, but "{shown}")'
+                f' columns 31 to 54 are not three numbers, but "{shown.rstrip()}")'
+            )
+
+
+def _require_residue_numbers(
+    lines: UInt8[np.ndarray, "a 76"], atoms: Int64[np.ndarray, "a"], place: str
+) -> None:
+    """Refuses amino acids without a number, which gemmi would take for one; water may lack them."""
+    serials = lines[:, _SERIAL]
+    bad = ~_SERIALS[serials].all(-1) | (serials == ord(" ")).all(-1)
+    for row in np.flatnonzero(bad):
+        name = lines[row, 17:20].tobytes().decode("ascii", "replace").strip()
+        if letter_of(name) != "X":
+            raise UserError(
+                f"{place}: not a valid coordinate file (line {atoms[row] + 1}: no residue number in"
+                " columns 23 to 26)"
             )
 
 
@@ -99,29 +131,69 @@ def _is_number(field: bytes) -> bool:
 
 
 def _fill_occupancies(
-    text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 60"], starts: Int64[np.ndarray, "a"]
+    text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 76"], starts: Int64[np.ndarray, "a"]
 ) -> None:
-    """Writes 1.00 where the occupancy has no digit; gemmi fills it in where the line is shorter."""
+    """Writes 1.00 where the occupancy has no digit, or as much of it as the line is long."""
     columns = lines[:, _OCCUPANCY]
-    digits = (columns >= ord("0")) & (columns <= ord("9"))
-    missing = ~digits.any(-1) & (columns != 0).all(-1)
-    where = starts[missing][:, None] + np.arange(_OCCUPANCY.start, _OCCUPANCY.stop)
-    text[where] = np.frombuffer(b"  1.00", dtype=np.uint8)
+    missing = ~np.any((columns >= ord("0")) & (columns <= ord("9")), axis=-1)
+    rows, places = np.nonzero(missing[:, None] & (columns != 0))
+    text[starts[rows] + _OCCUPANCY.start + places] = np.frombuffer(b"  1.00", np.uint8)[places]
 
 
 def _shorten_names(
-    text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 60"], starts: Int64[np.ndarray, "a"]
+    text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 76"], starts: Int64[np.ndarray, "a"]
 ) -> None:
     """Writes the amino acid's name where a force field's has four letters.
 
-    The fourth is in the first of two columns that gemmi reads as the chain's name. If all atoms
-    have something there, it is the name of a chain.
+    The fourth is in the first of two columns that gemmi reads as the chain's name. It is the
+    chain's where the same two stand behind a name that it makes no other of.
     """
-    names = np.ascontiguousarray(lines[:, _NAME]).view("S4")[:, 0]
-    if not len(lines) or (lines[:, _NAME.stop - 1] > ord(" ")).all():
-        return
-    for name in np.unique(names):
-        parent = ALIASES.get(name.decode("ascii", "replace").upper())
-        if parent is not None and len(name) == 4 and b" " not in name:
-            where = starts[names == name][:, None] + np.arange(_NAME.start, _NAME.stop)
+    names, chains = (_texts(lines, columns) for columns in (_NAME, _CHAIN))
+    longer = {
+        name: ALIASES.get(name.decode("ascii", "replace").upper())
+        for name in np.unique(names[lines[:, _CHAIN.start] > ord(" ")])
+    }
+    of_chains = np.isin(names, [name for name, parent in longer.items() if parent is None])
+    free = ~np.isin(chains, chains[of_chains])
+    for name, parent in longer.items():
+        if parent is not None:
+            where = starts[(names == name) & free][:, None] + np.arange(_NAME.start, _NAME.stop)
             text[where] = np.frombuffer(f"{parent} ".encode(), dtype=np.uint8)
+
+
+def _part_copies(
+    text: UInt8[np.ndarray, "m"],
+    lines: UInt8[np.ndarray, "a 76"],
+    models: Int64[np.ndarray, "a"],
+    starts: Int64[np.ndarray, "a"],
+) -> UInt8[np.ndarray, "k"]:
+    """Writes TER before a second copy of the same residues, whose atoms gemmi would mix.
+
+    Args:
+        text: the file.
+        lines: of atoms.
+        models: number of the model of each.
+        starts: of the lines in the text.
+    """
+    keys = np.concatenate(
+        [lines[:, _ATOM], lines[:, _SEGMENT], models.astype("<u4").view(np.uint8).reshape(-1, 4)], 1
+    )
+    _, atom, counts = np.unique(
+        np.ascontiguousarray(keys).view(f"V{keys.shape[1]}")[:, 0],
+        return_inverse=True,
+        return_counts=True,
+    )
+    if counts.max(initial=0) < 2:
+        return text
+    order = np.argsort(atom, kind="stable")
+    copy = np.empty(len(atom), dtype=np.int64)
+    copy[order] = np.arange(len(atom)) - np.repeat(np.cumsum(counts) - counts, counts)
+    residues = _texts(lines, _RESIDUE)
+    begins = (np.diff(copy, prepend=0) > 0) & (residues != np.roll(residues, 1))
+    return np.insert(text, np.repeat(starts[begins], 4), np.tile(list(b"TER\n"), begins.sum()))
+
+
+def _texts(lines: UInt8[np.ndarray, "a 76"], columns: slice) -> np.ndarray:
+    """Some columns of each line as one text."""
+    width = columns.stop - columns.start
+    return np.ascontiguousarray(lines[:, columns]).view(f"S{width}")[:, 0]

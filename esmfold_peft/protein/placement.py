@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 
 import gemmi
 import numpy as np
@@ -52,7 +52,12 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
     Places are aligned where the file has none (PDB), or has others than those of the sequence; at
     first no residue may contradict it.
     """
-    letters = {name: letter_of(gemmi.Entity.first_mon(name)) for name in set(polymer.deposited)}
+    # What a force field's name stands for elsewhere is told by atoms, which a sequence lacks.
+    others = {residue.name for residue in polymer.residues if residue.name in ALIASES}
+    letters = {
+        name: "X" if name in others else letter_of(gemmi.Entity.first_mon(name))
+        for name in set(polymer.deposited)
+    }
     sequence = "".join(letters[name] for name in polymer.deposited)
     index = np.arange(len(sequence), dtype=np.int32)
     best: tuple[dict[int, gemmi.Residue], list[gemmi.Residue]] | None = None
@@ -61,6 +66,7 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
         placed, left = _placed(residues, sequence, modified=modified)
         outside = sum(not 1 <= (residue.label_seq or 0) <= len(sequence) for residue in left)
         fits = outside <= (1 - _LEAST_PLACED) * len(residues) and 2 * len(left) <= len(residues)
+        fits = fits and not _lacks(residues, placed)
         if fits and (best is None or len(left) < len(best[1])):
             best = placed, left
         if not left or (fits and mismatch is None):  # the file's own places, where they make sense
@@ -69,6 +75,18 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
         return None
     placed, left = best
     return Placed(sequence, index, placed, [_left_out(left)] if left else [])
+
+
+def _lacks(residues: list[gemmi.Residue], placed: dict[int, gemmi.Residue]) -> bool:
+    """Whether the sequence lacks residues that stand between two which it has side by side."""
+    rows = {id(residue): row for row, residue in enumerate(residues)}
+    sides = [(place, rows[id(residue)]) for place, residue in sorted(placed.items())]
+    return any(
+        place + 1 == next_place
+        and row + 1 < next_row
+        and residues[row + 1].seqid not in (residues[row].seqid, residues[next_row].seqid)
+        for (place, row), (next_place, next_row) in pairwise(sides)
+    )
 
 
 def _left_out(residues: list[gemmi.Residue]) -> str:

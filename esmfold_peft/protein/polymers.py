@@ -12,11 +12,20 @@ from itertools import groupby, pairwise
 
 import gemmi
 
-from esmfold_peft.protein.amino_acids import STANDARD, is_amino_acid, is_known, usual_name
+from esmfold_peft.protein.amino_acids import (
+    STANDARD,
+    is_amino_acid,
+    is_known,
+    may_be_listed,
+    usual_name,
+)
 from esmfold_peft.protein.numbering import increases, is_bonded
 
-_PEPTIDES = (gemmi.PolymerType.PeptideL, gemmi.PolymerType.PeptideD)
-_NOT_STATED = (None, gemmi.PolymerType.Unknown, gemmi.PolymerType.Other)
+_PEPTIDES = (
+    gemmi.PolymerType.PeptideL,
+    gemmi.PolymerType.PeptideD,
+    gemmi.PolymerType.CyclicPseudoPeptide,
+)
 
 
 @dataclass(eq=False)
@@ -40,31 +49,51 @@ class Polymer:
     notes: list[str] = field(default_factory=list)
 
 
-def mmcif_polymers(structure: gemmi.Structure) -> list[Polymer]:
-    """The protein chains of the first model of an mmCIF file, in its order."""
+def mmcif_polymers(structure: gemmi.Structure, authors: dict[str, str]) -> list[Polymer]:
+    """The protein chains of the first model of an mmCIF file that has any, in its order.
+
+    Args:
+        structure: what gemmi made of the file.
+        authors: the author's names of chains that have another in `structure`.
+    """
+    models = (_mmcif_model(structure, model, authors) for model in structure)
+    return _first(models)
+
+
+def _mmcif_model(
+    structure: gemmi.Structure, model: gemmi.Model, authors: dict[str, str]
+) -> list[Polymer]:
     groups: dict[tuple[str, str, str], list[gemmi.Residue]] = {}
     entities: dict[tuple[str, str, str], gemmi.Entity | None] = {}
-    for chain in structure[0]:
+    for chain in model:
         for span in chain.subchains():
             for entity, residues in _by_entity(span):
-                key = chain.name or span.subchain_id(), span.subchain_id(), entity
+                author = authors.get(chain.name, chain.name) or span.subchain_id()
+                key = author, span.subchain_id(), entity
                 groups.setdefault(key, []).extend(residues)
                 entities[key] = structure.get_entity(entity) or structure.get_entity_of(span)
     found = []
     for key, residues in groups.items():
         entity, notes = entities[key], []
-        kind = entity.polymer_type if entity else None
         deposited = list(entity.full_sequence) if entity else []
-        if kind in _PEPTIDES:
-            chosen = _amino_acids(residues, deposited)
-        elif kind in _NOT_STATED:
-            chosen = _without_ligands(_amino_acids(residues, deposited), notes)
-        else:
-            continue
+        chosen = _amino_acids(residues, deposited)
+        # Some programs state wrong types, or none, and name ligands as part of a sequence.
+        if not (deposited and entity and entity.polymer_type in _PEPTIDES):
+            chosen = _without_ligands(chosen, notes)
         if chosen:
             author, label, name = key
             found.append(Polymer(author, label, name or None, deposited, chosen, notes))
     return _with_own_names(found)
+
+
+def _first(models: Iterable[list[Polymer]]) -> list[Polymer]:
+    """The chains of the first model that has any; one may hold a ligand alone."""
+    for number, polymers in enumerate(models, start=1):
+        if polymers:
+            for polymer in polymers if number > 1 else ():
+                polymer.notes.append(f"of model {number}; there is no protein in those before it")
+            return polymers
+    return []
 
 
 def _by_entity(span: gemmi.ResidueSpan) -> Iterator[tuple[str, Iterable[gemmi.Residue]]]:
@@ -76,42 +105,70 @@ def _by_entity(span: gemmi.ResidueSpan) -> Iterator[tuple[str, Iterable[gemmi.Re
 
 
 def pdb_polymers(structure: gemmi.Structure) -> list[Polymer]:
-    """The protein chains of the first model of a PDB file, in its order.
+    """The protein chains of the first model of a PDB file that has any, in its order.
 
     Args:
         structure: whose chains gemmi has parted at every TER.
     """
-    deposited = {entity.name: list(entity.full_sequence) for entity in structure.entities}
+    deposited = {
+        entity.name: [name for name in entity.full_sequence if may_be_listed(name.upper())]
+        for entity in structure.entities
+    }
+    return _first(_pdb_model(model, deposited) for model in structure)
+
+
+def _pdb_model(model: gemmi.Model, deposited: dict[str, list[str]]) -> list[Polymer]:
     found: dict[str, list[Polymer]] = {}
-    for chain in structure[0]:
+    for chain in model:
         for residues in _parts(chain, deposited.get(chain.name, [])):
             _add(found.setdefault(chain.name, []), chain.name, residues, deposited)
     polymers = [polymer for chains in found.values() for polymer in chains]
-    _name_blank_ones(found.pop("", []), [chain.name for chain in structure[0]])
+    _name_blank_ones(found.pop("", []), [chain.name for chain in model])
     return _with_own_names(polymers)
 
 
 def _amino_acids(residues: Iterable[gemmi.Residue], deposited: list[str]) -> list[gemmi.Residue]:
-    """The amino acids, under their usual names, and what else the deposited sequence names."""
+    """The amino acids, under their usual names, and the caps that the deposited sequence names."""
     named = {name.upper() for names in set(deposited) for name in names.split(",")}
+    named = {name for name in named if may_be_listed(name)}
     found: list[gemmi.Residue] = []
+    lone: list[gemmi.Residue] = []
     for residue in residues:
         usual = usual_name(residue)
         if usual != residue.name:
             residue.name = usual
-        if usual in named or is_amino_acid(residue):
+        if residue[0].name.islower():
+            for atom in residue:
+                atom.name = atom.name.upper()
+        kind = usual in named or is_amino_acid(residue)
+        if kind is not False:
             found.append(residue)
-    return found
+        if kind is None:
+            lone.append(residue)
+    if lone:
+        found = [r for k, r in enumerate(found) if r not in lone or _has_neighbour(found, k)]
+    return (
+        found
+        if any(residue.name not in named or is_amino_acid(residue) for residue in found)
+        else []
+    )
+
+
+def _has_neighbour(residues: list[gemmi.Residue], row: int) -> bool:
+    """Whether a Cα is as far from the one before or behind it as in a chain."""
+    near = residues[max(row - 1, 0) : row + 2]
+    return any(is_bonded(one, other) is True for one, other in pairwise(near))
 
 
 def _parts(chain: gemmi.Chain, deposited: list[str]) -> Iterator[list[gemmi.Residue]]:
-    """A stretch between two TER; of a chain without a name, the molecules that make it up.
+    """A stretch between two TER; the molecules in it, where segments or blank names hide some.
 
-    These differ in the segment's name, or are not bonded and begin with a lower number.
+    These are not bonded, and differ in the segment's name or, in a chain without a name, begin with
+    a lower number.
     """
     part: list[gemmi.Residue] = []
     for residue in _amino_acids(chain, deposited):
-        if part and not chain.name and _begins_another(part[-1], residue):
+        if part and _begins_another(part[-1], residue, named=bool(chain.name)):
             yield part
             part = []
         part.append(residue)
@@ -119,8 +176,9 @@ def _parts(chain: gemmi.Chain, deposited: list[str]) -> Iterator[list[gemmi.Resi
         yield part
 
 
-def _begins_another(one: gemmi.Residue, other: gemmi.Residue) -> bool:
-    if one.segment == other.segment and (increases(one, other) or _same_position(one, other)):
+def _begins_another(one: gemmi.Residue, other: gemmi.Residue, *, named: bool) -> bool:
+    goes_on = named or increases(one, other) or one.seqid == other.seqid
+    if one.segment == other.segment and goes_on:
         return False
     return is_bonded(one, other) is not True
 
@@ -131,6 +189,11 @@ def _add(
     """Adds a part to the last chain of its name where it goes on, else as a chain of its own."""
     notes: list[str] = []
     last = chains[-1] if chains else None
+    if last is not None and _is_rest(last.residues[-1], residues[0]):
+        for atom in residues[0]:
+            last.residues[-1].add_atom(atom)
+        last.residues += residues[1:]
+        return
     if last is not None and is_bonded(last.residues[-1], residues[0]):
         last.residues += residues
         return
@@ -140,6 +203,13 @@ def _add(
         last.notes += notes
     elif residues:
         chains.append(Polymer(name, name, None, deposited.get(name, []), residues, notes))
+
+
+def _is_rest(one: gemmi.Residue, other: gemmi.Residue) -> bool:
+    """Whether TER stands inside a residue."""
+    names = {atom.name for atom in one}
+    same = one.seqid == other.seqid and one.name == other.name
+    return same and names.isdisjoint(atom.name for atom in other)
 
 
 def _goes_on(chain: Polymer, residues: list[gemmi.Residue]) -> bool:
@@ -155,28 +225,34 @@ def _goes_on(chain: Polymer, residues: list[gemmi.Residue]) -> bool:
 
 
 def _without_ligands(residues: list[gemmi.Residue], notes: list[str]) -> list[gemmi.Residue]:
-    """Leaves out amino acids that are free molecules.
+    """Leaves out amino acids that are free molecules: HETATM, and bonded to no neighbour.
 
-    These are standard or of unknown names, HETATM, and bonded to no neighbour. Where all are HETATM
-    (some programs write whole proteins so), a chain is what has a bond.
+    Where all are HETATM (some programs write whole proteins so), a chain is what has a bond.
     """
+    if not residues:
+        return []
     bonds = [False, *(is_bonded(one, other) is not False for one, other in pairwise(residues))]
-    bound = [one or other for one, other in pairwise([*bonds, False])] if residues else []
-    kept = [b or not _may_be_free(r) for r, b in zip(residues, bound, strict=True)]
-    if all(residue.het_flag == "H" for residue in residues) and not any(bound):
+    bound = [one or other for one, other in pairwise([*bonds, False])]
+    sure = [row for row, residue in enumerate(residues) if residue.het_flag != "H"]
+    if not sure and not any(bound):
         kept = [False] * len(residues)
+    else:
+        inside = range(sure[0], sure[-1]) if sure else range(0)
+        kept = [
+            b or not _may_be_free(residue, inside=row in inside)
+            for row, (residue, b) in enumerate(zip(residues, bound, strict=True))
+        ]
     free = [f"{r.name} {r.seqid}" for r, keep in zip(residues, kept, strict=True) if not keep]
     if free:
         notes.append(f"free amino acids are no part of a chain: {listed(free)}")
     return [residue for residue, keep in zip(residues, kept, strict=True) if keep]
 
 
-def _may_be_free(residue: gemmi.Residue) -> bool:
-    return residue.het_flag == "H" and (residue.name in STANDARD or not is_known(residue.name))
-
-
-def _same_position(one: gemmi.Residue, other: gemmi.Residue) -> bool:
-    return one.seqid == other.seqid
+def _may_be_free(residue: gemmi.Residue, *, inside: bool) -> bool:
+    """Whether a residue without a bond is a ligand; a modified one inside a chain lies in a gap."""
+    if residue.het_flag != "H" or residue.name == "MSE":
+        return False
+    return residue.name in STANDARD or not is_known(residue.name) or not inside
 
 
 def _name_blank_ones(chains: list[Polymer], names: list[str]) -> None:

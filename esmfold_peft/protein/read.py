@@ -159,7 +159,7 @@ def _chains(
 
 def _polymers(entry: Entry) -> list[Polymer]:
     if not entry.polymers:
-        raise NoProteinError(f"{entry.place}: no protein chain")
+        raise NoProteinError("; ".join((f"{entry.place}: no protein chain", *entry.notes)))
     for polymer in entry.polymers:
         if not (polymer.author + polymer.label).isprintable():
             raise UserError(f"{entry.place}: chain name {polymer.author!r} is not printable")
@@ -247,6 +247,8 @@ def _atoms(
     atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.
     slots = (atoms.place * len(ATOM37) + atoms.column)[::-1]
+    if again := len(slots) - len(np.unique(slots)):
+        notes.append(f"{again} atoms are listed again under the same name; the first is read")
     positions = np.zeros((n * len(ATOM37), 3), dtype=np.float32)
     mask = np.zeros(n * len(ATOM37), dtype=bool)
     b_factors = np.zeros(n * len(ATOM37), dtype=np.float32)

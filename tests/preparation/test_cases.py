@@ -34,12 +34,12 @@ def test_files_of_one_entry_id_are_named_after_themselves(prepare, order: tuple[
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(prepare, tmp_path: Path):
-    for number in (1, 2):
-        folder = tmp_path / "in" / f"job{number}"
+    for number in (1, 2, 3):
+        folder = tmp_path / "in" / f"job{number}" / "out"
         folder.mkdir(parents=True)
         shutil.copy(CASES / "entry_ids" / f"job{number}_model_0.cif", folder / "model.cif")
     store = prepare(tmp_path / "in", filters=SHORT)
-    assert set(ids(store)) == {"model", "job2_model"}
+    assert ids(store) == ["model", "out_model", "job3_out_model"]
 
 
 def test_equal_files_of_one_entry_id_are_duplicates(prepare, tmp_path: Path):
@@ -56,7 +56,9 @@ def test_other_coordinates_of_one_pdb_entry_are_kept_under_the_file_name(prepare
     header = f"HEADER    CHROMOSOMAL PROTEIN                     02-JAN-87   1UBQ{' ' * 14}\n"
     (tmp_path / "1ubq.pdb").write_text(header + text)
     (tmp_path / "refined.pdb").write_text(header + re.sub("26.266", "26.299", text))
-    assert ids(prepare(tmp_path / "1ubq.pdb", tmp_path / "refined.pdb")) == ["1ubq_A", "refined"]
+    files = tmp_path / "1ubq.pdb", tmp_path / "refined.pdb"
+    assert ids(prepare(*files)) == ["1ubq_A", "refined"]
+    assert ids(prepare(*files[::-1], output=tmp_path / "other")) == ["refined", "1ubq_A"]
 
 
 def test_predictions_of_occupancy_0_are_kept(prepare):
@@ -88,10 +90,12 @@ def test_clusters_of_entities_need_files_that_state_entities(
     prepare, capfd, example: Path, tmp_path: Path
 ):
     folder = CASES / "clusters_of_pdb_files"
-    with pytest.raises(UserError, match=r"PDB files do not state; .*: 1\. Give mmCIF files"):
+    with pytest.raises(
+        UserError, match=r"PDB files and some others do not state; .*: 1\. Give mmCIF files"
+    ):
         prepare(folder / "1ubq.pdb", clusters=str(folder / "cl.txt"))
     mmcif = example / "held_out" / "1ubq_A.cif.gz"
     sources = mmcif, folder.parent / "reference.pdb"
     store = prepare(*sources, output=tmp_path / "both", clusters=str(folder / "cl.txt"))
     assert ids(store) == ["1ubq_A", "reference"]
-    assert "PDB files do not state; chains without one: 1" in capfd.readouterr().err
+    assert "PDB files and some others do not state; chains without one: 1" in capfd.readouterr().err

@@ -275,7 +275,7 @@ def test_models_that_are_not_alike_are_noted() -> None:
     (read,) = read_pdb(
         ["MODEL        1", *PLAIN[:300], "ENDMDL", "MODEL        2", *PLAIN, "ENDMDL"]
     )
-    assert read.notes == ("the first of 2 models is read, though others have other atoms",)
+    assert read.notes == ("one of 2 models is read, though others differ",)
 
 
 def test_residues_that_contradict_the_deposited_sequence_are_noted() -> None:
