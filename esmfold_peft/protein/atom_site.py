@@ -4,6 +4,8 @@ gemmi finds no atoms where one of some columns is missing, and takes a coordinat
 for an unknown one. Here columns that follow from others are filled in, and such values refused.
 """
 
+from collections import Counter
+
 import gemmi
 import numpy as np
 
@@ -116,18 +118,42 @@ def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) ->
 
 def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
     """Gives each molecule a name of its own where several polymers have one author's name."""
-    if "auth_asym_id" not in has:
-        return {}
-    authors, labels = (_column(block, name) for name in ("auth_asym_id", "label_asym_id"))
+    labels = list(_column(block, "label_asym_id"))
+    authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else labels
     groups = _column(block, "group_PDB") if "group_pdb" in has else ["ATOM"] * len(labels)
-    found = set(zip(groups, authors, labels, strict=True))
-    polymers = [(author, label) for group, author, label in found if group.upper() == "ATOM"]
-    if len({author for author, _ in polymers}) == len(set(polymers)):
+    copies = ["0"] * len(labels)
+    if not block.find_loop("_entity_poly_seq.mon_id"):  # no program that writes it does this
+        copies = _copies(block, has)
+    found = set(zip(groups, authors, labels, copies, strict=True))
+    polymers = {tuple(names) for group, *names in found if group.upper() == "ATOM"}
+    if len({author for author, *_ in polymers}) == len(polymers):
         return {}
-    names = {(a, b): f"{gemmi.cif.as_string(a)} {gemmi.cif.as_string(b)}" for _, a, b in found}
-    new = [gemmi.cif.quote(names[pair]) for pair in zip(authors, labels, strict=True)]
-    _fill(block, "auth_asym_id", new)
-    return {name: gemmi.cif.as_string(author) for (author, _), name in names.items()}
+    if "auth_asym_id" not in has:
+        block.find_loop(_PREFIX + "id").get_loop().add_columns([_PREFIX + "auth_asym_id"], "A")
+    names = {
+        key: " ".join(map(gemmi.cif.as_string, key)) for key in {tuple(key) for _, *key in found}
+    }
+    keys = zip(authors, labels, copies, strict=True)
+    _fill(block, "auth_asym_id", [gemmi.cif.quote(names[key]) for key in keys])
+    return {name: gemmi.cif.as_string(key[0]) for key, name in names.items()}
+
+
+def _copies(block: gemmi.cif.Block, has: set[str]) -> list[str]:
+    """For each atom, how often its residue has been there before, as some other with its names."""
+    tags = ("auth_asym_id", "label_asym_id", "pdbx_PDB_model_num", "label_seq_id", "auth_seq_id")
+    tags = (*tags, "pdbx_PDB_ins_code", "label_comp_id", "auth_comp_id")
+    residues = list(zip(*(_column(block, tag) for tag in tags if tag.lower() in has), strict=True))
+    atoms = ("label_atom_id", "auth_atom_id", "label_alt_id")
+    atoms = zip(*(_column(block, tag) for tag in atoms if tag.lower() in has), strict=True)
+    seen: Counter[tuple] = Counter()
+    copies, copy, last = [], 0, None
+    for residue, atom in zip(residues, atoms, strict=False):
+        key = residue + atom
+        if residue != last:
+            copy, last = seen[key], residue
+        seen[key] += 1
+        copies.append(str(copy))
+    return copies
 
 
 def _line(block: gemmi.cif.Block, text: bytes, atom: str, value: str) -> str:

@@ -20,6 +20,8 @@ from esmfold_peft.protein.polymers import Polymer, mmcif_polymers, pdb_polymers
 
 _PDB_RECORDS = (b"HEADER", b"ATOM  ", b"HETATM", b"CRYST1", b"MODEL ")
 _PDB_FIRST_RELEASE = re.compile(rb"\nREVDAT   1   (\d\d-[A-Z]{3}-\d\d)")
+_MUCH = 1 << 20
+"""Bytes among which a file in lower case has a record."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _RESOLUTION_TAGS = ("_refine.ls_d_res_high", "_em_3d_reconstruction.resolution")
@@ -75,12 +77,12 @@ def parse_entry(data: bytes, place: str) -> Entry:
     Raises:
         UserError: it is neither mmCIF nor PDB, is damaged, or holds no coordinates.
     """
-    data = _plain_text(data, place)
+    data = _decoded(data, place)
     with refusing_damage(place):
         if _is_mmcif(data):
-            return _open_mmcif(place, data)
+            return _open_mmcif(place, _plain_text(data))
         if _is_pdb(data):
-            return _open_pdb(place, data)
+            return _open_pdb(place, _plain_text(data))
     raise UserError(f"{place}: neither mmCIF nor PDB")
 
 
@@ -110,25 +112,36 @@ def refusing_damage(
 # on 50 MB of noise).
 def _is_mmcif(data: bytes) -> bool:
     """Whether a line begins with data_, in any case."""
-    return data[:5].lower() == b"data_" or b"\ndata_" in data.lower()
+    text = data.lower()
+    return text.startswith((b"data_", _UTF8_MARK + b"data_")) or _begins(text, b"data_")
 
 
 def _is_pdb(data: bytes) -> bool:
     """Whether a line begins with a record; gemmi reads them in lower case too."""
     return any(
-        text.startswith(_PDB_RECORDS) or any(b"\n" + record in text for record in _PDB_RECORDS)
-        for text in (data, data.upper())
+        text.removeprefix(_UTF8_MARK).startswith(_PDB_RECORDS)
+        or any(_begins(text, record) for record in _PDB_RECORDS)
+        for text in (data, data[:_MUCH].upper())
     )
 
 
-def _plain_text(data: bytes, place: str) -> bytes:
-    """The text without the mark of its encoding, in lines that end with a line feed."""
-    data = data.removeprefix(_UTF8_MARK).replace(b"\n" + _UTF8_MARK, b"\n")
-    if data.startswith(_UTF16_MARKS):
-        try:
-            data = data.decode("utf-16").encode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
+def _begins(text: bytes, word: bytes) -> bool:
+    return b"\n" + word in text or b"\r" + word in text
+
+
+def _decoded(data: bytes, place: str) -> bytes:
+    if not data.startswith(_UTF16_MARKS):
+        return data
+    try:
+        return data.decode("utf-16").encode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
+
+
+def _plain_text(data: bytes) -> bytes:
+    """The text without marks of its encoding, in lines that end with a line feed."""
+    if _UTF8_MARK in data:
+        data = re.sub(rb"(^|\n)(?:%b)+" % _UTF8_MARK, rb"\1", data)
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 

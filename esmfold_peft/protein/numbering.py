@@ -54,7 +54,7 @@ def places(residues: list[gemmi.Residue]) -> tuple[Int32[np.ndarray, "n"], list[
         bonded = is_bonded(one, other)
         if bonded:
             step = 1
-        elif bonded is False and step == 1:
+        elif step == 1 and (bonded is False or (by_author > 1 and _is_far(one, other))):
             step = max(by_author, 2)
             hidden += [row] if by_author < 2 else []
         steps.append(step)
@@ -67,6 +67,11 @@ def places(residues: list[gemmi.Residue]) -> tuple[Int32[np.ndarray, "n"], list[
 def increases(one: gemmi.Residue, other: gemmi.Residue) -> bool:
     """Whether the author's number, with its insertion code, is higher in the second residue."""
     return _number(one) < _number(other)
+
+
+def _is_far(one: gemmi.Residue, other: gemmi.Residue) -> bool:
+    bond = _distance(one, "C", other, "N")
+    return bond is not None and bond > _BROKEN
 
 
 def _author_step(one: gemmi.Residue, other: gemmi.Residue) -> int:

@@ -68,8 +68,7 @@ def _mmcif_model(
     for chain in model:
         for span in chain.subchains():
             for entity, residues in _by_entity(span):
-                author = authors.get(chain.name, chain.name) or span.subchain_id()
-                key = author, span.subchain_id(), entity
+                key = chain.name, span.subchain_id(), entity
                 groups.setdefault(key, []).extend(residues)
                 entities[key] = structure.get_entity(entity) or structure.get_entity_of(span)
     found = []
@@ -81,8 +80,9 @@ def _mmcif_model(
         if not (deposited and entity and entity.polymer_type in _PEPTIDES):
             chosen = _without_ligands(chosen, notes)
         if chosen:
-            author, label, name = key
-            found.append(Polymer(author, label, name or None, deposited, chosen, notes))
+            name, label, entity_id = key
+            author = authors.get(name, name) or label
+            found.append(Polymer(author, label, entity_id or None, deposited, chosen, notes))
     return _with_own_names(found)
 
 
@@ -239,13 +239,17 @@ def _without_ligands(residues: list[gemmi.Residue], notes: list[str]) -> list[ge
     else:
         inside = range(sure[0], sure[-1]) if sure else range(0)
         kept = [
-            b or not _may_be_free(residue, inside=row in inside)
+            (b and _has_backbone(residue)) or not _may_be_free(residue, inside=row in inside)
             for row, (residue, b) in enumerate(zip(residues, bound, strict=True))
         ]
     free = [f"{r.name} {r.seqid}" for r, keep in zip(residues, kept, strict=True) if not keep]
     if free:
         notes.append(f"free amino acids are no part of a chain: {listed(free)}")
     return [residue for residue, keep in zip(residues, kept, strict=True) if keep]
+
+
+def _has_backbone(residue: gemmi.Residue) -> bool:
+    return any(residue.find_atom(name, "*") for name in ("N", "CA", "C"))
 
 
 def _may_be_free(residue: gemmi.Residue, *, inside: bool) -> bool:

@@ -381,7 +381,7 @@ def test_a_missing_occupancy_of_mmcif_is_1(value: str) -> None:
     assert read.atom_mask.sum() == 233
 
 
-@pytest.mark.parametrize("width", [54, 57, 60, 66])
+@pytest.mark.parametrize("width", [54, 57, 58, 59, 60, 66])
 def test_a_missing_occupancy_of_a_pdb_file_is_1(width: int) -> None:
     (read,) = read_pdb([f"{line[:54]}      {line[60:]}"[:width] for line in PLAIN])
     np.testing.assert_array_equal(read.positions, true_positions())
@@ -408,3 +408,148 @@ def test_all_lower_case_is_read() -> None:
     (read,) = read_pdb([line.lower() for line in PLAIN])
     assert read.sequence == SEQUENCE
     np.testing.assert_array_equal(read.positions, true_positions())
+
+
+# Found by a review that wrote such files for every kind.
+
+DNA = [
+    f"ATOM   9{k:03d}  {atom:<3}  DA B{k:4d}      40.000  40.000  {k:2d}.000  1.00 20.00"
+    for k in range(1, 5)
+    for atom in ("P", "C1'", "N9")
+]
+
+
+@pytest.mark.parametrize("chain", ["A", "B"])
+def test_nucleotides_of_seqres_are_no_residues(chain: str) -> None:
+    seqres = f"SEQRES   1 {chain}    4   DA  DA  DA  DA"
+    dna = [f"{line[:21]}{chain}{int(line[22:26]) + 100:4d}{line[26:]}" for line in DNA]
+    (read,) = read_pdb([seqres, *PLAIN, "TER", *dna])
+    assert (read.id, read.sequence) == ("x", SEQUENCE)
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_a_copy_under_one_name_is_another_chain(blank: bool) -> None:
+    chain = " " if blank else "A"
+    lines = [placed(line, chain=chain) for line in PLAIN]
+    moved = [f"{line[:30]}{float(line[30:38]) + 50:8.3f}{line[38:]}" for line in lines]
+    one, other = read_pdb([*lines, *moved])
+    assert one.sequence == other.sequence == SEQUENCE
+    assert (one.chain, other.chain) == (("A", "B") if blank else ("A", "A-2"))
+    np.testing.assert_allclose(other.positions[:, CA, 0] - one.positions[:, CA, 0], 50, atol=1e-3)
+
+
+@pytest.mark.parametrize("label", ["A", "B"])
+def test_a_copy_under_one_author_name_is_another_chain_of_mmcif(label: str) -> None:
+    rows = [line for line in MMCIF.splitlines() if line.startswith("ATOM")]
+    moved = []
+    for line in rows:
+        words = line.split()
+        words[5], words[9] = label, f"{float(words[9]) + 50:.3f}"
+        moved.append(" ".join(words))
+    data = MMCIF.rstrip().removesuffix("#") + "\n".join(moved) + "\n"
+    one, other = parse_chains(data.encode(), "x.cif")
+    assert one.sequence == other.sequence == N30
+    assert (one.chain, other.chain) == ("A", "A-2")
+    assert one.atom_mask.sum() == other.atom_mask.sum() == 233
+
+
+def test_names_of_two_letters_are_no_fourth_letter_of_a_residue() -> None:
+    other = [f"{line[:20]}HA{line[22:]}" for line in PLAIN]
+    one, two = read_pdb([*PLAIN, "TER", *other])
+    assert one.sequence == two.sequence == SEQUENCE
+    assert (one.chain, two.chain) == ("A", "HA")
+
+
+LIGAND = "HETATM 9999  {:<3} {} A 201      60.000  6{}.000  20.000  1.00 20.00           {}"
+
+
+@pytest.mark.parametrize("name", ["UNK", "ORN", "SEP", "GLU", "XYZ"])
+@pytest.mark.parametrize("atoms", [("N", "CA", "C", "O"), ("C1", "C2", "O3")])
+@pytest.mark.parametrize("ter", [False, True])
+def test_ligands_in_the_chain_are_no_residues(name: str, atoms: tuple[str, ...], ter: bool) -> None:
+    ligand = [LIGAND.format(atom, name, k, atom[0]) for k, atom in enumerate(atoms)]
+    (read,) = read_pdb([*PLAIN, *(["TER"] if ter else []), *ligand])
+    assert read.sequence == SEQUENCE
+
+
+def test_a_modified_residue_beside_a_gap_stays() -> None:
+    def change(line: str) -> str | None:
+        if 19 <= number(line) <= 21 and number(line) != 20:
+            return None
+        return f"HETATM{placed(line, name='SEP')[6:]}" if number(line) == 20 else line
+
+    (read,) = read_pdb(edited(change))
+    assert read.sequence == SEQUENCE[:18] + "X" + SEQUENCE[21:]
+    assert gaps(read) == [(18, 1), (19, 1)]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_shifted_z_is_refused(columns: int) -> None:
+    lines = [f"{line[:46]}{' ' * columns}{line[46:]}" for line in PLAIN]
+    with pytest.raises(UserError, match="line 1: x, y and z"):
+        read_pdb(lines)
+
+
+@pytest.mark.parametrize("text", ["    ", "****"])
+def test_an_amino_acid_without_number_is_refused_and_water_is_not(text: str) -> None:
+    lines = [
+        *PLAIN,
+        f"HETATM 9999  O   HOH A{text}      60.000  60.000  20.000  1.00 20.00           O",
+    ]
+    assert read_pdb(lines)[0].sequence == SEQUENCE
+    lines[5] = f"{lines[5][:22]}{text}{lines[5][26:]}"
+    with pytest.raises(UserError, match="line 6: no residue number in columns 23 to 26"):
+        read_pdb(lines)
+
+
+@pytest.mark.parametrize("case", [str.lower, str.upper])
+def test_names_of_columns_are_read_in_any_case(case: Callable[[str], str]) -> None:
+    data = re.sub(r"_atom_site\.\S+", lambda found: case(found[0]), MMCIF).encode()
+    assert parse_chains(data, "x.cif")[0].atom_mask.sum() == 233
+
+
+@pytest.mark.parametrize("text", ["2024/02/03", "2024-02-30", "soon"])
+def test_an_odd_date_costs_a_note_and_not_the_file(text: str) -> None:
+    item = f"_pdbx_audit_revision_history.revision_date {text}\nloop_"
+    (read,) = parse_chains(MMCIF.replace("loop_", item, 1).encode(), "x.cif")
+    assert read.release_date is None
+    assert read.notes == (f"the release date is taken as unknown: {text} is no date",)
+
+
+def test_the_first_model_and_the_first_block_with_protein_are_read() -> None:
+    water = WATER.format("HOH", 1)
+    (read,) = read_pdb(["MODEL        1", water, "ENDMDL", "MODEL        2", *PLAIN, "ENDMDL"])
+    assert read.sequence == SEQUENCE
+    assert "of model 2; there is no protein in those before it" in read.notes
+    lines = MMCIF.splitlines(keepends=True)
+    ligand = "".join(line for line in lines if not line.startswith(("ATOM", "#")))
+    ligand += "HETATM 1 O O . HOH B 2 . ? 1.0 1.0 1.0 1.00 9.67 1 A 1\n".replace(" . HOH", " HOH")
+    (read,) = parse_chains((ligand + MMCIF.replace("data_x", "data_y")).encode(), "x.cif")
+    assert read.sequence == N30
+    assert read.notes == ("of 2 data blocks with atoms, number 2 is read",)
+
+
+def test_what_was_not_read_is_said_where_there_is_no_protein() -> None:
+    with pytest.raises(
+        UserError, match="no protein chain; 602 atoms after the record END on line 2"
+    ):
+        read_pdb([WATER.format("HOH", 1), "END", *PLAIN])
+
+
+def test_ter_inside_a_residue_parts_nothing() -> None:
+    (read,) = read_pdb([*PLAIN[:100], "TER", *PLAIN[100:]])
+    np.testing.assert_array_equal(read.positions, true_positions())
+
+
+def test_seqres_that_lacks_residues_inside_is_not_the_sequence() -> None:
+    names = [
+        line[17:20] for line in PLAIN if line[12:16] == " CA " and number(line) not in (11, 12)
+    ]
+    seqres = [
+        f"SEQRES  {k // 13 + 1:2d} A   74  " + " ".join(names[k : k + 13])
+        for k in range(0, len(names), 13)
+    ]
+    (read,) = read_pdb([*seqres, *PLAIN])
+    assert read.sequence == SEQUENCE
+    assert gaps(read) == []
+    assert "the deposited sequence is not the modelled one" in read.notes[0]
