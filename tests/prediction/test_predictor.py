@@ -100,6 +100,20 @@ def test_a_prediction_says_what_its_files_say(model: Predictor, tmp_path: Path):
     assert ((prediction.plddt >= 0) & (prediction.plddt <= 100)).all()
 
 
+def test_pae_of_few_bins_keeps_to_the_maximum_that_its_file_states(tmp_path: Path):
+    run = make_run(tmp_path / "run", replace(TINY, model=replace(TINY.model, pae_bins=8)))
+    model = esmfold_peft.load(run, device="cpu")
+    with torch.no_grad():
+        model.model.pae_head.linear.bias[-1] = 1e3  # the largest error everywhere
+    prediction = model.fold("MKTAY", name="far")
+    assert prediction.largest_pae == pytest.approx(7.5 * 31 / 6)
+    assert prediction.pae == pytest.approx(prediction.largest_pae)
+    prediction.save(tmp_path)
+    (content,) = json.loads((tmp_path / "far.pae.json").read_text())
+    assert content["max_predicted_aligned_error"] == prediction.largest_pae
+    assert np.max(content["predicted_aligned_error"]) == 38
+
+
 def test_seeds_hide_other_residues_and_give_the_same_again(model: Predictor):
     hidden = [query("x", [SEQUENCES[3]], seed).hidden for seed in (1, 2, 1)]
     assert hidden[0].sum() == round(0.15 * len(SEQUENCES[3]))
@@ -188,7 +202,8 @@ def test_a_page_is_as_large_as_the_readme_says(n: int, megabytes: float, tmp_pat
     everywhere = generator.uniform(-50, 50, (n, 37, 3)).astype(np.float32)
     folded = Folded(0, torch.from_numpy(everywhere[:, :14]), torch.full((n, 37), 0.8))
     pae = generator.uniform(0, 31, (n, n)).astype(np.float32)
-    prediction = replace(Prediction.from_folded("x", "", (sequence,), folded), pae=pae, ptm=0.8)
+    prediction = Prediction.from_folded("x", "", (sequence,), folded)
+    prediction = replace(prediction, pae=pae, largest_pae=31.75, ptm=0.8)
     page = tmp_path / write_page(tmp_path, prediction, [], {})
     assert page.stat().st_size / 1e6 == pytest.approx(megabytes, abs=0.05)
 
