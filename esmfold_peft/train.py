@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.config.unused import refuse_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.datasets.leaks import Leak
@@ -67,7 +68,10 @@ def run(config: TrainConfig) -> int:
 
 
 def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Status:
-    begun, checkpoint = is_begun(config), newest_checkpoint(config)
+    begun = is_begun(config)
+    if not begun:
+        refuse_unused(config)
+    checkpoint = newest_checkpoint(config)
     start = 0 if checkpoint is None else checkpoint.state.step
     progress = TrainingProgress(config)
     supervisor = Supervisor(config, signals, progress)

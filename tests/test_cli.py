@@ -89,6 +89,8 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
             "loss.weights: all are 0",
         ),
         (["--model.kernels", "triton", "--model.trunk", "esmfold_v1"], "model.kernels: triton"),
+        (["--model.trunk", "esmfold_v1", "--model.evoformer.blocks", "6"], "blocks: has no effect"),
+        (["--adapter.kind", "none", "--adapter.freeze", "[zzz]"], "adapter.freeze: has no effect"),
         (["--model.esmfold.heads", "7"], "model.esmfold.heads: 7 does not divide c_s 1024"),
         (["--model.esmfold.dropout", "0.5"], "model.esmfold.dropout: 0.5"),
         (["--model.chunk", "0"], "model.chunk: 0"),
@@ -102,6 +104,11 @@ def test_a_wrong_setting_is_named(flags: list[str], named: str, tmp_path: Path, 
     line = fails_with_one_line(["train", "--run", str(run), "--data.train", "x", *flags], capsys)
     assert named in line
     assert not run.exists()
+
+
+def test_settings_of_predictions_are_refused_without_them(tmp_path: Path, capsys):
+    words = ["prepare", "x", "--output", str(tmp_path / "out"), "--plddt.min_mean", "80"]
+    assert "plddt.min_mean: only with --predicted" in fails_with_one_line(words, capsys)
 
 
 def test_a_wrong_key_in_a_file_is_named(tmp_path: Path, capsys):

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from esmfold_peft.config import SearchConfig
+from esmfold_peft.config.unused import refuse_unused, refuse_unused_of_search
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
@@ -17,6 +18,8 @@ from esmfold_peft.training.leak_guard import guard
 from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
+
+_OF_THE_GRID = {("adapter", name) for name in ("kind", "rank", "alpha")}
 
 _ANY = Arm("none", None, 0)
 """Stands for all trials where what is common to them is compared."""
@@ -47,12 +50,17 @@ def check_search(config: SearchConfig) -> None:
         UserError: the settings of a trial are wrong or do not fit each other, a store is missing or
             broken, or training chains leak validation chains.
     """
+    begun = (config.output / SETTINGS).is_file()
+    if not begun:
+        refuse_unused_of_search(config)
     _check_engine(config)
     first = None
     for arm in arms_of(config):
         for multiple in rules_of(config, arm).rungs[0]:
             settings = trial_config(config, arm, Trial(multiple, config.engine.steps))
             first = first or settings
+            if not begun:
+                refuse_unused(settings)
     assert first is not None
     data = ChainDataModule(first)
     assert data.validation is not None
@@ -107,10 +115,12 @@ def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
     pairs = {
         f"{part}.{f.name}": (getattr(old, f.name), getattr(new, f.name))
         for part, old, new in (
+            ("adapter", before.adapter, now.adapter),
             ("ladder", before.ladder, now.ladder),
             ("guard", before.guard, now.guard),
         )
         for f in fields(new)
+        if (part, f.name) not in _OF_THE_GRID
     }
     pairs["engine.steps"] = before.engine.steps, now.engine.steps
     for kind in before.grid.keys() & now.grid.keys():
