@@ -169,8 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 75 if it was
-        asked to stop and can go on, 130 after Ctrl-C.
+        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 69 if another
+        process writes to the same folder, 75 if it was asked to stop and can go on, 130 after
+        Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 has no α
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         # From a loader's process an error comes with that process's traceback in front of it.
         line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
         print(f"esmfold-peft {parsed.name}: error: {line}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         after = _AFTER_CTRL_C.get(parsed.name, "")
         print(f"esmfold-peft {parsed.name}: interrupted{after}", file=sys.stderr)

@@ -32,7 +32,7 @@ from esmfold_peft.config_io import config_text, read_config, with_absolute_weigh
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.leaks import Leak
 from esmfold_peft.datasets.position import manifest_hash
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
@@ -123,9 +123,12 @@ def refuse_existing_run(config: TrainConfig) -> None:
     """Checks that training would not write over another run.
 
     Raises:
+        BusyError: the run was to be gone on with, and another process has begun it since.
         UserError: the folder exists and is not empty.
     """
     run = config.run
+    if config.resume == "auto" and (run / CONFIG).is_file():
+        raise BusyError(f"run: {run} was begun by another process a moment ago; try again")
     if run.exists() and (not run.is_dir() or any(not _is_leftover(p) for p in run.iterdir())):
         raise UserError(f"run: {config.run} exists already; choose another folder")
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
+from esmfold_peft.errors import BusyError
 from esmfold_peft.search.driver import Driver, Summary
 from esmfold_peft.search.executors.protocol import Handle, Job
 from esmfold_peft.search.grid import RUN, Arm
@@ -23,10 +24,9 @@ ARM = Arm("lorta", 8, 0)
 
 SAID = {
     "wrong": "esmfold-peft train: error: data.crop: 0",
-    "busy": "esmfold-peft train: error: run: another process writes to this folder",
-    "begun": "esmfold-peft train: error: run: run exists already; choose another folder",
+    "busy": "esmfold-peft train: error: whatever it says",
 }
-"""What a training with exit code 2 has said, by its ending."""
+"""What a training that has ended by an error has said, by its ending."""
 
 
 class KilledError(Exception):
@@ -70,7 +70,8 @@ class FakeExecutor:
         multiple = self._multiple(job)
         status, score = self.endings[multiple].pop(0)
         if status in SAID:
-            note(job.folder, '{"ended": 4.0, "code": 2}')
+            code = BusyError.exit_code if status == "busy" else 2
+            note(job.folder, f'{{"ended": 4.0, "code": {code}}}')
             (job.folder / "train.log").write_text(f"first\n{SAID[status]}\n")
         else:
             write_end(job.folder, status, score)
@@ -227,7 +228,7 @@ def test_an_error_after_training_has_begun_is_not_of_the_settings(tmp_path: Path
 
 def test_a_trial_whose_last_process_is_not_gone_yet_is_waited_for(tmp_path: Path):
     executor = FakeExecutor({256.0: [("busy", 0.0)] * 5 + [("converged", 0.6)]})
-    executor.endings[128.0] = [("begun", 0.0), ("converged", 0.5)]
+    executor.endings[128.0] = [("busy", 0.0), ("converged", 0.5)]
     summary = searched(search_config(tmp_path, retries=1), executor, [])
     assert not summary.failed
     assert summary.winners[ARM].multiple == 256.0

@@ -8,16 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from esmfold_peft.cli import main
 from esmfold_peft.config import AdapterConfig, PrepareConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.datamodule import ChainDataModule
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
+from esmfold_peft.protein.files import lock_folder
 from esmfold_peft.training.run_directory import (
     begin_session,
     create_run,
@@ -205,3 +207,17 @@ def test_a_run_is_never_written_over(config: TrainConfig):
     (config.run / "config.yaml").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         refuse_existing_run(config)
+
+
+def test_a_run_that_another_process_has_or_has_just_begun_ends_with_a_code_of_its_own(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
+    """By this code, and not by words, a search waits for what it lost sight of."""
+    config.run.mkdir()
+    (config.run / "config.yaml").write_text("begun")
+    with pytest.raises(BusyError, match="by another process"):
+        refuse_existing_run(replace(config, resume="auto"))
+    words = ["train", "--run", str(config.run), "--data.train", str(config.data.train)]
+    with lock_folder(config.run):
+        assert main([*words, "--resume", "auto"]) == BusyError.exit_code == 69
+    assert capsys.readouterr().err.endswith("another process writes to this folder\n")
