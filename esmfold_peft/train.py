@@ -28,7 +28,7 @@ from esmfold_peft.training.beginning import (
 )
 from esmfold_peft.training.checkpoint import Checkpoint, State, forget_newer
 from esmfold_peft.training.failures import explained
-from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, guard
 from esmfold_peft.training.loggers import build_loggers
 from esmfold_peft.training.metrics_file import MetricsFile
 from esmfold_peft.training.module import FoldingModule
@@ -90,7 +90,8 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
     data = ChainDataModule(config, start)
     leaks: list[Leak] = []
     if trainer.is_global_zero and data.validation is not None and checkpoint is None:
-        leaks = guard(data.train, data.validation, allow=config.allow_leaks)
+        known = config.run.parent / LEAK_CHECK  # of the search that this is a trial of
+        leaks = guard(data.train, data.validation, allow=config.allow_leaks, known=known)
     model, state = _model(config, trainer, checkpoint)
     if trainer.is_global_zero:
         if not begun:  # another command may have begun it in the meantime

@@ -14,7 +14,7 @@ from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.beginning import changed_settings
-from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, LeakCheck, check_leaks, refuse_leaks
 from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
@@ -43,8 +43,11 @@ def absolute(config: SearchConfig) -> SearchConfig:
     return with_absolute_weights(config)
 
 
-def check_search(config: SearchConfig) -> None:
+def check_search(config: SearchConfig) -> LeakCheck:
     """Refuses, before anything is begun, what would stop every trial.
+
+    Returns:
+        What was found of leaks, so that the trials need not look for them again.
 
     Raises:
         UserError: the settings of a trial are wrong or do not fit each other, a store is missing or
@@ -64,7 +67,9 @@ def check_search(config: SearchConfig) -> None:
     assert first is not None
     data = ChainDataModule(first)
     assert data.validation is not None
-    guard(data.train, data.validation, allow=config.allow_leaks)
+    check = check_leaks(data.train, data.validation, config.output / LEAK_CHECK)
+    refuse_leaks(check, data.train, data.validation, config.allow_leaks)
+    return check
 
 
 def _check_engine(config: SearchConfig) -> None:

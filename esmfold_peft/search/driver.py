@@ -14,6 +14,7 @@ from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial
 from esmfold_peft.search.ladder import Outcome, Trial, decide
 from esmfold_peft.search.ledger import Ledger, arm_of, outcomes_of, trial_of
 from esmfold_peft.search.outcomes import Ended, read_end, why_lost
+from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 Key = tuple[Arm, Trial]
 
@@ -173,11 +174,14 @@ class Driver:
         return [self._executor.start(job) for job in jobs]
 
     def _prepare(self, arm: Arm, trial: Trial) -> Job:
-        """Writes the settings of a trial."""
+        """Writes the settings of a trial, and what is known of leaks among its chains."""
         job = self._job(arm, trial)
         make_folder(job.folder)
         settings = trial_config(self.config, arm, trial)
         write_atomically(job.folder / SETTINGS, config_text(settings))
+        known = self.config.output / LEAK_CHECK
+        if known.is_file():
+            write_atomically(job.folder / LEAK_CHECK, known.read_bytes())
         return job
 
     def _job(self, arm: Arm, trial: Trial) -> Job:

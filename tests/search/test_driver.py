@@ -13,9 +13,11 @@ from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, Search
 from esmfold_peft.errors import BusyError
 from esmfold_peft.search.driver import Driver, Summary
 from esmfold_peft.search.executors.protocol import Handle, Job
-from esmfold_peft.search.grid import RUN, Arm
+from esmfold_peft.search.grid import RUN, Arm, trial_folder
+from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
+from esmfold_peft.training.leak_guard import LEAK_CHECK
 from esmfold_peft.training.status import Status, write_status
 
 MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
@@ -232,6 +234,14 @@ def test_a_trial_whose_last_process_is_not_gone_yet_is_waited_for(tmp_path: Path
     summary = searched(search_config(tmp_path, retries=1), executor, [])
     assert not summary.failed
     assert summary.winners[ARM].multiple == 256.0
+
+
+def test_a_trial_is_left_what_the_search_found_of_leaks(tmp_path: Path):
+    (tmp_path / LEAK_CHECK).write_text("found")
+    driver(search_config(tmp_path), FakeExecutor({})).advance()
+    folder = tmp_path / "trials/lorta_r8_seed0/alpha_2048"
+    assert (folder / LEAK_CHECK).read_text() == "found"  # `train` reads it beside the run's folder
+    assert trial_folder(tmp_path, ARM, Trial(256.0, 10)) / RUN == folder / "run"
 
 
 def test_what_has_failed_under_other_settings_is_begun_once_more(tmp_path: Path):
