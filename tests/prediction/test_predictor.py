@@ -14,7 +14,7 @@ import esmfold_peft
 from esmfold_peft.config import LossConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed, Folded
-from esmfold_peft.prediction.complexes import GAP, LINKER, query
+from esmfold_peft.prediction.complexes import GAP, LINKER, query, read_sequence
 from esmfold_peft.prediction.pages import write_page
 from esmfold_peft.prediction.predictor import Predictor
 from esmfold_peft.prediction.result import Prediction
@@ -254,6 +254,29 @@ def test_what_does_not_fit_is_halved_then_chunked_then_failed(
     assert tries[:3] == [(8, 8, None), (4, 8, None), (4, 8, None)]
     assert all(rows * columns <= 32 or columns > 32 for rows, columns, _ in tries[1:])
     assert [seen[1:] for seen in tries[-3:]] == [(3000, 16), (3000, 4), (3000, 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "NoneType instead of str"),
+        (b"MKTAY", "bytes instead of str"),
+        (5, "int instead of str"),
+        (["MKTAY", "GG"], "list instead of str"),
+        ("", "has no residues"),
+        (" \n", "has no residues"),
+        (":", "has an empty chain"),
+        ("M" * 1_000_001, "has more than 1,000,000 residues"),
+    ],
+)
+def test_what_is_no_sequence_is_one_clear_error(given: object, message: str):
+    """`fold` reads its sequence by this; without it None would be an AttributeError."""
+    with pytest.raises(UserError, match=f"^sequence: {message}"):
+        read_sequence(given)
+
+
+def test_white_space_in_a_sequence_is_passed_over():
+    assert read_sequence(" MKT\r\nAY\t: g g\n") == ("MKTAY", "GG")
 
 
 def test_an_error_that_is_not_about_memory_is_not_hidden(run: Path):
