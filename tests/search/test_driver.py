@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
 from esmfold_peft.errors import BusyError
 from esmfold_peft.search.driver import Driver, Summary
-from esmfold_peft.search.executors.protocol import Handle, Job
+from esmfold_peft.search.executors.protocol import Executor, Handle, Job
 from esmfold_peft.search.grid import RUN, Arm, trial_folder
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import Ledger, read_ledger
@@ -46,10 +47,15 @@ class FakeExecutor:
     def __init__(self, endings: dict[float, list[tuple[str, float]]]) -> None:
         self.endings = {multiple: list(ends) for multiple, ends in endings.items()}
         self.begun: list[float] = []
+        self.together: list[int] = []
         self.jobs: dict[str, int] = {}
         self.calls, self.kill_at = 0, None
 
-    def start(self, job: Job) -> Handle:
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        self.together.append(len(jobs))
+        return [self._start(job) for job in jobs]
+
+    def _start(self, job: Job) -> Handle:
         self._call()
         assert job.name not in self.jobs  # never twice at a time
         self.begun.append(self._multiple(job))
@@ -234,6 +240,14 @@ def test_a_trial_whose_last_process_is_not_gone_yet_is_waited_for(tmp_path: Path
     summary = searched(search_config(tmp_path, retries=1), executor, [])
     assert not summary.failed
     assert summary.winners[ARM].multiple == 256.0
+
+
+def test_trials_that_may_begin_together_are_handed_over_together(tmp_path: Path):
+    """An array of Slurm is one submission."""
+    executor = FakeExecutor({256.0: [("converged", 0.7)], 128.0: [("converged", 0.6)]})
+    assert isinstance(executor, Executor)
+    searched(search_config(tmp_path, concurrent=2), executor, [])
+    assert executor.together == [2]
 
 
 def test_a_trial_is_left_what_the_search_found_of_leaks(tmp_path: Path):
