@@ -167,6 +167,11 @@ class SearchConfig:
                 f" (engine.steps {self.engine.steps})"
             )
 
+    @property
+    def devices(self) -> int:
+        """Processes of a trial, each with a device of its own."""
+        return self.engine.devices or 1
+
 
 @dataclass(frozen=True)
 class SearchStatusConfig:

@@ -75,7 +75,7 @@ def check_search(config: SearchConfig) -> LeakCheck:
 def _check_engine(config: SearchConfig) -> None:
     """What each trial would check of devices, batch and DeepSpeed."""
     executor, engine = config.executor, config.engine
-    devices = engine.devices or 1
+    devices = config.devices
     if executor.kind == "ray" and executor.gpus and executor.gpus < devices > 1:
         raise UserError(
             f"executor.gpus: {executor.gpus:g} for each trial, which has engine.devices {devices}"

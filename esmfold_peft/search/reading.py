@@ -12,7 +12,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_json
 from esmfold_peft.search.attempt import RUN, Attempt, attempts, last_sign
 from esmfold_peft.search.beginning import SETTINGS
-from esmfold_peft.search.costs import devices_of
+from esmfold_peft.search.costs import counted_devices
 from esmfold_peft.search.executors.local import is_alive
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_folder
 from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, steps_needed
@@ -127,7 +127,7 @@ def _trial(
         rule=None if status is None else status.rule,
         message=event.get("message") or (None if status is None else status.message),
         attempts=max(1, len(history)),
-        gpu_seconds=_seconds(folder, history, state, config) * devices_of(config),
+        gpu_seconds=_seconds(folder, history, state, config) * counted_devices(config),
     )
 
 

@@ -5,7 +5,7 @@ from esmfold_peft.console import report
 from esmfold_peft.protein.files import lock_folder, make_folder, write_atomically
 from esmfold_peft.search.beginning import absolute, begin_folder, check_search
 from esmfold_peft.search.driver import Driver, Summary
-from esmfold_peft.search.executors.choice import build_executor, devices_of
+from esmfold_peft.search.executors.choice import build_executor, gpus_of
 from esmfold_peft.search.inputs import inputs_of
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
@@ -37,7 +37,7 @@ def run(config: SearchConfig) -> int:
             executor,
             Ledger(config.output),
             read_ledger(config.output),
-            devices=devices_of(config),
+            devices=gpus_of(config),
             say=report,
         )
         try:

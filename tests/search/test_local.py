@@ -111,7 +111,7 @@ def test_a_trial_takes_the_devices_of_its_engine(
     monkeypatch.setattr(choice, "_gpus", lambda: list(map(str, range(gpus))))
     config = search_config(tmp_path)
     engine = replace(config.engine, accelerator=accelerator, devices=devices)
-    assert choice.devices_of(replace(config, engine=engine)) == expected
+    assert choice.gpus_of(replace(config, engine=engine)) == expected
 
 
 def test_more_trials_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
