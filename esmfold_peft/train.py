@@ -129,7 +129,7 @@ def _model(
     if checkpoint is not None:
         load_checkpoint(config, model, base_hash, checkpoint)
     elif config.start_from is not None:
-        load_start(config.start_from, model, base_hash)
+        load_start(config, model, base_hash)
     check_kernels(
         config.model,
         trainer.strategy.root_device,

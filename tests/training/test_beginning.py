@@ -112,9 +112,9 @@ def test_a_start_that_does_not_fit_is_refused(
         assert not (tmp_path / "new").exists()
         return found
 
-    assert "shape" in line("--model.evoformer.c_z", 8)
+    assert "(model.evoformer.c_z is 8, was 16)" in line("--model.evoformer.c_z", 8)
     assert "language model's weights are not those" in line("--seed", 1)
-    assert "language_model.adapter" in line("--adapter.kind", "lora")
+    assert "(adapter.kind is lora, was lorta)" in line("--adapter.kind", "lora")
     assert "not the folder of a training run" in line("--start_from", stores)
 
 

@@ -1,6 +1,7 @@
 """A run's folder rebuilds its model, and refuses to rebuild another."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.files import lock_folder
+from esmfold_peft.training.beginning import load_start
 from esmfold_peft.training.run_directory import (
     begin_session,
     create_run,
@@ -198,6 +200,29 @@ def test_saving_again_leaves_no_other_file(config: TrainConfig):
     before = sorted(p.name for p in config.run.rglob("*"))
     export_model(config.run, model, kept_tensors(model), base)
     assert sorted(p.name for p in config.run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"adapter": AdapterConfig(kind="lora", rank=2)}, "(adapter.kind is lora, was lorta)"),
+        (
+            {"adapter": AdapterConfig(rank=3, alpha=9.0, targets=("key",))},
+            "(adapter.rank is 3, was 2; adapter.targets is ('key',), was ('query', ",
+        ),
+        ({"adapter": AdapterConfig(kind="none")}, "adapter.kind is none, was lorta"),
+    ],
+)
+def test_a_start_from_another_model_names_the_settings(
+    changes: dict, named: str, config: TrainConfig
+):
+    config = replace(config, adapter=AdapterConfig(rank=2))
+    create_run(config, *build_model(config))
+    other = replace(config, start_from=config.run, **changes)
+    with pytest.raises(UserError, match=rf"^start_from: .*{re.escape(named)}"):
+        load_start(other, *build_model(other))
+    again = replace(config, start_from=config.run, adapter=AdapterConfig(rank=2, alpha=9.0))
+    load_start(again, *build_model(again))  # what changes no tensor may be another
 
 
 def test_a_run_is_never_written_over(config: TrainConfig):
