@@ -145,13 +145,15 @@ def _describe(model: FoldingModel, config: TrainConfig, start: int) -> None:
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     adapter = trainable_adapter_parameters(model.language_model)
     scale = model.language_model.adapter.scale if model.language_model.adapter else None
+    done = f", of which {start:,} are done" if start else ""
+    if start > config.engine.steps:
+        done = f"; {start:,} are done already, nothing is left to train"
     report(
         f"run {config.run}: {config.adapter.kind} with {adapter:,} trainable parameters in the"
         " language model"
         + (f" (scale {scale:g})" if scale is not None else "")
         + f", {counts['trunk']:,} in the trunk, {counts['head']:,} in the head;"
-        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains"
-        + (f", of which {start:,} are done" if start else ""),
+        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains{done}"
     )
 
 

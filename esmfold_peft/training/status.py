@@ -53,7 +53,9 @@ class Status:
 
     def sentence(self) -> str:
         """One line for a person."""
-        said = f"{self.status} at step {self.step:,} of {self.steps:,}"
+        more = self.step > self.steps  # engine.steps was lowered for a resume
+        of = f", more than engine.steps {self.steps:,}" if more else f" of {self.steps:,}"
+        said = f"{self.status} at step {self.step:,}{of}"
         if self.message:
             said += f": {self.message}"
         if self.skipped_steps:
