@@ -39,6 +39,7 @@ from esmfold_peft.training.run_directory import (
     create_run,
     refuse_existing_run,
     remove_leftovers,
+    restore_provenance,
 )
 from esmfold_peft.training.status import EXIT_CODES, Status, ended_status
 from esmfold_peft.training.stop_signals import StopSignals
@@ -103,6 +104,7 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
             create_run(config, model, state.base_sha256, leaks)
         else:
             forget_newer(config.run, start)
+            restore_provenance(config, model, state.base_sha256)
         begin_session(config, start, trainer.world_size)
         assert isinstance(metrics, MetricsFile)
         metrics.rewind(start)

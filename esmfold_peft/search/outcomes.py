@@ -11,7 +11,7 @@ from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.search.attempt import RUN, attempts, last_words
 from esmfold_peft.search.ladder import Outcome, Trial
 from esmfold_peft.training.metrics_file import METRICS
-from esmfold_peft.training.status import EXIT_CODES, Status, read_status
+from esmfold_peft.training.status import EXIT_CODES, Status, whole_status
 
 COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}
 
@@ -51,11 +51,8 @@ def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
         folder: of the trial.
         trial: with the steps that were asked for.
         config: metric and selection.
-
-    Raises:
-        UserError: its files are damaged.
     """
-    status = read_status(folder / RUN)
+    status = whole_status(folder / RUN)
     if status is None:
         return None
     if status.status == "diverged":

@@ -82,12 +82,14 @@ def newest_checkpoint(config: TrainConfig) -> Checkpoint | None:
     """
     if not is_begun(config):
         return None
-    steps, status = checkpoint_steps(config.run), read_status(config.run)
+    steps = checkpoint_steps(config.run)
     for step in reversed(steps):
         try:
             return read_checkpoint(config.run, step)
         except UserError as error:
             report(f"{error}; an older checkpoint is looked for")
+    # Without a checkpoint only the status says whether there were steps: here it must be whole.
+    status = None if steps else read_status(config.run)
     if steps or (status is not None and status.step > 0):
         raise UserError(
             f"resume: {config.run} has made steps, and no checkpoint of it can be read; bring one"

@@ -56,6 +56,25 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert json.loads((copy / "provenance.json").read_text())["sessions"][-1]["step"] == 2
 
 
+def test_broken_words_about_a_run_do_not_stop_a_resume(
+    nursery: Nursery, stores: Path, run: Path, tmp_path: Path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = json.loads((copy / "provenance.json").read_text())
+    for name in ("status.json", "provenance.json"):
+        (copy / name).write_text((copy / name).read_text()[:20])
+    printed = nursery.run(*words(stores, copy, "--engine.steps", 2), "--resume", "auto")
+    assert "status.json: not JSON" in printed
+    assert "provenance.json: not JSON" in printed
+    assert "2 steps of 2 chains; 4 are done already, nothing is left to train" in printed
+    assert "converged at step 4, more than engine.steps 2" in printed
+    assert json.loads((copy / "status.json").read_text())["step"] == 4
+    after = json.loads((copy / "provenance.json").read_text())
+    assert [session.pop("step") for session in after.pop("sessions")] == [4]
+    assert after == {key: before[key] for key in after}
+
+
 def test_a_store_that_moved_is_the_same(nursery: Nursery, stores: Path, run: Path, tmp_path: Path):
     copy, moved = tmp_path / "copy", tmp_path / "moved"
     shutil.copytree(run, copy)

@@ -22,6 +22,7 @@ from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.files import lock_folder
 from esmfold_peft.training.beginning import load_start
+from esmfold_peft.training.checkpoint import Best
 from esmfold_peft.training.run_directory import (
     begin_session,
     create_run,
@@ -29,6 +30,14 @@ from esmfold_peft.training.run_directory import (
     kept_tensors,
     load_model,
     refuse_existing_run,
+    restore_provenance,
+)
+from esmfold_peft.training.status import (
+    Status,
+    ended_status,
+    read_status,
+    whole_status,
+    write_status,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -185,13 +194,56 @@ def test_a_truncated_checkpoint_is_refused(config: TrainConfig):
         load_model(config.run)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"language_model_sha256": null}'])
-def test_a_damaged_provenance_is_refused(content: str, config: TrainConfig):
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{}", b"[]", b'{"language_model_sha256": null}', b'{"\xff": 1}'],
+)
+def test_a_damaged_provenance_is_refused_and_a_resume_writes_it_anew(
+    content: bytes, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
     model, base = trained(config)
     create_run(config, model, base)
-    (config.run / "provenance.json").write_text(content)
+    path = config.run / "provenance.json"
+    whole = path.read_bytes()
+    restore_provenance(config, model, base)
+    assert path.read_bytes() == whole
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"provenance\.json"):
         load_model(config.run)
+    capsys.readouterr()
+    restore_provenance(config, model, base)
+    assert path.read_bytes() == whole
+    assert "provenance.json: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"{}", b'{"\xff": 1}', b'{"status": "running"}'),
+        b'{"status": "running", "step": "x", "steps": 5}',
+        b'{"status": "stopped", "step": 1, "steps": 5}',
+        b'{"status": "running", "step": 1, "steps": 5, "best": [1]}',
+        b'{"status": "running", "step": 1, "steps": 5, "colour": "red"}',
+    ],
+)
+def test_a_damaged_status_does_not_stop_a_resume(
+    content: bytes, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
+    config.run.mkdir()
+    (config.run / "status.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"status\.json: "):
+        read_status(config.run)
+    assert whole_status(config.run) is None
+    assert ended_status(config) is None
+    assert "status.json: " in capsys.readouterr().err
+
+
+def test_a_status_is_read_as_it_was_written(config: TrainConfig):
+    config.run.mkdir()
+    status = Status("diverged", 3, 5, "loss", 2, "rose", 1, 0.25, Best(2, 0.5))
+    for each in (status, Status("running", 0, 5)):
+        write_status(config.run, each)
+        assert read_status(config.run) == each
 
 
 def test_saving_again_leaves_no_other_file(config: TrainConfig):
