@@ -13,6 +13,10 @@ class UserError(Exception):
     exit_code: ClassVar[int] = 2
 
 
+class LostProcessError(UserError):
+    """Another process of the training has ended before this one; it has said why, if it could."""
+
+
 class BusyError(UserError):
     """Another process has what this one needs; the same command may succeed later."""
 

@@ -1,9 +1,11 @@
 """`esmfold-peft train`: adapter, trunk and head trained together."""
 
 import logging
+import os
 import signal
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 
@@ -13,7 +15,7 @@ from esmfold_peft.config.unused import refuse_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.datasets.leaks import Leak
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import LostProcessError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
@@ -45,6 +47,7 @@ from esmfold_peft.training.status import EXIT_CODES, Status, ended_status
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.supervisor import Supervisor
 from esmfold_peft.training.trainer import build_trainer
+from esmfold_peft.training.world import after_the_first
 
 
 def run(config: TrainConfig) -> int:
@@ -62,13 +65,28 @@ def run(config: TrainConfig) -> int:
     """
     _quiet()
     with StopSignals() as signals, ExitStack() as opened:
-        status = _train(config, signals, opened)
+        # What is wrong now is wrong for all processes of a node, or follows from what the first of
+        # them alone has refused.
+        with after_the_first(os.environ, of_node=True):
+            begun = _begin(config, signals, opened)
+        status = begun if isinstance(begun, Status) else _fit(begun)
         if status.status == "interrupted" and signals.received == signal.SIGINT:
             raise KeyboardInterrupt
         return EXIT_CODES[status.status]
 
 
-def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Status:
+@dataclass(frozen=True)
+class _Training:
+    """A training that can begin."""
+
+    trainer: pl.Trainer
+    module: FoldingModule
+    data: ChainDataModule
+    supervisor: Supervisor
+
+
+def _begin(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> _Training | Status:
+    """Checks and builds all that a training needs; or how it has ended before."""
     begun = is_begun(config)
     if not begun:
         refuse_unused(config)
@@ -110,15 +128,24 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
         metrics.rewind(start)
         _describe(model, config, start)
     supervisor.begin(data, state, checkpoint)
+    return _Training(trainer, FoldingModule(config, model, start), data, supervisor)
+
+
+def _fit(training: _Training) -> Status:
+    """Trains, and says how it has ended."""
+    trainer, config = training.trainer, training.module.config
     try:
-        trainer.fit(FoldingModule(config, model, start), datamodule=data)
+        trainer.fit(training.module, datamodule=training.data)
     except SystemExit:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from None
     except RuntimeError as error:
-        raise explained(error, config) or error from error
+        # Who has only lost another process has nothing to add to what that one says.
+        with after_the_first(os.environ, kind=LostProcessError):
+            raise explained(error, config) or error from error
+    status = training.supervisor.status
     if trainer.is_global_zero:
-        report(f"run {config.run}: {supervisor.status.sentence()}")
-    return supervisor.status
+        report(f"run {config.run}: {status.sentence()}")
+    return status
 
 
 def _model(
