@@ -145,14 +145,14 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
         ("guard.score_floor", 0.1, {"guard.score_step": None}),
         ("guard.loss_factor", 3.0, {"guard.loss_steps": 0}),
         ("guard.plateau_gain", 0.1, {"guard.plateau_steps": 0}),
+        ("guard.smoothing", 7, {"guard.loss_steps": 0, "guard.plateau_steps": 0}),
         ("engine.validate_raw", False, {"data.validation": None}),
         ("guard.score_step", 10, {"data.validation": None}),
-        ("allow_leaks", True, {"data.validation": None}),
     ],
 )
 def test_a_setting_that_reaches_nothing_is_refused(setting: str, value: Any, switch: dict):
     refuse_unused(changed(VALIDATED, switch))
-    with pytest.raises(UserError, match=rf"^{re.escape(setting)}: has no effect with "):
+    with pytest.raises(UserError, match=rf"^{re.escape(setting)}: has no effect with .*; leave it"):
         refuse_unused(changed(VALIDATED, {setting: value, **switch}))
 
 
@@ -170,8 +170,12 @@ def test_all_that_a_shipped_config_states_has_an_effect(path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter": AdapterConfig(rank=8)}, "adapter.rank: has no effect with a grid"),
+        (
+            {"adapter": AdapterConfig(rank=8)},
+            "adapter.rank: has no effect with a grid, ",
+        ),
         ({"adapter": AdapterConfig(bases=8)}, "adapter.bases: has no effect with the kinds lora, "),
+        ({"init": {"none": "paper"}}, "init.none: has no effect, none starts no factors"),
         ({"grid": {"ia3": []}, "ladder": LadderConfig(factor=2.0)}, "ladder.factor: has no effect"),
         ({"executor": ExecutorConfig(gpus=0.5)}, "executor.gpus: has no effect with executor.kind"),
         ({"executor": ExecutorConfig("ray", slurm={"x": 1})}, "executor.slurm: has no effect"),

@@ -27,7 +27,7 @@ def check_unchanged(config: Any, prefix: str, names: Collection[str], why: str) 
         config: dataclass of settings.
         prefix: of the settings' names.
         names: of the settings.
-        why: they have no effect, for the message.
+        why: they have no effect, for the message; {default} in it is the default.
 
     Raises:
         UserError: names the first such setting.
@@ -36,7 +36,7 @@ def check_unchanged(config: Any, prefix: str, names: Collection[str], why: str) 
         made = field.default_factory
         default = field.default if made is MISSING else made()
         if field.name in names and getattr(config, field.name) != default:
-            raise UserError(f"{prefix}{field.name}: {why}")
+            raise UserError(f"{prefix}{field.name}: {why.format(default=default)}")
 
 
 def check_device(device: str) -> None:

@@ -13,6 +13,7 @@ from esmfold_peft.config.adapter import WITHOUT_ALPHA, unused_settings
 from esmfold_peft.config.checks import check_unchanged
 from esmfold_peft.config.search import SearchConfig
 from esmfold_peft.config.training import TrainConfig
+from esmfold_peft.errors import UserError
 
 _Unused = tuple[Any, str, Collection[str], str]
 """Settings, the prefix of their names, the names of the unused ones, and what switches them off."""
@@ -38,6 +39,9 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
     _refuse([(config.adapter, "adapter.", ("kind", "rank", "alpha"), "a grid, which has its own")])
     unused = frozenset.intersection(*map(unused_settings, kinds))
     _refuse([(config.adapter, "adapter.", unused, f"the kinds {', '.join(kinds)}")])
+    for kind in config.init:
+        if "init" in unused_settings(kind):
+            raise UserError(f"init.{kind}: has no effect, {kind} starts no factors; leave it out")
     if all(kind in WITHOUT_ALPHA for kind in kinds):
         names = ("multiples", "factor", "floor", "halve_at")
         _refuse([(config.ladder, "ladder.", names, f"the kinds {', '.join(kinds)}")])
@@ -48,7 +52,8 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
 
 def _refuse(unused: Iterable[_Unused]) -> None:
     for config, prefix, names, switch in unused:
-        check_unchanged(config, prefix, names, f"has no effect with {switch}; leave it out")
+        why = f"has no effect with {switch}; leave it at {{default}}"
+        check_unchanged(config, prefix, names, why)
 
 
 def _of_model(config: TrainConfig) -> Iterator[_Unused]:
@@ -83,6 +88,8 @@ def _of_guard(config: TrainConfig) -> Iterator[_Unused]:
         yield guard, "guard.", ("score_floor",), "guard.score_step null"
     if not guard.loss_steps:
         yield guard, "guard.", ("loss_factor",), "guard.loss_steps 0"
+    if not guard.loss_steps and not guard.plateau_steps:
+        yield guard, "guard.", ("smoothing",), "guard.loss_steps and plateau_steps 0"
     if not guard.plateau_steps:
         yield guard, "guard.", ("plateau_gain", "plateau_score"), "guard.plateau_steps 0"
 
@@ -92,4 +99,3 @@ def _of_validation(config: TrainConfig) -> Iterator[_Unused]:
         switch = "data.validation null"
         yield config.engine, "engine.", ("validation_tokens", "validate_raw"), switch
         yield config.guard, "guard.", ("score_floor", "score_step"), switch
-        yield config, "", ("allow_leaks",), switch
