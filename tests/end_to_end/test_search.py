@@ -111,6 +111,8 @@ def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path
     begun = [e["alpha"] for e in events(output) if e["event"] == "started"]
     assert begun == [4e30, 2e30, 4.0, 4.0, 2.0]
     assert "of which" in (third / "train.log").read_text()  # it went on where it was
+    logs = [path.read_text() for path in output.glob("trials/*/*/train.log")]
+    assert not any("looking for training chains" in log for log in logs)  # the search has
     record = read_search(output)
     assert json.loads(json.dumps(status_json(record)))["finished"]
 
