@@ -6,6 +6,7 @@ Help, settings and their errors need no torch: a command is imported when it run
 import io
 import os
 import sys
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from esmfold_peft import __version__, config
 from esmfold_peft.config_io import OneLineParser, config_parser, summary, to_config
 from esmfold_peft.errors import UserError
+from esmfold_peft.training.world import after_the_first, is_first, wait_for_the_first
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,21 @@ def parse(arguments: list[str]) -> Parsed:
     return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest))
 
 
+def _parsed(arguments: list[str]) -> Parsed:
+    """As `parse`; of processes that a launcher has started, the first says what is wrong."""
+    if is_first(os.environ):
+        return parse(arguments)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse(arguments)
+    except SystemExit as leaving:
+        if leaving.code:
+            wait_for_the_first(os.environ)
+        sys.stderr.write(said.getvalue())
+        raise
+
+
 def _command(group: str, words: list[str]) -> _Command | None:
     """The command that words begin with; None if it is no command."""
     if not words:
@@ -169,20 +186,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 75 if it was
-        asked to stop and can go on, 130 after Ctrl-C.
+        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 69 if another
+        process writes to the same folder, 75 if it was asked to stop and can go on, 130 after
+        Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 has no α
-    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parsed(sys.argv[1:] if arguments is None else arguments)
     try:
-        settings = to_config(parsed.parser, parsed.values, parsed.settings)
+        with after_the_first(os.environ):
+            settings = to_config(parsed.parser, parsed.values, parsed.settings)
         return import_module(f"esmfold_peft.{parsed.module}").run(settings)
     except UserError as error:
         # From a loader's process an error comes with that process's traceback in front of it.
         line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
         print(f"esmfold-peft {parsed.name}: error: {line}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         after = _AFTER_CTRL_C.get(parsed.name, "")
         print(f"esmfold-peft {parsed.name}: interrupted{after}", file=sys.stderr)

@@ -1,12 +1,14 @@
 """Settings from YAML files and flags, and back to YAML. Imports no torch."""
 
 import sys
+from argparse import ArgumentError
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from esmfold_peft.errors import UserError
 
@@ -22,7 +24,11 @@ class OneLineParser(ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         """Reads flags, written with - or _ between their words."""
         words = sys.argv[1:] if args is None else args
-        return super().parse_args([self._as_named(word) for word in words], *rest, **kwargs)
+        named = [self._as_named(word) for word in words]
+        try:
+            return super().parse_args(named, *rest, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(f"config: a file of settings is not UTF-8 text ({error})")
 
     def _as_named(self, word: str) -> str:
         """A flag as its setting is named; other words as they are."""
@@ -74,21 +80,23 @@ def to_config(parser: ArgumentParser, namespace: Any, kind: type[Config]) -> Con
     """The settings that a parser made of files and flags.
 
     Raises:
-        UserError: a setting that needs a value is null.
+        UserError: a setting that needs a value is null, or a group of settings is a value.
     """
-    _refuse_nulls(namespace, kind, "")
+    _check_groups(namespace, kind, "")
     made = parser.instantiate(namespace)
     values = {field.name: made[field.name] for field in fields(kind)}  # pyright: ignore
     # argparse collects repeated positionals in a list; settings are immutable.
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _refuse_nulls(values: Any, kind: type, prefix: str) -> None:
-    """The parser takes null for any type."""
+def _check_groups(values: Any, kind: type, prefix: str) -> None:
+    """The parser takes null for any type, and any value for a group of settings in a file."""
+    if not isinstance(values, Namespace):
+        raise UserError(f"{prefix.removesuffix('.')}: {values!r} is no group of settings")
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
         value = values[field.name]
         if is_dataclass(field.type) and value is not None:
-            _refuse_nulls(value, field.type, f"{prefix}{field.name}.")  # pyright: ignore
+            _check_groups(value, field.type, f"{prefix}{field.name}.")  # pyright: ignore
         elif value is None and type(None) not in get_args(field.type):
             raise UserError(f"{prefix}{field.name}: null is no value")
 
@@ -101,25 +109,27 @@ def read_config(path: Path, kind: type[Config]) -> Config:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such config")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False)
-    try:
-        return to_config(parser, parser.parse_path(path), kind)
-    except Exception as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    return _read(kind, path, lambda parser: parser.parse_path(path))
 
 
-def config_of(values: dict[str, Any], kind: type[Config], path: Path) -> Config:
+def config_of(values: object, kind: type[Config], path: Path) -> Config:
     """Settings from values that a file holds among others.
 
     Raises:
         UserError: a key or value is wrong; the file is named.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {values!r} is no group of settings")
+    return _read(kind, path, lambda parser: parser.parse_object(values))
+
+
+def _read(kind: type[Config], path: Path, parse: Callable[[ArgumentParser], Any]) -> Config:
+    """Settings of a file; what is wrong with them is said in one line that names it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
     try:
-        return to_config(parser, parser.parse_object(values), kind)
-    except Exception as error:
+        return to_config(parser, parse(parser), kind)
+    except (ArgumentError, UserError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 

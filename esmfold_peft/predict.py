@@ -24,8 +24,8 @@ from esmfold_peft.prediction.manifest import (
     OK,
     TABLE,
     UNFINISHED,
-    Journal,
     PredictionRow,
+    RowJournal,
     finish,
     is_there,
     read_rows,
@@ -77,7 +77,7 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
     own = [tasks[place] for place in shard.share([task.record.length for task in tasks])]
     earlier = read_rows(config.output)
     todo = [task for task in own if not _is_done(task, earlier, config)]
-    journal = Journal(config.output, shard.rank)
+    journal = RowJournal(config.output, shard.rank)
     _say_start(len(todo), len(own), predictor)
     rows = {}
     try:

@@ -1,18 +1,21 @@
 """`esmfold-peft train`: adapter, trunk and head trained together."""
 
 import logging
+import os
 import signal
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 
 from esmfold_peft.adapters.insert import trainable_adapter_parameters
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.config.unused import refuse_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.datasets.leaks import Leak
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import LostProcessError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
@@ -27,7 +30,7 @@ from esmfold_peft.training.beginning import (
 )
 from esmfold_peft.training.checkpoint import Checkpoint, State, forget_newer
 from esmfold_peft.training.failures import explained
-from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, guard
 from esmfold_peft.training.loggers import build_loggers
 from esmfold_peft.training.metrics_file import MetricsFile
 from esmfold_peft.training.module import FoldingModule
@@ -38,11 +41,13 @@ from esmfold_peft.training.run_directory import (
     create_run,
     refuse_existing_run,
     remove_leftovers,
+    restore_provenance,
 )
 from esmfold_peft.training.status import EXIT_CODES, Status, ended_status
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.supervisor import Supervisor
 from esmfold_peft.training.trainer import build_trainer
+from esmfold_peft.training.world import after_the_first
 
 
 def run(config: TrainConfig) -> int:
@@ -60,14 +65,32 @@ def run(config: TrainConfig) -> int:
     """
     _quiet()
     with StopSignals() as signals, ExitStack() as opened:
-        status = _train(config, signals, opened)
+        # What is wrong now is wrong for all processes of a node, or follows from what the first of
+        # them alone has refused.
+        with after_the_first(os.environ, of_node=True):
+            begun = _begin(config, signals, opened)
+        status = begun if isinstance(begun, Status) else _fit(begun)
         if status.status == "interrupted" and signals.received == signal.SIGINT:
             raise KeyboardInterrupt
         return EXIT_CODES[status.status]
 
 
-def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Status:
-    begun, checkpoint = is_begun(config), newest_checkpoint(config)
+@dataclass(frozen=True)
+class _Training:
+    """A training that can begin."""
+
+    trainer: pl.Trainer
+    module: FoldingModule
+    data: ChainDataModule
+    supervisor: Supervisor
+
+
+def _begin(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> _Training | Status:
+    """Checks and builds all that a training needs; or how it has ended before."""
+    begun = is_begun(config)
+    if not begun:
+        refuse_unused(config)
+    checkpoint = newest_checkpoint(config)
     start = 0 if checkpoint is None else checkpoint.state.step
     progress = TrainingProgress(config)
     supervisor = Supervisor(config, signals, progress)
@@ -86,7 +109,8 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
     data = ChainDataModule(config, start)
     leaks: list[Leak] = []
     if trainer.is_global_zero and data.validation is not None and checkpoint is None:
-        leaks = guard(data.train, data.validation, allow=config.allow_leaks)
+        known = config.run.parent / LEAK_CHECK  # of the search that this is a trial of
+        leaks = guard(data.train, data.validation, allow=config.allow_leaks, known=known)
     model, state = _model(config, trainer, checkpoint)
     if trainer.is_global_zero:
         if not begun:  # another command may have begun it in the meantime
@@ -98,20 +122,30 @@ def _train(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> Stat
             create_run(config, model, state.base_sha256, leaks)
         else:
             forget_newer(config.run, start)
+            restore_provenance(config, model, state.base_sha256)
         begin_session(config, start, trainer.world_size)
         assert isinstance(metrics, MetricsFile)
         metrics.rewind(start)
         _describe(model, config, start)
     supervisor.begin(data, state, checkpoint)
+    return _Training(trainer, FoldingModule(config, model, start), data, supervisor)
+
+
+def _fit(training: _Training) -> Status:
+    """Trains, and says how it has ended."""
+    trainer, config = training.trainer, training.module.config
     try:
-        trainer.fit(FoldingModule(config, model, start), datamodule=data)
+        trainer.fit(training.module, datamodule=training.data)
     except SystemExit:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from None
     except RuntimeError as error:
-        raise explained(error, config) or error from error
+        # Who has only lost another process has nothing to add to what that one says.
+        with after_the_first(os.environ, kind=LostProcessError):
+            raise explained(error, config) or error from error
+    status = training.supervisor.status
     if trainer.is_global_zero:
-        report(f"run {config.run}: {supervisor.status.sentence()}")
-    return supervisor.status
+        report(f"run {config.run}: {status.sentence()}")
+    return status
 
 
 def _model(
@@ -124,7 +158,7 @@ def _model(
     if checkpoint is not None:
         load_checkpoint(config, model, base_hash, checkpoint)
     elif config.start_from is not None:
-        load_start(config.start_from, model, base_hash)
+        load_start(config, model, base_hash)
     check_kernels(
         config.model,
         trainer.strategy.root_device,
@@ -140,13 +174,15 @@ def _describe(model: FoldingModel, config: TrainConfig, start: int) -> None:
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     adapter = trainable_adapter_parameters(model.language_model)
     scale = model.language_model.adapter.scale if model.language_model.adapter else None
+    done = f", of which {start:,} are done" if start else ""
+    if start > config.engine.steps:
+        done = f"; {start:,} are done already, nothing is left to train"
     report(
         f"run {config.run}: {config.adapter.kind} with {adapter:,} trainable parameters in the"
         " language model"
         + (f" (scale {scale:g})" if scale is not None else "")
         + f", {counts['trunk']:,} in the trunk, {counts['head']:,} in the head;"
-        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains"
-        + (f", of which {start:,} are done" if start else ""),
+        f" {config.engine.steps:,} steps of {config.engine.batch_size} chains{done}"
     )
 
 

@@ -5,14 +5,16 @@ import resource
 import shlex
 import subprocess
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esmfold_peft.cli import main, parse
 from esmfold_peft.config import DataConfig, SearchConfig, TrainConfig
-from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
+from esmfold_peft.config_io import config_of, config_parser, config_text, read_config, to_config
+from esmfold_peft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -89,6 +91,8 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
             "loss.weights: all are 0",
         ),
         (["--model.kernels", "triton", "--model.trunk", "esmfold_v1"], "model.kernels: triton"),
+        (["--model.trunk", "esmfold_v1", "--model.evoformer.blocks", "6"], "blocks: has no effect"),
+        (["--adapter.kind", "none", "--adapter.freeze", "[zzz]"], "adapter.freeze: has no effect"),
         (["--model.esmfold.heads", "7"], "model.esmfold.heads: 7 does not divide c_s 1024"),
         (["--model.esmfold.dropout", "0.5"], "model.esmfold.dropout: 0.5"),
         (["--model.chunk", "0"], "model.chunk: 0"),
@@ -102,6 +106,55 @@ def test_a_wrong_setting_is_named(flags: list[str], named: str, tmp_path: Path, 
     line = fails_with_one_line(["train", "--run", str(run), "--data.train", "x", *flags], capsys)
     assert named in line
     assert not run.exists()
+
+
+def test_settings_of_predictions_are_refused_without_them(tmp_path: Path, capsys):
+    words = ["prepare", "x", "--output", str(tmp_path / "out"), "--plddt.min_mean", "80"]
+    assert "plddt.min_mean: only with --predicted" in fails_with_one_line(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"adapter: 3\n", "adapter: 3 is no group of settings"),
+        (b"adapter: {kind: \xff}\n", "not UTF-8"),
+        (b"adapter: [1\n", "parsing"),
+        (b"- 1\n", "- 1"),
+        (b"", ""),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(content: bytes, named: str, tmp_path: Path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    words = ["train", "--config", str(file), "--run", str(tmp_path / "run"), "--data.train", "x"]
+    assert named in fails_with_one_line(words, capsys)
+    with pytest.raises(UserError, match=rf"^{file}: "):
+        read_config(file, TrainConfig)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Settings whose check has a fault."""
+
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        {}["fault"]
+
+
+def test_a_fault_of_the_program_is_no_wrong_setting(tmp_path: Path):
+    file = tmp_path / "c.yaml"
+    file.write_text("number: 2\n")
+    with pytest.raises(KeyError, match="fault"):
+        read_config(file, Broken)
+    with pytest.raises(KeyError, match="fault"):
+        config_of({"number": 2}, Broken, file)
+
+
+@pytest.mark.parametrize("values", [None, 5, [1]])
+def test_what_is_no_group_of_settings_is_named(values: Any):
+    with pytest.raises(UserError, match=r"^file: .* is no group of settings"):
+        config_of(values, TrainConfig, Path("file"))
 
 
 def test_a_wrong_key_in_a_file_is_named(tmp_path: Path, capsys):

@@ -1,5 +1,6 @@
 """The shipped configurations say what the papers say."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ import yaml
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.count import count
 from esmfold_peft.adapters.insert import build_adapter
-from esmfold_peft.config import SearchConfig, TrainConfig
-from esmfold_peft.config_io import config_parser, to_config
-from esmfold_peft.search.grid import Arm, trial_config
+from esmfold_peft.config import (
+    AdapterConfig,
+    DataConfig,
+    ExecutorConfig,
+    LadderConfig,
+    SearchConfig,
+    TrainConfig,
+)
+from esmfold_peft.config.unused import refuse_unused, refuse_unused_of_search
+from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
+from esmfold_peft.errors import UserError
+from esmfold_peft.search.grid import Arm, arms_of, trial_config
 from esmfold_peft.search.ladder import Trial
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -98,3 +108,97 @@ def test_the_searches_train_the_winners_of_table_10_as_their_own_files_do(path: 
         own = config_of(CONFIGS / "paper" / f"{name}.yaml")
         data = replace(own.data, validation=search.data.validation)
         assert made == replace(own, run=made.run, resume="auto", data=data)
+
+
+VALIDATED = TrainConfig(Path("run"), DataConfig(Path("train"), Path("validation")))
+
+
+def changed(config: Any, settings: dict[str, Any]) -> Any:
+    """Settings with some changed, whose names have dots."""
+    for name, value in settings.items():
+        first, _, rest = name.partition(".")
+        inner = changed(getattr(config, first), {rest: value}) if rest else value
+        config = replace(config, **{first: inner})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "switch"),
+    [
+        ("model.evoformer.blocks", 6, {"model.trunk": "esmfold_v1"}),
+        ("model.evoformer.checkpoint", False, {"model.trunk": "esmfold_v1"}),
+        ("model.esmfold.weights", "random", {}),
+        ("model.esmfold.blocks", 6, {"model.trunk": "evoformer"}),
+        ("adapter.freeze", ("zzz",), {"adapter.kind": "none"}),
+        ("adapter.rank", 8, {"adapter.kind": "none"}),
+        ("adapter.targets", ("query",), {"adapter.kind": "full"}),
+        ("adapter.rank", 8, {"adapter.kind": "ia3"}),
+        ("adapter.alpha", 2.0, {"adapter.kind": "vera"}),
+        ("adapter.scaling", "constant", {"adapter.kind": "bitfit"}),
+        ("adapter.tt_rank", 3, {"adapter.kind": "lorta"}),
+        ("adapter.modes", ("heads",), {"adapter.kind": "lora"}),
+        ("loss.clamp_probability", 0.5, {"loss.weights.fape": 0.0}),
+        ("loss.resolution", None, {"loss.weights.plddt": 0.0}),
+        ("optimizer.decay_steps", 10, {"optimizer.schedule": "constant"}),
+        ("optimizer.lr_adapter", 2.0, {"adapter.kind": "none"}),
+        ("optimizer.lr_head", 2.0, {"model.trunk": "esmfold_v1", "model.freeze": ("head",)}),
+        ("guard.score_floor", 0.1, {"guard.score_step": None}),
+        ("guard.loss_factor", 3.0, {"guard.loss_steps": 0}),
+        ("guard.plateau_gain", 0.1, {"guard.plateau_steps": 0}),
+        ("guard.smoothing", 7, {"guard.loss_steps": 0, "guard.plateau_steps": 0}),
+        ("engine.validate_raw", False, {"data.validation": None}),
+        ("guard.score_step", 10, {"data.validation": None}),
+    ],
+)
+def test_a_setting_that_reaches_nothing_is_refused(setting: str, value: Any, switch: dict):
+    refuse_unused(changed(VALIDATED, switch))
+    with pytest.raises(UserError, match=rf"^{re.escape(setting)}: has no effect with .*; leave it"):
+        refuse_unused(changed(VALIDATED, {setting: value, **switch}))
+
+
+def test_settings_written_out_at_their_defaults_are_taken(tmp_path: Path):
+    config = changed(VALIDATED, {"adapter.kind": "none", "model.trunk": "esmfold_v1"})
+    (tmp_path / "config.yaml").write_text(config_text(config))
+    refuse_unused(read_config(tmp_path / "config.yaml", TrainConfig))
+
+
+@pytest.mark.parametrize("path", sorted({*CONFIGS.rglob("*.yaml")} - {*SEARCHES}), ids=str)
+def test_all_that_a_shipped_config_states_has_an_effect(path: Path):
+    refuse_unused(config_of(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"adapter": AdapterConfig(rank=8)},
+            "adapter.rank: has no effect with a grid, ",
+        ),
+        ({"adapter": AdapterConfig(bases=8)}, "adapter.bases: has no effect with the kinds lora, "),
+        ({"init": {"none": "paper"}}, "init.none: has no effect, none starts no factors"),
+        ({"grid": {"ia3": []}, "ladder": LadderConfig(factor=2.0)}, "ladder.factor: has no effect"),
+        ({"executor": ExecutorConfig(gpus=0.5)}, "executor.gpus: has no effect with executor.kind"),
+        ({"executor": ExecutorConfig("ray", slurm={"x": 1})}, "executor.slurm: has no effect"),
+    ],
+)
+def test_a_setting_that_reaches_no_trial_is_refused(changes: dict[str, Any], message: str):
+    data = DataConfig(Path("t"), Path("v"))
+    search = SearchConfig(Path("o"), data, {"lora": [1], "lorta": [8], "none": []})
+    refuse_unused_of_search(search)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        refuse_unused_of_search(replace(search, **changes))
+
+
+def test_each_kind_of_a_grid_takes_what_it_uses_of_the_common_settings():
+    data, grid = DataConfig(Path("t"), Path("v")), {"lora": [1], "lorta": [8], "none": []}
+    adapter = AdapterConfig(modes=("heads",), targets=("query",))
+    search = SearchConfig(Path("o"), data, grid, adapter=adapter)
+    refuse_unused_of_search(search)
+    made = [trial_config(search, arm, Trial(2.0, 10)) for arm in arms_of(search)]
+    for config in made:
+        refuse_unused(config)
+    assert [config.adapter for config in made] == [
+        AdapterConfig("lora", 1, 2.0, targets=("query",)),
+        AdapterConfig("lorta", 8, 16.0, targets=("query",), modes=("heads",)),
+        AdapterConfig("none"),
+    ]

@@ -23,7 +23,7 @@ ORDER = [
     "cli",
 ]
 ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices"}
-ANYWHERE |= {"versions", "__version__"}
+ANYWHERE |= {"journal", "versions", "__version__"}
 COMMANDS = {
     *("prepare", "train", "replay", "evaluate", "predict", "search_commands"),
     *("adapter_commands", "weights_commands"),

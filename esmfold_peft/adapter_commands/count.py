@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.adapters.count import WITHOUT_RANK, count
+from esmfold_peft.adapters.count import count
 from esmfold_peft.adapters.insert import ADAPTERS
 from esmfold_peft.adapters.sizes import SIZES, size_of
 from esmfold_peft.adapters.table1 import Table1Row, table1
 from esmfold_peft.config import AdapterConfig, AdapterKind, CountConfig
+from esmfold_peft.config.adapter import WITHOUT_RANK, unused_settings
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.errors import UserError
 
@@ -79,8 +80,8 @@ def count_rows(name: str, shape: AttentionShape, config: CountConfig) -> Iterato
 def _count_row(
     name: str, shape: AttentionShape, kind: AdapterKind, rank: int | None, config: CountConfig
 ) -> CountRow:
-    given = {setting: getattr(config, setting) for setting in ("tt_rank", "bases", "norms")}
-    own = {setting: given[setting] for setting in given.keys() & ADAPTERS[kind].settings}
+    names = {"tt_rank", "bases", "norms"} - unused_settings(kind)
+    own = {name: getattr(config, name) for name in names}
     adapter = AdapterConfig(kind=kind, rank=rank or 1, targets=config.targets, **own)
     try:
         numbers = count(shape, adapter)

@@ -9,7 +9,7 @@ torch.compile need no special case.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, unused_settings
 from esmfold_peft.errors import UserError
 
 Group = tuple[Target, ...]
@@ -130,12 +131,6 @@ class Adapter(nn.Module, ABC):
     allowed: ClassVar[Group] = TARGETS
     """Matrices that the method can adapt."""
 
-    settings: ClassVar[frozenset[str]] = frozenset()
-    """Settings beyond those of all methods (`_SPECIAL`) that this one reads."""
-
-    scaled: ClassVar[bool] = True
-    """Whether the method has a scale."""
-
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__()
         self.shape = shape
@@ -144,11 +139,13 @@ class Adapter(nn.Module, ABC):
         self.targets: Group = tuple(target for target in TARGETS if target in config.targets)
         self.scale = self.scale_of(config)
 
-    @classmethod
-    def scale_of(cls, config: AdapterConfig) -> float | None:
+    @staticmethod
+    def scale_of(config: AdapterConfig) -> float | None:
         """The factor s that settings make; None for a method without one."""
+        if config.kind in WITHOUT_ALPHA:
+            return None
         divisor = {"alpha/r": config.rank, "alpha/sqrt(r)": config.rank**0.5, "constant": 1.0}
-        return config.alpha / divisor[config.scaling] if cls.scaled else None
+        return config.alpha / divisor[config.scaling]
 
     @classmethod
     def check(cls, config: AdapterConfig) -> None:
@@ -161,7 +158,7 @@ class Adapter(nn.Module, ABC):
         _check_numbers(config)
         _check_targets(config, cls.allowed)
         default = AdapterConfig()
-        for name in sorted(_SPECIAL - cls.settings):
+        for name in sorted(SPECIAL & unused_settings(config.kind)):
             if (value := getattr(config, name)) != getattr(default, name):
                 raise UserError(f"adapter.{name}: {value} has no meaning for {config.kind}")
 
@@ -310,10 +307,6 @@ class AdaptedModel(Protocol):
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of its own parameters, the adapter's left out."""
         ...
-
-
-_GENERAL = {"kind", "rank", "alpha", "scaling", "targets", "init", "freeze", "lr_factors"}
-_SPECIAL = {field.name for field in fields(AdapterConfig)} - _GENERAL
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -8,9 +8,6 @@ from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import build_adapter
 from esmfold_peft.config import AdapterConfig
 
-WITHOUT_RANK = frozenset({"ia3", "bitfit"})
-"""Methods whose vectors have no rank."""
-
 
 @dataclass(frozen=True)
 class Count:

@@ -5,7 +5,6 @@ are the activations inside the feed-forward block. As published: targets key, va
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,8 +32,6 @@ class IA3(Adapter):
         l_key, ...: the factors of the outputs (l, o), 1 at the start.
         l_fc2: the factors of fc2's inputs (l, i), 1 at the start.
     """
-
-    scaled: ClassVar[bool] = False
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

@@ -20,7 +20,7 @@ from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, build_adapter
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.config_io import config_of
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, read_json, write_atomically
+from esmfold_peft.protein.files import make_folder, read_bytes, read_json, write_atomically
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -183,18 +183,6 @@ def require_same(found: set[str], wanted: set[str], path: Path, what: str) -> No
         raise UserError(f'{path}: {what} "{name}" is missing')
     for name in sorted(found - wanted):
         raise UserError(f'{path}: {what} "{name}" is unexpected')
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:

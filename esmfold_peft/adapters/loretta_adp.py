@@ -6,7 +6,6 @@ output and fc2. It is not linear, so that it cannot be merged.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,8 +35,6 @@ class LoReTTAAdp(Adapter):
         down_output, ...: b_down (l, r), zero at the start; with init "paper" uniform in ±1/√r.
         up_output, ...: b_up (l, o), zero at the start; with init "paper" uniform in ±1/√o.
     """
-
-    settings: ClassVar[frozenset[str]] = frozenset({"tt_rank"})
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

@@ -4,8 +4,6 @@
 `tt_rank`. The trains are contracted to A and B once in a forward pass.
 """
 
-from typing import ClassVar
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,8 +23,6 @@ class LoReTTARep(LowRankAdapter):
             With init "paper" none does, as in the authors' code, and A and B start with entries of
             standard deviation 1/√(i + r) and 1/√(r + o).
     """
-
-    settings: ClassVar[frozenset[str]] = frozenset({"tt_rank"})
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

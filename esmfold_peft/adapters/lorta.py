@@ -47,7 +47,6 @@ class LoRTA(LowRankAdapter):
     """
 
     allowed: ClassVar[Group] = ATTENTION
-    settings: ClassVar[frozenset[str]] = frozenset({"modes", "orientation", "component_weights"})
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

@@ -8,7 +8,7 @@ DISCREPANCY: the authors' code draws bases for every matrix; here all layers and
 them, as LoRTA's equation 12 has it, and share A₀.
 """
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,8 +29,6 @@ class NOLA(LowRankAdapter):
         bases_a: R (k, widest i, r), frozen, uniform in ±1.
         bases_b: S (k, r, widest o), frozen, uniform in ±1.
     """
-
-    settings: ClassVar[frozenset[str]] = frozenset({"bases"})
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

@@ -21,7 +21,6 @@ from esmfold_peft.adapters.io import (
     CONFIG_FILE,
     TENSOR_FILE,
     fill,
-    read_bytes,
     read_tensors,
     require_same,
 )
@@ -34,7 +33,7 @@ from esmfold_peft.adapters.peft_config import (
 )
 from esmfold_peft.config import AdapterConfig, Target
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, read_json, write_atomically
+from esmfold_peft.protein.files import make_folder, read_bytes, read_json, write_atomically
 
 _LORA = {"a": "lora_A.weight", "b": "lora_B.weight"}
 

@@ -4,7 +4,7 @@
 adapter: a file that named a seed instead would depend on the generator of a PyTorch version.
 """
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class VeRA(LowRankAdapter):
         d_query, ...: d (l, r), 0.1 at the start.
         b_query, ...: b (l, o), zero at the start.
     """
-
-    scaled: ClassVar[bool] = False
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

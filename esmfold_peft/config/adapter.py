@@ -1,6 +1,6 @@
 """What is trained inside the language model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Target = Literal["query", "key", "value", "output", "fc1", "fc2"]
@@ -31,8 +31,8 @@ class AdapterConfig:
     Attributes:
         kind: none (frozen, as in ESMFold), full (all its weights train), or a method: lora,
             lora_fa, dora, lorta, lotr, fact_tt, fact_tk, loretta_rep, loretta_adp, tt_lora, vera,
-            nola, ia3, bitfit. So that this word alone switches, a kind ignores what it has not of
-            rank, alpha, scaling and init; none and full read no other setting.
+            nola, ia3, bitfit. Settings that a kind does not use are refused; none and full use no
+            other one.
         rank: rank r of the factors (the TT-rank of tt_lora, the bottleneck of loretta_adp); ia3 and
             bitfit have none.
         alpha: the update is scaled by a factor s made of alpha; vera, ia3 and bitfit have none.
@@ -70,3 +70,29 @@ class AdapterConfig:
     norms: bool = False
     freeze: tuple[str, ...] = ()
     lr_factors: dict[str, float] = field(default_factory=dict)
+
+
+WITHOUT_RANK = ("none", "full", "ia3", "bitfit")
+
+WITHOUT_ALPHA = (*WITHOUT_RANK, "vera")
+
+_ONLY_OF: dict[str, tuple[AdapterKind, ...]] = {
+    "modes": ("lorta",),
+    "orientation": ("lorta",),
+    "component_weights": ("lorta",),
+    "tt_rank": ("loretta_rep", "loretta_adp"),
+    "bases": ("nola",),
+    "norms": ("bitfit",),
+}
+
+SPECIAL = frozenset(_ONLY_OF)
+"""Settings that some methods alone have."""
+
+
+def unused_settings(kind: str) -> frozenset[str]:
+    """Names of the settings of `AdapterConfig` that a kind does not use."""
+    if kind in ("none", "full"):
+        return frozenset(f.name for f in fields(AdapterConfig)) - {"kind"}
+    unused = {name for name, kinds in _ONLY_OF.items() if kind not in kinds}
+    unused |= {"rank"} if kind in WITHOUT_RANK else set()
+    return frozenset(unused | ({"alpha", "scaling"} if kind in WITHOUT_ALPHA else set()))

@@ -1,6 +1,9 @@
 """Checks that several settings share."""
 
 import re
+from collections.abc import Collection
+from dataclasses import MISSING, fields
+from typing import Any
 
 from esmfold_peft.errors import UserError
 
@@ -15,6 +18,25 @@ def check_lowest(config: object, prefix: str, lowest: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= lowest:
             raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
+
+
+def check_unchanged(config: Any, prefix: str, names: Collection[str], why: str) -> None:
+    """Refuses settings that are not at their defaults and would have no effect.
+
+    Args:
+        config: dataclass of settings.
+        prefix: of the settings' names.
+        names: of the settings.
+        why: they have no effect, for the message; {default} in it is the default.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    for field in fields(config):
+        made = field.default_factory
+        default = field.default if made is MISSING else made()
+        if field.name in names and getattr(config, field.name) != default:
+            raise UserError(f"{prefix}{field.name}: {why.format(default=default)}")
 
 
 def check_device(device: str) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esmfold_peft.config.adapter import AdapterKind, Target
-from esmfold_peft.config.checks import check_lowest
+from esmfold_peft.config.adapter import AdapterKind, Target, unused_settings
+from esmfold_peft.config.checks import check_lowest, check_unchanged
 from esmfold_peft.config.model import LanguageModelConfig
 from esmfold_peft.errors import UserError
 
@@ -63,6 +63,18 @@ class CountConfig:
         for kind in self.kinds:
             if kind in ("none", "full"):
                 raise UserError(f"kinds: {kind} is no adapter")
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuses settings that were changed and change no count."""
+        names = ("tt_rank", "bases", "norms")
+        if self.reference is not None:
+            names = ("models", "kinds", "ranks", "targets", *names)
+            check_unchanged(self, "", names, f"not with --reference {self.reference}")
+        elif self.kinds:
+            unused = frozenset.intersection(*map(unused_settings, self.kinds))
+            kinds = ", ".join(self.kinds)
+            check_unchanged(self, "", unused.intersection(names), f"not of the kinds {kinds}")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Settings of `evaluate`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esmfold_peft.config.checks import check_device, check_lowest
+from esmfold_peft.config.checks import check_device, check_lowest, check_unchanged
 from esmfold_peft.config.model import Kernels
 from esmfold_peft.config.training import Precision
 from esmfold_peft.errors import UserError
@@ -92,11 +92,13 @@ class EvaluateConfig:
     def _check_compare(self) -> None:
         if len(self.compare) != 2:
             raise UserError(f"compare: {len(self.compare)} folders instead of two")
-        self._refuse(("run", *_FILES, *_FOLDING, "per_residue", "workers"), "not with --compare")
+        names = ("run", *_FILES, *_FOLDING, "per_residue", "workers")
+        check_unchanged(self, "", names, "not with --compare")
 
     def _check_run(self) -> None:
-        self._refuse(("predictions", "pairs", "match"), "not with --run, which folds")
-        self._refuse(("references",), "not with --run; name the stores by --store")
+        files = ("predictions", "pairs", "match")
+        check_unchanged(self, "", files, "not with --run, which folds")
+        check_unchanged(self, "", ("references",), "not with --run; name the stores by --store")
         if self.store and self.splits:
             raise UserError("store and splits: give one of them")
         for name in ("store", "splits"):
@@ -105,15 +107,8 @@ class EvaluateConfig:
                 raise UserError(f"{name}: {repeated} is named twice")
 
     def _check_files(self) -> None:
-        self._refuse(_FOLDING, "only with --run")
+        check_unchanged(self, "", _FOLDING, "only with --run")
         if self.pairs is None and not (self.predictions and self.references):
             raise UserError(
                 "give --predictions and --references, or --pairs, or --run, or --compare"
             )
-
-    def _refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Refuses settings that were changed and would have no effect."""
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in names:
-            if getattr(self, name) != defaults[name]:
-                raise UserError(f"{name}: {why}")

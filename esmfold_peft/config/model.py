@@ -171,7 +171,7 @@ class ModelConfig:
         relative_positions: sequence distances beyond this share one embedding (AF2: 32).
         distogram_bins: distance bins of virtual Cβ (AF2: 64).
         plddt_bins: bins of predicted lDDT (AF2: 50).
-        pae_bins: bins of the predicted aligned error up to 31 Å (AF2: 64).
+        pae_bins: bins of the predicted aligned error, the last from 31 Å on (AF2: 64).
         c_plddt: width of the pLDDT head's hidden layers (AF2: 128).
         chunk: rows of the pair track that its attention and transitions handle at a time: less
             memory for long chains, in more steps. null takes as many as keep what grows with them

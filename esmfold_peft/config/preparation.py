@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from esmfold_peft.config.checks import check_lowest, check_shares
+from esmfold_peft.config.checks import check_lowest, check_shares, check_unchanged
 from esmfold_peft.errors import UserError
 
 
@@ -94,6 +94,9 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 1, "workers")
+        if not self.predicted:
+            names = ("mask_below", "min_mean")
+            check_unchanged(self.plddt, "plddt.", names, "only with --predicted")
         if self.duplicates is not None and self.clusters in ("auto", "mmseqs", "none"):
             raise UserError("duplicates: only of use with a file of clusters (--clusters FILE)")
 

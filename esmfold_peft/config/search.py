@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from esmfold_peft.config.adapter import AdapterConfig, AdapterKind
+from esmfold_peft.config.adapter import WITHOUT_RANK, AdapterConfig, AdapterKind
 from esmfold_peft.config.checks import check_lowest
 from esmfold_peft.config.guard import GuardConfig
 from esmfold_peft.config.logging import LogConfig
@@ -17,11 +17,6 @@ from esmfold_peft.config.training import (
     OptimizerConfig,
 )
 from esmfold_peft.errors import UserError
-
-WITHOUT_ALPHA = ("none", "full", "vera", "ia3", "bitfit")
-"""Kinds that have no α: they are trained once, without a ladder."""
-
-WITHOUT_RANK = ("none", "full", "ia3", "bitfit")
 
 
 @dataclass(frozen=True)
@@ -171,6 +166,11 @@ class SearchConfig:
                 f"ladder.halve_at: {at} is not before the end of a trial"
                 f" (engine.steps {self.engine.steps})"
             )
+
+    @property
+    def devices(self) -> int:
+        """Processes of a trial, each with a device of its own."""
+        return self.engine.devices or 1
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def find_leaks(training: ChainList, validation: ChainList, *, threads: int) -> d
         _late(training, validation),
         _same_sequence(training, validation),
         _same_cluster(training, validation),
-        _similar(training, validation, threads) if mmseqs_program() else iter(()),
+        _similar(training, validation, threads) if compares_similar() else iter(()),
     )
     for rule in rules:
         for place, reason in rule:
@@ -78,11 +78,16 @@ def find_leaks(training: ChainList, validation: ChainList, *, threads: int) -> d
     return dict(sorted(leaks.items()))
 
 
+def compares_similar() -> bool:
+    """Whether `find_leaks` compares similar sequences too, for which it needs mmseqs."""
+    return mmseqs_program() is not None
+
+
 def what_was_compared(*lists: ChainList) -> str:
     """Says what the search for leaks among these chains can and cannot have found."""
     undated = sum(int(np.isnat(chains.release_date).sum()) for chains in lists)
     dates = f"{undated:,} chains state no release date; " if undated else ""
-    if mmseqs_program():
+    if compares_similar():
         return f"{dates}sequences compared by mmseqs at 40 % identity"
     return (
         f"{dates}mmseqs is not installed (Debian package mmseqs2): of similar sequences, only equal"

@@ -35,6 +35,11 @@ def aligned_error_centers(bins: int, device: torch.device) -> Float[Tensor, "bin
     return (torch.arange(bins, device=device) + 0.5) * step
 
 
+def largest_aligned_error(bins: int) -> float:
+    """The error in Å that the last bin stands for, so the largest that can be predicted."""
+    return aligned_error_centers(bins, torch.device("cpu"))[-1].item()
+
+
 def predicted_aligned_error(logits: Float[Tensor, "b n n bins"]) -> Float[Tensor, "b n n"]:
     """Expected aligned error of every pair of residues in Å (PAE, AF2 Suppl. 1.9.7).
 

@@ -51,7 +51,8 @@ class Folded:
         positions: atom14 coordinates in Å.
         atom_plddt: expected lDDT of each atom, 0 to 1.
         pae: expected error in Å of residue j seen from residue i; None if not asked for.
-        ptm: predicted TM-score, 0 to 1; None if `pae` was not asked for.
+        largest_pae: Å beyond which the model predicts no aligned error; None like `pae`.
+        ptm: predicted TM-score, 0 to 1; None like `pae`.
         seconds: its share of the time that its batch took.
     """
 
@@ -59,6 +60,7 @@ class Folded:
     positions: Float32[Tensor, "n 14 3"]
     atom_plddt: Float32[Tensor, "n 37"]
     pae: Float32[Tensor, "n n"] | None = None
+    largest_pae: float | None = None
     ptm: float | None = None
     seconds: float = 0.0
 
@@ -245,6 +247,7 @@ class _Folder:
                 positions=positions[row, : len(own)][own],
                 atom_plddt=plddt[row, : len(own)][own],
                 pae=None if pae is None else pae[row, : len(own), : len(own)].cpu()[own][:, own],
+                largest_pae=None if pae is None else output.largest_pae,
                 ptm=None if ptm is None else ptm[row],
             )
             for row, (place, own) in enumerate(zip(places, kept, strict=True))

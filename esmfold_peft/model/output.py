@@ -6,7 +6,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.model.confidence import expected_lddt, predicted_aligned_error, predicted_tm
+from esmfold_peft.model.confidence import (
+    expected_lddt,
+    largest_aligned_error,
+    predicted_aligned_error,
+    predicted_tm,
+)
 from esmfold_peft.model.heads import Head
 from esmfold_peft.protein.residues import ATOM37, ATOM37_INDEX
 
@@ -54,6 +59,11 @@ class FoldOutput:
     def pae(self) -> Float[Tensor, "b n n"]:
         """Expected error in Å of residue j's Cα seen from residue i's frame (AF2 Suppl. 1.9.7)."""
         return predicted_aligned_error(asked(self.pae_logits, "pae"))
+
+    @property
+    def largest_pae(self) -> float:
+        """Å beyond which this head predicts no aligned error; its number of bins decides."""
+        return largest_aligned_error(asked(self.pae_logits, "pae").shape[-1])
 
     def ptm(self, mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b"]:
         """Predicted TM-score of each chain, 0 to 1 (AF2 Suppl. 1.9.7).

@@ -26,23 +26,32 @@ HIDDEN_SHARE = 0.15
 """Of the residues, for each further seed: what ESM-2 was trained to guess (Lin et al. 2023)."""
 
 
-def read_sequence(text: str) -> tuple[str, ...]:
+def read_sequence(text: object) -> tuple[str, ...]:
     """The chains of a sequence that was typed, as in a FASTA record.
 
     Args:
-        text: one-letter codes, ":" between chains.
+        text: one-letter codes, ":" between chains; white space is passed over.
 
     Raises:
-        UserError: it has no residues, an empty chain, or a character that is no residue.
+        UserError: it is no str, has no residues, an empty chain, or a character that is no residue.
     """
+    if not isinstance(text, str):
+        raise UserError(
+            f"sequence: {type(text).__name__} instead of str; give one-letter codes, the chains of"
+            ' a complex with ":" between them'
+        )
     reader = ChainReader(_LONGEST)
     reader.add(text, 1)
     chains = reader.finish()
     if reader.problem is not None:
         raise UserError(f"sequence: {reader.problem[1]}")
     if not chains:
-        raise UserError(f"sequence: {'too long' if reader.count else 'has no residues'}")
+        raise UserError(f"sequence: {_why_none(reader.count)}")
     return chains
+
+
+def _why_none(residues: int) -> str:
+    return f"has more than {_LONGEST:,} residues" if residues else "has no residues"
 
 
 def query(name: str, chains: Sequence[str], seed: int = 0) -> Query:

@@ -14,9 +14,6 @@ from esmfold_peft.protein.files import make_folder, write_atomically
 if TYPE_CHECKING:
     from esmfold_peft.prediction.result import Prediction
 
-LARGEST_ERROR = 31.75
-"""Å that the last bin of aligned errors stands for (`model.confidence`)."""
-
 
 def write_files(folder: Path, prediction: "Prediction") -> dict[str, str]:
     """Writes structure and aligned errors, each file whole or not at all.
@@ -64,10 +61,12 @@ def pae_npz(prediction: "Prediction") -> bytes:
 def pae_json(prediction: "Prediction") -> str:
     """Aligned errors as the AlphaFold database gives them (version 4): whole Å, one matrix."""
     assert prediction.pae is not None
+    assert prediction.largest_pae is not None
+    whole = int(prediction.largest_pae)  # no number is above the maximum that the file states
     # Row by row: ten thousand residues are a hundred million numbers.
     rows = (
-        json.dumps(np.rint(row).astype(int).tolist(), separators=(",", ":"))
+        json.dumps(np.rint(row).astype(int).clip(max=whole).tolist(), separators=(",", ":"))
         for row in prediction.pae
     )
     matrix = f'"predicted_aligned_error":[{",".join(rows)}]'
-    return f'[{{{matrix},"max_predicted_aligned_error":{LARGEST_ERROR}}}]\n'
+    return f'[{{{matrix},"max_predicted_aligned_error":{prediction.largest_pae:g}}}]\n'

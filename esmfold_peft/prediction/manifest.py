@@ -7,10 +7,8 @@ its files hold. At the end all rows go into predictions.csv and the journals awa
 """
 
 import csv
-import fcntl
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from esmfold_peft.csv_text import csv_text
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
+from esmfold_peft.journal import Journal, whole_lines
 from esmfold_peft.protein.files import make_folder, write_atomically
 
 TABLE = "predictions.csv"
@@ -93,7 +92,7 @@ class PredictionRow:
         return [name for kind in _FILES if (name := getattr(self, kind))]
 
 
-class Journal:
+class RowJournal:
     """The rows that one process has written.
 
     Args:
@@ -106,17 +105,10 @@ class Journal:
 
     def __init__(self, output: Path, rank: int) -> None:
         make_folder(output)
-        path = output / _JOURNAL.format(rank=rank)
         try:
-            self._file = path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"output: another process predicts into {output}") from error
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from error
-        # A kill may have left half a line.
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+            self._journal = Journal(output / _JOURNAL.format(rank=rank), lock=True)
+        except BusyError as error:
+            raise BusyError(f"output: another process predicts into {output}") from error
 
     def add(self, row: PredictionRow) -> None:
         """Keeps a row, whose files are written or, if it is not finished, about to be.
@@ -124,13 +116,7 @@ class Journal:
         Raises:
             UserError: the disk is full, or gone.
         """
-        line = json.dumps({"time": time.time(), **asdict(row)})
-        try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise UserError(f"{self._file.name}: {error.strerror}") from error
+        self._journal.add({"time": time.time(), **asdict(row)})
 
 
 def require_new(output: Path) -> None:
@@ -209,11 +195,7 @@ def _journals(output: Path) -> Iterable[Path]:
 
 def _journal_rows(path: Path) -> Iterable[tuple[float, PredictionRow]]:
     """Time and row of each line."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:  # another process has just put it into the table
-        return
-    for line in lines[:-1]:
+    for line in whole_lines(path):  # none where another process has just put it into the table
         try:
             values = json.loads(line)
             yield float(values.pop("time")), PredictionRow(**values)

@@ -28,8 +28,6 @@ _CHAIN_COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7"),
     *("#56b4e9", "#d55e00", "#999933", "#882255"),
 )
-_PER_ANGSTROM = 8
-"""PAE is embedded in eighths of an Å: a byte reaches 31.875, the model's PAE ends at 31.75."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class PageRecord:
             the structure does not fit into the format, and the page then has no 3D view.
         plddt: of the residues of all chains, 0 to 100, finite.
         pae: Å, of each residue (column) seen from each (row), finite; None if it was not computed.
+        largest_pae: Å beyond which the model predicts no aligned error; None like `pae`.
         ptm: 0 to 1.
         facts: further lines of the table: what folded it and how.
         files: names of files beside the page that it links to.
@@ -55,6 +54,7 @@ class PageRecord:
     pdb_text: str
     plddt: Float[np.ndarray, "n"]
     pae: Float[np.ndarray, "n n"] | None = None
+    largest_pae: float | None = None
     ptm: float | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -118,15 +118,20 @@ def _data(record: PageRecord, chains: list[_Chain]) -> dict[str, Any]:
         "chains": [asdict(chain) for chain in chains],
         "plddt": [round(value, 2) for value in record.plddt.tolist()],
         "bands": [{"above": limit, "colour": colour} for limit, colour, _ in BANDS],
-        "pae": None if record.pae is None else _bytes_of(record.pae),
+        "pae": _pae_data(record),
         "pdb": record.pdb_text,
     }
 
 
-def _bytes_of(pae: Float[np.ndarray, "n n"]) -> dict[str, Any]:
-    values = np.clip(np.rint(pae * _PER_ANGSTROM), 0, 255).astype(np.uint8)
+def _pae_data(record: PageRecord) -> dict[str, Any] | None:
+    """PAE in bytes: eighths of an Å with 64 bins, which end at 31.75 Å."""
+    if record.pae is None:
+        return None
+    assert record.largest_pae is not None
+    per_angstrom = int(255 / record.largest_pae)
+    values = np.clip(np.rint(record.pae * per_angstrom), 0, 255).astype(np.uint8)
     text = base64.b64encode(values.tobytes()).decode()
-    return {"base64": text, "perAngstrom": _PER_ANGSTROM}
+    return {"base64": text, "perAngstrom": per_angstrom, "limit": record.largest_pae}
 
 
 def _heading(record: PageRecord, index: str) -> str:

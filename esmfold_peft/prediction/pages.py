@@ -36,6 +36,7 @@ def write_page(
         pdb_text=pdb,
         plddt=prediction.plddt,
         pae=prediction.pae,
+        largest_pae=prediction.largest_pae,
         ptm=prediction.ptm,
         facts=facts,
         files=tuple(files),

@@ -34,7 +34,8 @@ class Prediction:
         atom_mask: which atoms there are.
         atom_plddt: predicted lDDT of each atom, 0 to 100.
         pae: expected error in Å of residue j seen from residue i; None if it was not predicted.
-        ptm: predicted TM-score, 0 to 1; None if it was not predicted.
+        largest_pae: Å beyond which the model predicts no aligned error; None like `pae`.
+        ptm: predicted TM-score, 0 to 1; None like `pae`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Prediction:
     atom_mask: Bool[np.ndarray, "n 37"]
     atom_plddt: Float32[np.ndarray, "n 37"]
     pae: Float32[np.ndarray, "n n"] | None = None
+    largest_pae: float | None = None
     ptm: float | None = None
 
     @classmethod
@@ -70,6 +72,7 @@ class Prediction:
             atom_mask=mask,
             atom_plddt=(mask * 100 * folded.atom_plddt.numpy()).astype(np.float32),
             pae=None if folded.pae is None else folded.pae.numpy(),
+            largest_pae=folded.largest_pae,
             ptm=folded.ptm,
         )
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,21 +16,26 @@ from typing import Any, Generic, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+SECONDS_FOR_A_TASK = 600.0
+"""The largest files of the PDB take less than a minute."""
+
 _AHEAD = 3  # lists for each process that wait or whose results do: bounds what is in memory
 
 
 class OrderedPool(Generic[Task, Result]):
     """Runs lists of tasks in other processes.
 
-    A task that fails, or whose process dies (a crash of a parser, no memory left), gives
-    `failed(task, error)`; the other tasks of its list are done again, and the rest goes on.
+    A task that fails, whose process dies (a crash of a parser, no memory left), or that does not
+    end, gives `failed(task, error)`; the other tasks of its list are done again, and the rest goes
+    on.
 
     Args:
         work: what is done with a task. A function that a new process can import, or a partial of
             one; each process receives it once, however large its arguments are.
         failed: the result of a task that `work` cannot do; `BrokenProcessPool` if it ended its
-            process.
+            process, `TimeoutError` if it did not end itself.
         workers: processes.
+        seconds: after which a task is taken for one that never ends.
     """
 
     def __init__(
@@ -37,8 +43,10 @@ class OrderedPool(Generic[Task, Result]):
         work: Callable[[Task], Result],
         failed: Callable[[Task, BaseException], Result],
         workers: int,
+        seconds: float = SECONDS_FOR_A_TASK,
     ) -> None:
         self.work = work
+        self.seconds = seconds
         self.failed = failed
         self.workers = workers
 
@@ -47,7 +55,7 @@ class OrderedPool(Generic[Task, Result]):
 
         Who does not take them all closes the iterator, which ends the processes.
         """
-        processes = _Processes(self.work, self.workers)
+        processes = self._processes(self.workers)
         rest, waiting = iter(units), deque()
         try:
             while True:
@@ -67,7 +75,7 @@ class OrderedPool(Generic[Task, Result]):
                     processes.close()  # which leaves all memory to the list that is done again
                 found = self._one_by_one(unit)
                 if ended:
-                    processes = _Processes(self.work, self.workers)
+                    processes = self._processes(self.workers)
                     waiting = deque((u, _done(f) or processes.submit(u)) for u, f in waiting)
                 yield found
         finally:
@@ -76,29 +84,35 @@ class OrderedPool(Generic[Task, Result]):
     def _one_by_one(self, unit: list[Task]) -> list[Result]:
         """Does a list again; tasks that fail again are those that spoilt it."""
         found = []
-        processes = _Processes(self.work, 1)
+        processes = self._processes(1)
         try:
             for task in unit:
+                began = time.monotonic()
                 future = processes.submit([task])
                 error = future.exception()
-                found += future.result() if error is None else [self.failed(task, error)]
                 if isinstance(error, BrokenProcessPool):
                     processes.close()
-                    processes = _Processes(self.work, 1)
+                    processes = self._processes(1)
+                    if time.monotonic() - began >= self.seconds:
+                        error = TimeoutError(f"it takes more than {self.seconds:g} s")
+                found += future.result() if error is None else [self.failed(task, error)]
         finally:
             processes.close()
         return found
+
+    def _processes(self, workers: int) -> "_Processes":
+        return _Processes(self.work, workers, self.seconds)
 
 
 class _Processes:
     """Processes that end when they are closed, after the task at hand, or when this one ends."""
 
-    def __init__(self, work: Callable[[Any], Any], workers: int) -> None:
+    def __init__(self, work: Callable[[Any], Any], workers: int, seconds: float) -> None:
         # New processes, not copies: of a process with threads a copy may hang.
         context = multiprocessing.get_context("spawn")
         stopped, self._running = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(work, stopped)
+            workers, mp_context=context, initializer=_begin, initargs=(work, seconds, stopped)
         )
 
     def submit(self, unit: list[Any]) -> Future[list[Any]]:
@@ -127,12 +141,15 @@ class _Worker:
     """What a worker process was given when it began."""
 
     work: Callable[[Any], Any]
+    seconds: float
     stopped: Connection
 
 
-def _begin(work: Callable[[Any], Any], stopped: Connection) -> None:
+def _begin(work: Callable[[Any], Any], seconds: float, stopped: Connection) -> None:
     """Keeps what a worker does, and lets it end with its parent, however that ends."""
-    _Worker.work, _Worker.stopped = work, stopped
+    _Worker.work, _Worker.seconds, _Worker.stopped = work, seconds, stopped
+    # The kernel ends this process at a time limit, also in C++ code that never comes back.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -149,5 +166,9 @@ def _do(unit: list[Any]) -> list[Any]:
     for task in unit:
         if _Worker.stopped.poll():
             break
-        found.append(_Worker.work(task))
+        signal.setitimer(signal.ITIMER_REAL, _Worker.seconds)
+        try:
+            found.append(_Worker.work(task))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     return found

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
 
 LOCK = ".lock"
 """File of a folder that one process writes to (`lock_folder`)."""
@@ -125,7 +125,8 @@ def lock_folder(path: Path) -> IO[str]:
         path: folder that exists.
 
     Raises:
-        UserError: another process has it, or it cannot be locked.
+        BusyError: another process has it.
+        UserError: it cannot be locked.
     """
     try:
         file = (path / LOCK).open("w")
@@ -135,7 +136,7 @@ def lock_folder(path: Path) -> IO[str]:
         lock_file(file)
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"{path}: another process writes to this folder") from error
+        raise BusyError(f"{path}: another process writes to this folder") from error
     except OSError as error:  # some network disks have no locks
         file.close()
         raise UserError(f"{path}: cannot be locked ({error.strerror})") from error

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from esmfold_peft.journal import Journal, whole_lines
+
 SETTINGS = "trial.yaml"
 ATTEMPTS = "attempts.jsonl"
 LOG = "train.log"
@@ -60,7 +62,8 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
         attended: stop when standard input ends, or this process is killed.
     """
     # What an attempt that was killed has left is lost from sight when this one writes.
-    _note(folder, {"began": time.time(), "before": last_sign(folder)})
+    journal = Journal(folder / ATTEMPTS)
+    journal.add({"began": time.time(), "before": last_sign(folder)})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(
@@ -76,7 +79,7 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
     if attended:
         threading.Thread(target=_stop_at_end_of_input, args=(child,), daemon=True).start()
     code = child.wait()
-    _note(folder, {"ended": time.time(), "code": code})
+    journal.add({"ended": time.time(), "code": code})
     return code
 
 
@@ -98,8 +101,7 @@ def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
 def attempts(folder: Path) -> list[Attempt]:
     """All attempts at a trial, in order; a line that a kill has cut is passed over."""
     found: list[Attempt] = []
-    path = folder / ATTEMPTS
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for line in whole_lines(folder / ATTEMPTS):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -131,15 +133,6 @@ def last_words(folder: Path) -> str:
         file.seek(max(0, path.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _note(folder: Path, entry: dict[str, float | None]) -> None:
-    """Adds a line to attempts.jsonl, which is on the disk when this returns."""
-    with (folder / ATTEMPTS).open("ab") as file:
-        # A line before it that a kill has cut is ended first; an empty one is passed over.
-        file.write(b"\n" + json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from esmfold_peft.config import SearchConfig
+from esmfold_peft.config.unused import refuse_unused, refuse_unused_of_search
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
@@ -13,10 +14,12 @@ from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.beginning import changed_settings
-from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, LeakCheck, check_leaks, refuse_leaks
 from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
+
+_OF_THE_GRID = {("adapter", name) for name in ("kind", "rank", "alpha")}
 
 _ANY = Arm("none", None, 0)
 """Stands for all trials where what is common to them is compared."""
@@ -40,29 +43,39 @@ def absolute(config: SearchConfig) -> SearchConfig:
     return with_absolute_weights(config)
 
 
-def check_search(config: SearchConfig) -> None:
+def check_search(config: SearchConfig) -> LeakCheck:
     """Refuses, before anything is begun, what would stop every trial.
+
+    Returns:
+        What was found of leaks, so that the trials need not look for them again.
 
     Raises:
         UserError: the settings of a trial are wrong or do not fit each other, a store is missing or
             broken, or training chains leak validation chains.
     """
+    begun = (config.output / SETTINGS).is_file()
+    if not begun:
+        refuse_unused_of_search(config)
     _check_engine(config)
     first = None
     for arm in arms_of(config):
         for multiple in rules_of(config, arm).rungs[0]:
             settings = trial_config(config, arm, Trial(multiple, config.engine.steps))
             first = first or settings
+            if not begun:
+                refuse_unused(settings)
     assert first is not None
     data = ChainDataModule(first)
     assert data.validation is not None
-    guard(data.train, data.validation, allow=config.allow_leaks)
+    check = check_leaks(data.train, data.validation, config.output / LEAK_CHECK)
+    refuse_leaks(check, data.train, data.validation, config.allow_leaks)
+    return check
 
 
 def _check_engine(config: SearchConfig) -> None:
     """What each trial would check of devices, batch and DeepSpeed."""
     executor, engine = config.executor, config.engine
-    devices = engine.devices or 1
+    devices = config.devices
     if executor.kind == "ray" and executor.gpus and executor.gpus < devices > 1:
         raise UserError(
             f"executor.gpus: {executor.gpus:g} for each trial, which has engine.devices {devices}"
@@ -107,10 +120,12 @@ def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
     pairs = {
         f"{part}.{f.name}": (getattr(old, f.name), getattr(new, f.name))
         for part, old, new in (
+            ("adapter", before.adapter, now.adapter),
             ("ladder", before.ladder, now.ladder),
             ("guard", before.guard, now.guard),
         )
         for f in fields(new)
+        if (part, f.name) not in _OF_THE_GRID
     }
     pairs["engine.steps"] = before.engine.steps, now.engine.steps
     for kind in before.grid.keys() & now.grid.keys():

@@ -71,11 +71,11 @@ def time_left(record: SearchRecord) -> TimeLeft | None:
     )
 
 
-def devices_of(config: SearchConfig) -> float:
-    """GPUs of a trial, which may be a share of one; processes on a CPU."""
+def counted_devices(config: SearchConfig) -> float:
+    """GPUs whose time a trial costs, maybe a share of one; processes on a CPU."""
     if config.executor.kind == "ray" and config.executor.gpus:
         return config.executor.gpus
-    return float(config.engine.devices or 1)
+    return float(config.devices)
 
 
 def hours_text(seconds: float, config: SearchConfig) -> str:
@@ -127,7 +127,7 @@ def _ladder_left(ladder: LadderRecord, record: SearchRecord) -> _LadderLeft | No
         parts = round((asked - rest) / halve_at)
         least_path = _longest(going, halve_at, parts) + rest if parts > 0 else least
         most_path = most
-    seconds = rate / devices_of(record.config)
+    seconds = rate / counted_devices(record.config)
     return _LadderLeft(*(seconds * steps for steps in (least, most, least_path, most_path)))
 
 

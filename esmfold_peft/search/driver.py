@@ -9,11 +9,12 @@ from esmfold_peft.config import SearchConfig
 from esmfold_peft.config_io import config_text
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.search.attempt import SETTINGS, attempts
-from esmfold_peft.search.executors.protocol import Executor, Handle, Job
+from esmfold_peft.search.executors.protocol import Executor, Job
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
 from esmfold_peft.search.ladder import Outcome, Trial, decide
 from esmfold_peft.search.ledger import Ledger, arm_of, outcomes_of, trial_of
 from esmfold_peft.search.outcomes import Ended, read_end, why_lost
+from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 Key = tuple[Arm, Trial]
 
@@ -160,24 +161,21 @@ class Driver:
             self._attempts[key] = self._attempts.get(key, 0) + 1
             self._earlier[key] = len(attempts(jobs[key].folder))
             self._ledger.add("starting", *key, attempt=self._attempts[key])
-        for key, handle in zip(keys, self._start(list(jobs.values())), strict=True):
+        handles = self._executor.start(list(jobs.values())) if jobs else []
+        for key, handle in zip(keys, handles, strict=True):
             self._running[key] = jobs[key]
             self._ledger.add("started", *key, handle=handle)
             self._say(f"{_called(*key)}: begun, {key[1].steps:,} steps")
 
-    def _start(self, jobs: list[Job]) -> list[Handle]:
-        """Begins jobs, at once where the executor can (an array of Slurm)."""
-        together = getattr(self._executor, "start_all", None)
-        if together is not None and jobs:
-            return together(jobs)
-        return [self._executor.start(job) for job in jobs]
-
     def _prepare(self, arm: Arm, trial: Trial) -> Job:
-        """Writes the settings of a trial."""
+        """Writes the settings of a trial, and what is known of leaks among its chains."""
         job = self._job(arm, trial)
         make_folder(job.folder)
         settings = trial_config(self.config, arm, trial)
         write_atomically(job.folder / SETTINGS, config_text(settings))
+        known = self.config.output / LEAK_CHECK
+        if known.is_file():
+            write_atomically(job.folder / LEAK_CHECK, known.read_bytes())
         return job
 
     def _job(self, arm: Arm, trial: Trial) -> Job:

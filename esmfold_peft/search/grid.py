@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from esmfold_peft.config import SearchConfig, TrainConfig
-from esmfold_peft.config.search import WITHOUT_ALPHA
+from esmfold_peft.config import AdapterConfig, SearchConfig, TrainConfig
+from esmfold_peft.config.adapter import WITHOUT_ALPHA, unused_settings
 from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.ladder import Rules, Trial, rungs_of
 
@@ -40,7 +40,7 @@ class Arm:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether there is an α to search."""
+        """Whether there is an α to search; other kinds are trained once, without a ladder."""
         return self.kind not in WITHOUT_ALPHA
 
     def alpha(self, trial: Trial) -> float | None:
@@ -80,19 +80,15 @@ def trial_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
         trial: its multiple and steps.
     """
     common = {name: getattr(config, name) for name in _COMMON}
-    alpha = arm.alpha(trial)
-    adapter = replace(
-        config.adapter,
-        kind=arm.kind,  # pyright: ignore[reportArgumentType]
-        rank=config.adapter.rank if arm.rank is None else arm.rank,
-        alpha=config.adapter.alpha if alpha is None else alpha,
-        init=config.init.get(arm.kind, config.adapter.init),
-    )
+    adapter = {f.name: getattr(config.adapter, f.name) for f in fields(AdapterConfig)}
+    adapter |= {"kind": arm.kind, "rank": arm.rank, "alpha": arm.alpha(trial)}
+    adapter["init"] = config.init.get(arm.kind, config.adapter.init)
+    own = {name: adapter[name] for name in adapter.keys() - unused_settings(arm.kind)}
     return TrainConfig(
         **common
         | {
             "run": trial_folder(config.output, arm, trial) / RUN,
-            "adapter": adapter,
+            "adapter": AdapterConfig(**own),
             "engine": replace(config.engine, steps=trial.steps),
             "seed": arm.seed,
             "resume": "auto",

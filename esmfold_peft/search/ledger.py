@@ -8,12 +8,12 @@ finding jobs again.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from esmfold_peft.errors import UserError
+from esmfold_peft.journal import Journal, whole_lines
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Outcome, Trial
 
@@ -33,14 +33,7 @@ class Ledger:
     """
 
     def __init__(self, output: Path) -> None:
-        self._path = output / LEDGER
-        try:
-            self._file = self._path.open("a+b")
-        except OSError as error:
-            raise UserError(f"{self._path}: {error.strerror}") from error
-        # A kill may have left half a line.
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+        self._journal = Journal(output / LEDGER)
 
     def add(self, event: Event, arm: Arm, trial: Trial | None = None, **more: object) -> None:
         """Keeps an event; it is on the disk when this returns.
@@ -61,12 +54,7 @@ class Ledger:
         }
         if trial is not None:
             entry |= {"alpha": arm.alpha(trial), "multiple": trial.multiple, "steps": trial.steps}
-        try:
-            self._file.write(json.dumps(entry | more).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise UserError(f"{self._path}: {error.strerror}") from error
+        self._journal.add(entry | more)
 
 
 def read_ledger(output: Path) -> list[dict[str, Any]]:
@@ -76,10 +64,8 @@ def read_ledger(output: Path) -> list[dict[str, Any]]:
         UserError: a line is damaged.
     """
     path = output / LEDGER
-    if not path.is_file():
-        return []
     events = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             entry = json.loads(line)
             _ = entry["event"], arm_of(entry)

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.config import LadderConfig
+from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.search.attempt import RUN, attempts, last_words
 from esmfold_peft.search.ladder import Outcome, Trial
 from esmfold_peft.training.metrics_file import METRICS
-from esmfold_peft.training.status import Status, read_status
+from esmfold_peft.training.status import EXIT_CODES, Status, whole_status
 
 COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}
-
-_ERROR_OF_ONE_LINE = 2
-_BUSY = "another process writes to this folder"
-_JUST_BEGUN = "exists already; choose another folder"
-"""What is said where another process of the trial has made the run's folder a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,8 @@ def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
         folder: of the trial.
         trial: with the steps that were asked for.
         config: metric and selection.
-
-    Raises:
-        UserError: its files are damaged.
     """
-    status = read_status(folder / RUN)
+    status = whole_status(folder / RUN)
     if status is None:
         return None
     if status.status == "diverged":
@@ -83,11 +76,11 @@ def why_lost(folder: Path, earlier: int = 0) -> Lost:
     code, said = known[-1].code, last_words(folder)
     if code is None:
         return Lost("its process was killed")
-    if code == 75:
+    if code == EXIT_CODES["interrupted"]:
         return Lost("it was asked to stop")
-    if code == _ERROR_OF_ONE_LINE and _BUSY in said:
+    if code == BusyError.exit_code:
         return Lost(said, busy=True)
-    if code == _ERROR_OF_ONE_LINE and _JUST_BEGUN not in said:
+    if code == UserError.exit_code:
         return Lost(said or f"exit code {code}", hopeless=not _has_trained(folder, known[-1].began))
     return Lost(f"exit code {code}" + (f": {said}" if said else ""))
 

@@ -12,7 +12,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_json
 from esmfold_peft.search.attempt import RUN, Attempt, attempts, last_sign
 from esmfold_peft.search.beginning import SETTINGS
-from esmfold_peft.search.costs import devices_of
+from esmfold_peft.search.costs import counted_devices
 from esmfold_peft.search.executors.local import is_alive
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_folder
 from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, steps_needed
@@ -20,7 +20,7 @@ from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_o
 from esmfold_peft.search.outcomes import column, read_end, trial_score
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
 from esmfold_peft.training.run_directory import PROVENANCE
-from esmfold_peft.training.status import read_status
+from esmfold_peft.training.status import whole_status
 
 _LAST_LINES = 50
 """Logged steps over which a trial's training lDDT-Cα is averaged."""
@@ -110,7 +110,7 @@ def _trial(
 ) -> TrialRecord:
     trial = trial_of(event)
     folder = trial_folder(output, arm, trial)
-    status = read_status(folder / RUN)
+    status = whole_status(folder / RUN)
     history = attempts(folder)
     state = outcomes[trial].ending if trial in outcomes else _state(config, folder, event, history)
     training = [value for step, value in column(folder, "train/lddt_ca") if step <= trial.steps]
@@ -127,7 +127,7 @@ def _trial(
         rule=None if status is None else status.rule,
         message=event.get("message") or (None if status is None else status.message),
         attempts=max(1, len(history)),
-        gpu_seconds=_seconds(folder, history, state, config) * devices_of(config),
+        gpu_seconds=_seconds(folder, history, state, config) * counted_devices(config),
     )
 
 
@@ -154,10 +154,10 @@ def _step(folder: Path, trial: Trial, state: State, saved: int) -> int:
 
 
 def _parameters(folder: Path) -> int | None:
-    path = folder / RUN / PROVENANCE
-    if not path.is_file():
+    try:
+        return read_json(folder / RUN / PROVENANCE)["parameters"]["adapter"]
+    except (UserError, KeyError, TypeError):  # not there yet, or damaged: the next resume mends it
         return None
-    return read_json(path).get("parameters", {}).get("adapter")
 
 
 def _seconds(folder: Path, history: list[Attempt], state: State, config: SearchConfig) -> float:

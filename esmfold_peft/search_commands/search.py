@@ -2,14 +2,15 @@
 
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.console import report
-from esmfold_peft.protein.files import lock_folder, make_folder
+from esmfold_peft.protein.files import lock_folder, make_folder, write_atomically
 from esmfold_peft.search.beginning import absolute, begin_folder, check_search
 from esmfold_peft.search.driver import Driver, Summary
-from esmfold_peft.search.executors.choice import build_executor, devices_of
+from esmfold_peft.search.executors.choice import build_executor, gpus_of
 from esmfold_peft.search.inputs import inputs_of
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.report import write_report
+from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 
 def run(config: SearchConfig) -> int:
@@ -25,17 +26,18 @@ def run(config: SearchConfig) -> int:
     """
     config = absolute(config)
     executor = build_executor(config)
-    check_search(config)
+    check = check_search(config)
     inputs = inputs_of(config)
     make_folder(config.output)
     with lock_folder(config.output):
         begin_folder(config, inputs)
+        write_atomically(config.output / LEAK_CHECK, check.text())
         driver = Driver(
             config,
             executor,
             Ledger(config.output),
             read_ledger(config.output),
-            devices=devices_of(config),
+            devices=gpus_of(config),
             say=report,
         )
         try:

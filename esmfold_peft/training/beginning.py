@@ -1,7 +1,6 @@
 """Where a training begins: anew, from another run's model, or from its own newest checkpoint."""
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from esmfold_peft.config import TrainConfig
@@ -60,6 +59,13 @@ _FREE = (
 )
 """Settings that may change when a run is gone on with."""
 
+_SHAPELESS = (
+    *(f"adapter.{name}" for name in ("alpha", "scaling", "init", "freeze", "lr_factors")),
+    *(f"model.{part}.dropout" for part in ("evoformer", "esmfold", "structure")),
+    "model.max_recycles",
+)
+"""Beginnings of settings of a model that change no tensor's shape."""
+
 
 def is_begun(config: TrainConfig) -> bool:
     """Whether --resume auto finds a run in the folder."""
@@ -76,12 +82,14 @@ def newest_checkpoint(config: TrainConfig) -> Checkpoint | None:
     """
     if not is_begun(config):
         return None
-    steps, status = checkpoint_steps(config.run), read_status(config.run)
+    steps = checkpoint_steps(config.run)
     for step in reversed(steps):
         try:
             return read_checkpoint(config.run, step)
         except UserError as error:
             report(f"{error}; an older checkpoint is looked for")
+    # Without a checkpoint only the status says whether there were steps: here it must be whole.
+    status = None if steps else read_status(config.run)
     if steps or (status is not None and status.step > 0):
         raise UserError(
             f"resume: {config.run} has made steps, and no checkpoint of it can be read; bring one"
@@ -166,26 +174,42 @@ def load_checkpoint(
     fill_model(model, checkpoint.weights, place)
 
 
-def load_start(run: Path, model: FoldingModel, base_hash: str) -> None:
-    """Fills a model with the moving average of another run's.
+def load_start(config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
+    """Fills a model with the moving average of the run that it starts from.
 
     An adapter starts anew where that run had none.
 
     Args:
-        run: folder of the other run.
-        model: the model of the new one.
+        config: of the new run, with `start_from`.
+        model: the model of the new run.
         base_hash: SHA-256 of the language model's base weights.
 
     Raises:
-        UserError: the folder is no run, or its model has other base weights or another shape.
+        UserError: the folder is no run, or its model has other base weights or another shape; names
+            the settings that make it another.
     """
-    run_config(run)
-    require_base(run, model, base_hash)
+    run = config.start_from
+    assert run is not None
+    before = run_config(run)
     tensors = read_tensors(run / WEIGHTS)
     if not any(name.startswith("language_model.") for name in tensors):
         own = kept_tensors(model).items()
         tensors |= {n: t.detach() for n, t in own if n.startswith("language_model.")}
-    fill_model(model, tensors, run / WEIGHTS)
+    try:
+        require_base(run, model, base_hash)
+        fill_model(model, tensors, run / WEIGHTS)
+    except UserError as error:
+        if changes := [text for text in changed_settings(before, config) if _shapes(text)]:
+            raise UserError(
+                f"start_from: the model of {run} does not fit this one ({'; '.join(changes)}); give"
+                " it these settings"
+            ) from error
+        raise
+
+
+def _shapes(setting: str) -> bool:
+    """Whether a setting decides which tensors of which shapes a model has."""
+    return setting.startswith(("model.", "adapter.")) and not setting.startswith(_SHAPELESS)
 
 
 def _require_same_data(config: TrainConfig, state: State) -> None:

@@ -2,7 +2,7 @@
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.devices import is_out_of_memory
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import LostProcessError, UserError
 
 _LOST_PROCESS = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
@@ -24,7 +24,7 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
             f" {config.engine.micro_batch}: {_advice(config)} ({text[:200]})"
         )
     if any(part in text for part in _LOST_PROCESS):
-        return UserError(
+        return LostProcessError(
             "another process of the training was lost; when it is clear why, the same command"
             f" with --resume auto goes on from the newest checkpoint ({text[:200]})"
         )

@@ -1,29 +1,64 @@
 """Refusing to train on chains that give validation chains away."""
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from esmfold_peft.console import report
 from esmfold_peft.datasets.leaks import (
     ChainList,
     Leak,
     chain_list,
+    compares_similar,
     find_leaks,
     what_was_compared,
 )
+from esmfold_peft.datasets.position import manifest_hash
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
+from esmfold_peft.protein.files import read_json
+
+LEAK_CHECK = "leak_check.json"
+"""File in the folder of a search and of each trial: what was found of the same chains."""
 
 _NAMED = 20  # leaks that are printed one by one
 
 
-def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[Leak]:
+@dataclass(frozen=True)
+class LeakCheck:
+    """What a comparison of training with validation chains has found.
+
+    Attributes:
+        training: SHA-256 of the manifest of each training store.
+        validation: of the validation store's.
+        mmseqs: whether similar sequences were compared too.
+        compared: in words.
+        leaks: chain and reason of every leak, by training store.
+    """
+
+    training: list[str]
+    validation: str
+    mmseqs: bool
+    compared: str
+    leaks: list[list[list[str]]]
+
+    def text(self) -> str:
+        """The file that `check_leaks` reads again."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def guard(
+    training: Sequence[Store], validation: Store, *, allow: bool, known: Path | None = None
+) -> list[Leak]:
     """Looks for training chains that leak, and says what it found.
 
     Args:
         training: every store that is trained on.
         validation: the store that is validated on.
         allow: go on all the same.
+        known: file of an earlier check, which is done again if it is of other chains.
 
     Returns:
         The leaks; none unless they are allowed.
@@ -31,12 +66,43 @@ def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[
     Raises:
         UserError: there are leaks that are not allowed.
     """
-    held_out = chain_list(validation)
-    lists = [chain_list(store) for store in training]
+    return refuse_leaks(check_leaks(training, validation, known), training, validation, allow)
+
+
+def check_leaks(
+    training: Sequence[Store], validation: Store, known: Path | None = None
+) -> LeakCheck:
+    """Compares training with validation chains, or reads what an earlier check of them has found.
+
+    See `guard`.
+    """
+    hashes = [manifest_hash(store.path) for store in (*training, validation)]
+    found = None if known is None else _read(known)
+    # A check without mmseqs is not enough where there is mmseqs.
+    enough = found is not None and (found.mmseqs or not compares_similar())
+    if found is not None and enough and [*found.training, found.validation] == hashes:
+        return found
     report("looking for training chains that leak validation chains")
-    found = [_leaks(store, chains, held_out) for store, chains in zip(training, lists, strict=True)]
-    leaks = [leak for those in found for leak in those]
-    compared = what_was_compared(*lists, held_out)
+    held_out, lists = chain_list(validation), [chain_list(store) for store in training]
+    return LeakCheck(
+        training=hashes[:-1],
+        validation=hashes[-1],
+        mmseqs=compares_similar(),
+        compared=what_was_compared(*lists, held_out),
+        leaks=[_leaks(chains, held_out) for chains in lists],
+    )
+
+
+def refuse_leaks(
+    check: LeakCheck, training: Sequence[Store], validation: Store, allow: bool
+) -> list[Leak]:
+    """Says what a check has found, and refuses leaks that are not allowed; see `guard`."""
+    leaks = [
+        Leak(str(store.path), chain, reason)
+        for store, found in zip(training, check.leaks, strict=True)
+        for chain, reason in found
+    ]
+    compared = check.compared
     if not leaks:
         report(f"no training chain leaks a validation chain ({compared})")
         return leaks
@@ -46,7 +112,7 @@ def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[
     if len(leaks) > _NAMED:
         report(f"leak: {len(leaks) - _NAMED:,} more chains")
     if not allow:
-        setting = "data.train" if found[0] else "data.mix"
+        setting = "data.train" if check.leaks[0] else "data.mix"
         raise UserError(
             f"{setting}: {_counted(leaks)}, {leaks[0].chain} of {leaks[0].store}"
             f" ({leaks[0].reason}) is the first; make the store anew with"
@@ -57,9 +123,20 @@ def guard(training: Sequence[Store], validation: Store, *, allow: bool) -> list[
     return leaks
 
 
-def _leaks(store: Store, training: ChainList, validation: ChainList) -> list[Leak]:
+def _leaks(training: ChainList, validation: ChainList) -> list[list[str]]:
     found = find_leaks(training, validation, threads=len(os.sched_getaffinity(0)))
-    return [Leak(str(store.path), training.ids[place], reason) for place, reason in found.items()]
+    return [[training.ids[place], reason] for place, reason in found.items()]
+
+
+def _read(path: Path) -> LeakCheck | None:
+    """An earlier check; None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return LeakCheck(**read_json(path))
+    except (UserError, TypeError) as error:
+        report(f"{path}: not a check for leaks ({error}); the chains are compared again")
+        return None
 
 
 def _counted(leaks: list[Leak]) -> str:

@@ -143,7 +143,7 @@ class TrainingProgress(Callback):
         rates = self.rates()
         return Status(
             step=self._step,
-            total=self._config.engine.steps,
+            total=max(self._config.engine.steps, self._step),
             metrics=self._module.latest if self._module is not None else {},
             steps_per_second=rates["steps_per_second"],
             chains_per_second=rates["chains_per_second"],
@@ -154,6 +154,7 @@ class TrainingProgress(Callback):
 
     def _left(self) -> float:
         """Seconds until the end: of steps at the present rate, and of validations like the last."""
-        engine, seconds = self._config.engine, self._rates.seconds_for
-        validations = engine.steps // engine.validate_every - self._step // engine.validate_every
-        return seconds(engine.steps - self._step) + validations * self._last_pause
+        every, seconds = self._config.engine.validate_every, self._rates.seconds_for
+        end = max(self._config.engine.steps, self._step)
+        validations = end // every - self._step // every
+        return seconds(end - self._step) + validations * self._last_pause

@@ -24,7 +24,7 @@ class Status:
 
     Attributes:
         step: optimizer steps done.
-        total: steps of the whole run.
+        total: steps of the whole run, at least `step`.
         metrics: the latest values by name.
         steps_per_second: without validations; NaN if not known yet.
         chains_per_second: the same in chains.

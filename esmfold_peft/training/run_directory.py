@@ -29,10 +29,11 @@ from safetensors.torch import load_file, save
 from esmfold_peft.adapters.io import save_adapter
 from esmfold_peft.config import Kernels, TrainConfig
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
+from esmfold_peft.console import report
 from esmfold_peft.csv_text import csv_text
 from esmfold_peft.datasets.leaks import Leak
 from esmfold_peft.datasets.position import manifest_hash
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
@@ -89,6 +90,26 @@ def create_run(
     export_model(config.run, model, kept_tensors(model), base_hash)
 
 
+def restore_provenance(config: TrainConfig, model: FoldingModel, base_hash: str) -> None:
+    """Writes provenance.json anew, without earlier sessions, where it cannot be read.
+
+    Args:
+        config: the run's settings.
+        model: the model of its checkpoint.
+        base_hash: SHA-256 of the language model's base weights, as the checkpoint names it.
+    """
+    path = config.run / PROVENANCE
+    try:
+        content = read_json(path)
+        if not isinstance(content.get("language_model_sha256"), str):
+            raise UserError(f"{path}: language_model_sha256 is missing")
+        if not isinstance(content.get("sessions", []), list):
+            raise UserError(f"{path}: sessions are no list")
+    except UserError as error:
+        report(f"{error}; it is written anew, without the earlier sessions")
+        write_atomically(path, json.dumps(_provenance(config, model, base_hash), indent=2) + "\n")
+
+
 def begin_session(config: TrainConfig, step: int, processes: int) -> None:
     """Writes into a run's folder that processes begin to train, and with which settings.
 
@@ -123,9 +144,12 @@ def refuse_existing_run(config: TrainConfig) -> None:
     """Checks that training would not write over another run.
 
     Raises:
+        BusyError: the run was to be gone on with, and another process has begun it since.
         UserError: the folder exists and is not empty.
     """
     run = config.run
+    if config.resume == "auto" and (run / CONFIG).is_file():
+        raise BusyError(f"run: {run} was begun by another process a moment ago; try again")
     if run.exists() and (not run.is_dir() or any(not _is_leftover(p) for p in run.iterdir())):
         raise UserError(f"run: {config.run} exists already; choose another folder")
 
@@ -326,11 +350,7 @@ def _stored_tensors(
 def _require_hash(run: Path, key: str, found: str, what: str) -> None:
     """Compares the hash of base weights with that of the training."""
     path = run / PROVENANCE
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    expected = content.get(key) if isinstance(content, dict) else None
+    expected = read_json(path).get(key)
     if not isinstance(expected, str):
         raise UserError(f"{path}: {key} is missing")
     if found != expected:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.config_io import config_of
 from esmfold_peft.console import report
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_json, write_atomically
@@ -53,7 +54,9 @@ class Status:
 
     def sentence(self) -> str:
         """One line for a person."""
-        said = f"{self.status} at step {self.step:,} of {self.steps:,}"
+        more = self.step > self.steps  # engine.steps was lowered for a resume
+        of = f", more than engine.steps {self.steps:,}" if more else f" of {self.steps:,}"
+        said = f"{self.status} at step {self.step:,}{of}"
         if self.message:
             said += f": {self.message}"
         if self.skipped_steps:
@@ -76,10 +79,12 @@ def ended_status(config: TrainConfig) -> Status | None:
     Args:
         config: of the command that would go on.
 
-    Raises:
-        UserError: status.json cannot be read.
     """
-    status = read_status(config.run)
+    try:
+        status = read_status(config.run)
+    except UserError as error:  # the checkpoint says where the run stands
+        report(f"{error}; it is written anew")
+        return None
     if status is None or (status.status != "diverged" and status.step < config.engine.steps):
         return None
     if status.status not in ("converged", "plateau", "diverged"):
@@ -97,9 +102,12 @@ def read_status(run: Path) -> Status | None:
     path = run / STATUS
     if not path.is_file():
         return None
-    content = read_json(path)
+    return config_of(read_json(path), Status, path)
+
+
+def whole_status(run: Path) -> Status | None:
+    """As `read_status`; None also where it is damaged, which the next resume mends."""
     try:
-        best = content.pop("best")
-        return Status(**content, best=best and Best(**best))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the status of a run ({error})") from error
+        return read_status(run)
+    except UserError:
+        return None

@@ -5,7 +5,10 @@ environment.
 """
 
 import re
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +18,8 @@ from esmfold_peft.errors import UserError
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 # Below the ports that Linux gives to outgoing connections (from 32768).
 _FIRST_PORT, _PORTS = 15_000, 15_000
+# The first process may still be importing, and launchers look several times a second.
+_PATIENCE = 30.0  # s
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,51 @@ def launched_world(environment: Mapping[str, str]) -> World | None:
     if "LOCAL_SIZE" in environment and "CROSS_SIZE" in environment:
         return _deepspeed(environment)
     return _srun(environment)
+
+
+def is_first(environment: Mapping[str, str], *, of_node: bool = False) -> bool:
+    """Whether a process is the first of those that train together, or of those on its node.
+
+    Args:
+        environment: variables of this process.
+        of_node: the first of its node.
+    """
+    try:
+        world = launched_world(environment)
+    except UserError:  # it is about to be said
+        return True
+    # Of those that Lightning starts itself, on one node, LOCAL_RANK tells.
+    local = int(environment.get("LOCAL_RANK", 0)) if world is None else world.local_rank
+    return local == 0 and (of_node or world is None or world.rank == 0)
+
+
+@contextmanager
+def after_the_first(
+    environment: Mapping[str, str], *, of_node: bool = False, kind: type[UserError] = UserError
+) -> Iterator[None]:
+    """Leaves it to the first process to say what is wrong, where all would say the same.
+
+    Args:
+        environment: variables of this process.
+        of_node: to the first of each node, as each node has its own disks and GPUs.
+        kind: of errors that all have; others are each process's own.
+    """
+    try:
+        yield
+    except kind:
+        wait_for_the_first(environment, of_node=of_node)
+        raise
+
+
+def wait_for_the_first(environment: Mapping[str, str], *, of_node: bool = False) -> None:
+    """Waits until the launcher stops this process, as it does when the first one has ended.
+
+    Returns for the first process, and where nobody stops this one: then it has to say what is
+    wrong with it, since nobody else has. See `after_the_first`.
+    """
+    if not is_first(environment, of_node=of_node):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_PATIENCE)
 
 
 def _torchrun(environment: Mapping[str, str]) -> World:

@@ -41,9 +41,9 @@ def test_lists_are_words_one_after_the_other():
 
 def test_lists_in_a_file_are_overridden_by_flags(tmp_path: Path):
     file = tmp_path / "c.yaml"
-    file.write_text("kinds: [dora, vera]\nranks: [4]\ntt_rank: 3\n")
+    file.write_text("kinds: [dora, loretta_rep]\nranks: [4]\ntt_rank: 3\n")
     found = settings("count", "--config", str(file), "--ranks", "2", "6")
-    assert found == CountConfig(kinds=("dora", "vera"), ranks=(2, 6), tt_rank=3)
+    assert found == CountConfig(kinds=("dora", "loretta_rep"), ranks=(2, 6), tt_rank=3)
 
 
 def test_export_and_import_take_the_adapter_without_a_flag():
@@ -73,6 +73,8 @@ def test_merge_takes_both_formats_or_one():
         ("count --targets query query", " count: error: targets: query is named twice"),
         ("count --models esm3", ' count: error: language model "esm3" is unknown'),
         ("count --tt_rank 0", " count: error: tt_rank: 0 is less than 1"),
+        ("count --kinds lora ia3 --bases 3", " count: error: bases: not of the kinds lora, ia3"),
+        ("count --reference llama2-7b --bases 3", " count: error: bases: not with --reference"),
         ("count --reference llama3", " count: error: .*llama3"),
         ("count --format xml", " count: error: .*xml"),
         ("count --rnak 3", " count: error: .*rnak"),

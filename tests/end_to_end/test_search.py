@@ -111,6 +111,8 @@ def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path
     begun = [e["alpha"] for e in events(output) if e["event"] == "started"]
     assert begun == [4e30, 2e30, 4.0, 4.0, 2.0]
     assert "of which" in (third / "train.log").read_text()  # it went on where it was
+    logs = [path.read_text() for path in output.glob("trials/*/*/train.log")]
+    assert not any("looking for training chains" in log for log in logs)  # the search has
     record = read_search(output)
     assert json.loads(json.dumps(status_json(record)))["finished"]
 
@@ -150,7 +152,7 @@ def test_a_restarted_search_finds_its_actors_and_begins_lost_ones_again(cluster,
     (folder / "trial.yaml").write_text(config_text(replace(TINY, run=folder / "run")))
     job = Job("a", folder, 0)
     config = ExecutorConfig(kind="ray", gpus=0.0)
-    handle = RayExecutor(config, tmp_path).start(job)
+    handle = RayExecutor(config, tmp_path).start([job])[0]
     until(lambda: bool(attempts(folder)))
     later = RayExecutor(config, tmp_path)
     later.adopt(job, handle)
@@ -159,7 +161,7 @@ def test_a_restarted_search_finds_its_actors_and_begins_lost_ones_again(cluster,
     cluster.kill(cluster.get_actor(str(handle["actor"]), namespace=NAMESPACE))
     until(lambda: not later.alive(job))
     # Begun again, it ends by itself (it has no chains), and its actor gives back its name.
-    later.start(job)
+    later.start([job])
     until(lambda: not later.alive(job))
     assert [attempt.code for attempt in attempts(folder)] == [None, 2]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from esmfold_peft.model.confidence import (
     aligned_error_breaks,
     expected_lddt,
+    largest_aligned_error,
     predicted_aligned_error,
     predicted_tm,
 )
@@ -59,6 +60,12 @@ def test_error_of_certainty():
     error = predicted_aligned_error(sure_of(bins))
     assert error.flatten().tolist() == [0.25, 0.75, 31.25, 31.75]
     assert predicted_aligned_error(torch.zeros(1, 2, 2, 64)).mean().item() == pytest.approx(16)
+
+
+@pytest.mark.parametrize("bins", [3, 8, 64, 200])
+def test_the_largest_error_is_what_certainty_of_the_last_bin_says(bins: int):
+    certain = sure_of(torch.full((1, 1, 1), bins - 1), bins)
+    assert predicted_aligned_error(certain).item() == largest_aligned_error(bins)
 
 
 def test_error_agrees_with_loops():

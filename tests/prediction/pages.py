@@ -26,6 +26,7 @@ def real_record(example: Path, header: str = "1oai_A nuclear export factor") -> 
         pdb_text=to_pdb(predicted),
         plddt=plddt,
         pae=np.random.default_rng(0).uniform(0, 31.75, (count, count)).astype(np.float32),
+        largest_pae=31.75,
         ptm=0.81,
         facts={"recycles": "3"},
         files=("1oai_A.pdb", "1oai_A.cif"),

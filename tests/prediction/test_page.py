@@ -88,6 +88,15 @@ def test_data_come_back_from_the_page(record: PageRecord):
     assert list(base64.b64decode(data["pae"]["base64"])[:3]) == [0, 254, 255]
 
 
+@pytest.mark.parametrize("largest", [31.16, 31.75, 36.17, 77.5])
+def test_a_page_shows_the_largest_error_of_any_number_of_bins(largest: float, record: PageRecord):
+    pae = np.full_like(record.pae, largest)
+    data = json.loads(Page(record_page(replace(record, pae=pae, largest_pae=largest))).scripts()[0])
+    shown = base64.b64decode(data["pae"]["base64"])[0] / data["pae"]["perAngstrom"]
+    assert shown == pytest.approx(largest, abs=0.51 / data["pae"]["perAngstrom"])
+    assert data["pae"]["limit"] == largest
+
+
 def test_embedded_data_cannot_end_their_element():
     data = {"text": [*HOSTILE, "<!-- <script>"]}
     page = Page(data_block(data))

@@ -21,7 +21,7 @@ from esmfold_peft.config import LossConfig, PredictConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed
 from esmfold_peft.predict import run as predict
-from esmfold_peft.prediction.manifest import Journal, PredictionRow
+from esmfold_peft.prediction.manifest import PredictionRow, RowJournal
 from esmfold_peft.prediction.predictor import Predictor
 from esmfold_peft.prediction.shards import Shard
 from esmfold_peft.protein.fasta import read_fasta
@@ -213,8 +213,8 @@ def test_files_of_another_model_are_never_taken_for_ours(config: PredictConfig):
     ours = {path.name: path.read_bytes() for path in config.output.glob("*.cif")}
     other = replace(config, resume=True, num_recycles=0)
     with pytest.MonkeyPatch.context() as patch:
-        add = Journal.add
-        patch.setattr(Journal, "add", lambda *given: _killed_at("complex", add, *given))
+        add = RowJournal.add
+        patch.setattr(RowJournal, "add", lambda *given: _killed_at("complex", add, *given))
         with pytest.raises(KeyboardInterrupt):
             predict(other)
     assert {path.name: path.read_bytes() for path in config.output.glob("*.cif")} != ours
@@ -222,7 +222,7 @@ def test_files_of_another_model_are_never_taken_for_ours(config: PredictConfig):
     assert {path.name: path.read_bytes() for path in config.output.glob("*.cif")} == ours
 
 
-def _killed_at(name: str, add, journal: Journal, row: PredictionRow) -> None:
+def _killed_at(name: str, add, journal: RowJournal, row: PredictionRow) -> None:
     """Keeps rows until the files of one are written, but not its row."""
     if row.name == name and row.status == "ok":
         raise KeyboardInterrupt
@@ -272,7 +272,7 @@ def test_a_full_disk_ends_with_what_is_done(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esmfold_peft.prediction.manifest.os.fsync", full)
+    monkeypatch.setattr("esmfold_peft.journal.os.fsync", full)
     assert predict(config) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device; 1 of 9 are done, --resume goes on" in last

@@ -14,7 +14,7 @@ import esmfold_peft
 from esmfold_peft.config import LossConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed, Folded
-from esmfold_peft.prediction.complexes import GAP, LINKER, query
+from esmfold_peft.prediction.complexes import GAP, LINKER, query, read_sequence
 from esmfold_peft.prediction.pages import write_page
 from esmfold_peft.prediction.predictor import Predictor
 from esmfold_peft.prediction.result import Prediction
@@ -98,6 +98,20 @@ def test_a_prediction_says_what_its_files_say(model: Predictor, tmp_path: Path):
     assert prediction.pae.max() <= 31.75
     assert 0 <= prediction.ptm <= 1
     assert ((prediction.plddt >= 0) & (prediction.plddt <= 100)).all()
+
+
+def test_pae_of_few_bins_keeps_to_the_maximum_that_its_file_states(tmp_path: Path):
+    run = make_run(tmp_path / "run", replace(TINY, model=replace(TINY.model, pae_bins=8)))
+    model = esmfold_peft.load(run, device="cpu")
+    with torch.no_grad():
+        model.model.pae_head.linear.bias[-1] = 1e3  # the largest error everywhere
+    prediction = model.fold("MKTAY", name="far")
+    assert prediction.largest_pae == pytest.approx(7.5 * 31 / 6)
+    assert prediction.pae == pytest.approx(prediction.largest_pae)
+    prediction.save(tmp_path)
+    (content,) = json.loads((tmp_path / "far.pae.json").read_text())
+    assert content["max_predicted_aligned_error"] == prediction.largest_pae
+    assert np.max(content["predicted_aligned_error"]) == 38
 
 
 def test_seeds_hide_other_residues_and_give_the_same_again(model: Predictor):
@@ -188,7 +202,8 @@ def test_a_page_is_as_large_as_the_readme_says(n: int, megabytes: float, tmp_pat
     everywhere = generator.uniform(-50, 50, (n, 37, 3)).astype(np.float32)
     folded = Folded(0, torch.from_numpy(everywhere[:, :14]), torch.full((n, 37), 0.8))
     pae = generator.uniform(0, 31, (n, n)).astype(np.float32)
-    prediction = replace(Prediction.from_folded("x", "", (sequence,), folded), pae=pae, ptm=0.8)
+    prediction = Prediction.from_folded("x", "", (sequence,), folded)
+    prediction = replace(prediction, pae=pae, largest_pae=31.75, ptm=0.8)
     page = tmp_path / write_page(tmp_path, prediction, [], {})
     assert page.stat().st_size / 1e6 == pytest.approx(megabytes, abs=0.05)
 
@@ -239,6 +254,29 @@ def test_what_does_not_fit_is_halved_then_chunked_then_failed(
     assert tries[:3] == [(8, 8, None), (4, 8, None), (4, 8, None)]
     assert all(rows * columns <= 32 or columns > 32 for rows, columns, _ in tries[1:])
     assert [seen[1:] for seen in tries[-3:]] == [(3000, 16), (3000, 4), (3000, 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "NoneType instead of str"),
+        (b"MKTAY", "bytes instead of str"),
+        (5, "int instead of str"),
+        (["MKTAY", "GG"], "list instead of str"),
+        ("", "has no residues"),
+        (" \n", "has no residues"),
+        (":", "has an empty chain"),
+        ("M" * 1_000_001, "has more than 1,000,000 residues"),
+    ],
+)
+def test_what_is_no_sequence_is_one_clear_error(given: object, message: str):
+    """`fold` reads its sequence by this; without it None would be an AttributeError."""
+    with pytest.raises(UserError, match=f"^sequence: {message}"):
+        read_sequence(given)
+
+
+def test_white_space_in_a_sequence_is_passed_over():
+    assert read_sequence(" MKT\r\nAY\t: g g\n") == ("MKTAY", "GG")
 
 
 def test_an_error_that_is_not_about_memory_is_not_hidden(run: Path):

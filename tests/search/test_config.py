@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.config.search import WITHOUT_ALPHA, WITHOUT_RANK
+from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_RANK
 from esmfold_peft.config_io import config_of, config_text, read_config
 from esmfold_peft.errors import UserError
 

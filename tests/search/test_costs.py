@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from esmfold_peft.config import ExecutorConfig
-from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, devices_of, time_left
+from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, counted_devices, time_left
 from esmfold_peft.search.records import LadderRecord
 from tests.search.status_records import (
     FULL,
@@ -129,12 +129,12 @@ def test_trials_that_the_grid_no_longer_has_were_paid_for():
 
 
 def test_seconds_of_several_devices_are_gpu_seconds_shared_out():
-    assert devices_of(config()) == 1
-    assert devices_of(config(devices=4)) == 4
+    assert counted_devices(config()) == 1
+    assert counted_devices(config(devices=4)) == 4
     half = replace(config(), executor=ExecutorConfig(kind="ray", gpus=0.5))
-    assert devices_of(half) == 0.5
+    assert counted_devices(half) == 0.5
     on_cpu = replace(config(devices=2), executor=ExecutorConfig(kind="ray", gpus=0.0))
-    assert devices_of(on_cpu) == 2
+    assert counted_devices(on_cpu) == 2
     assert time_left(record(pair(), devices=4)) == TimeLeft(1800 * 0.5, 3800 * 0.5)
 
 

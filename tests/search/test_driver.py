@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
+from esmfold_peft.errors import BusyError
 from esmfold_peft.search.driver import Driver, Summary
-from esmfold_peft.search.executors.protocol import Handle, Job
-from esmfold_peft.search.grid import RUN, Arm
+from esmfold_peft.search.executors.protocol import Executor, Handle, Job
+from esmfold_peft.search.grid import RUN, Arm, trial_folder
+from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
+from esmfold_peft.training.leak_guard import LEAK_CHECK
 from esmfold_peft.training.status import Status, write_status
 
 MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
@@ -23,10 +27,9 @@ ARM = Arm("lorta", 8, 0)
 
 SAID = {
     "wrong": "esmfold-peft train: error: data.crop: 0",
-    "busy": "esmfold-peft train: error: run: another process writes to this folder",
-    "begun": "esmfold-peft train: error: run: run exists already; choose another folder",
+    "busy": "esmfold-peft train: error: whatever it says",
 }
-"""What a training with exit code 2 has said, by its ending."""
+"""What a training that has ended by an error has said, by its ending."""
 
 
 class KilledError(Exception):
@@ -44,10 +47,15 @@ class FakeExecutor:
     def __init__(self, endings: dict[float, list[tuple[str, float]]]) -> None:
         self.endings = {multiple: list(ends) for multiple, ends in endings.items()}
         self.begun: list[float] = []
+        self.together: list[int] = []
         self.jobs: dict[str, int] = {}
         self.calls, self.kill_at = 0, None
 
-    def start(self, job: Job) -> Handle:
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        self.together.append(len(jobs))
+        return [self._start(job) for job in jobs]
+
+    def _start(self, job: Job) -> Handle:
         self._call()
         assert job.name not in self.jobs  # never twice at a time
         self.begun.append(self._multiple(job))
@@ -70,7 +78,8 @@ class FakeExecutor:
         multiple = self._multiple(job)
         status, score = self.endings[multiple].pop(0)
         if status in SAID:
-            note(job.folder, '{"ended": 4.0, "code": 2}')
+            code = BusyError.exit_code if status == "busy" else 2
+            note(job.folder, f'{{"ended": 4.0, "code": {code}}}')
             (job.folder / "train.log").write_text(f"first\n{SAID[status]}\n")
         else:
             write_end(job.folder, status, score)
@@ -227,10 +236,26 @@ def test_an_error_after_training_has_begun_is_not_of_the_settings(tmp_path: Path
 
 def test_a_trial_whose_last_process_is_not_gone_yet_is_waited_for(tmp_path: Path):
     executor = FakeExecutor({256.0: [("busy", 0.0)] * 5 + [("converged", 0.6)]})
-    executor.endings[128.0] = [("begun", 0.0), ("converged", 0.5)]
+    executor.endings[128.0] = [("busy", 0.0), ("converged", 0.5)]
     summary = searched(search_config(tmp_path, retries=1), executor, [])
     assert not summary.failed
     assert summary.winners[ARM].multiple == 256.0
+
+
+def test_trials_that_may_begin_together_are_handed_over_together(tmp_path: Path):
+    """An array of Slurm is one submission."""
+    executor = FakeExecutor({256.0: [("converged", 0.7)], 128.0: [("converged", 0.6)]})
+    assert isinstance(executor, Executor)
+    searched(search_config(tmp_path, concurrent=2), executor, [])
+    assert executor.together == [2]
+
+
+def test_a_trial_is_left_what_the_search_found_of_leaks(tmp_path: Path):
+    (tmp_path / LEAK_CHECK).write_text("found")
+    driver(search_config(tmp_path), FakeExecutor({})).advance()
+    folder = tmp_path / "trials/lorta_r8_seed0/alpha_2048"
+    assert (folder / LEAK_CHECK).read_text() == "found"  # `train` reads it beside the run's folder
+    assert trial_folder(tmp_path, ARM, Trial(256.0, 10)) / RUN == folder / "run"
 
 
 def test_what_has_failed_under_other_settings_is_begun_once_more(tmp_path: Path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmfold_peft.config import AdapterConfig, DataConfig, LadderConfig, SearchConfig, TrainConfig
-from esmfold_peft.config.search import WITHOUT_ALPHA, WITHOUT_RANK
+from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_RANK
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
 from esmfold_peft.search.ladder import Trial, rungs_of
 
@@ -109,13 +109,13 @@ def test_all_other_settings_are_the_searchs():
 
 
 @pytest.mark.parametrize("kind", ["vera", "ia3", "bitfit", "none", "full"])
-def test_what_has_no_alpha_or_rank_takes_them_from_the_settings(kind: str):
+def test_what_has_no_alpha_or_rank_leaves_them_at_their_defaults(kind: str):
     config = search(grid={kind: [] if kind in WITHOUT_RANK else [4]})
     (arm,) = arms_of(config)
     adapter = trial_config(config, arm, Trial(1.0, 10)).adapter
     assert adapter.kind == kind
-    assert adapter.alpha == config.adapter.alpha
-    assert adapter.rank == (arm.rank or config.adapter.rank)
+    assert adapter.alpha == AdapterConfig.alpha
+    assert adapter.rank == (arm.rank or AdapterConfig.rank)
 
 
 def test_trials_of_an_arm_differ_in_alpha_folder_and_nothing_else():

@@ -59,25 +59,25 @@ def test_each_trial_has_gpus_of_its_own_also_after_a_restart_with_others(jobs):
     first, second = jobs(1), jobs(1)
     executor = LocalExecutor(("4", "6", "7", "5"))
     for job in (first, second):
-        executor.start(job)
+        executor.start([job])
     assert (seen(first), seen(second)) == ("4", "6")
     later = LocalExecutor(("6", "4", "7", "5"))
     for job in (first, second):
         later.adopt(job, {})
     pair, one = jobs(2), jobs(1)
-    later.start(pair)
+    later.start([pair])
     assert seen(pair) == "7,5"
     with pytest.raises(UserError, match="trial_3: it needs 1 GPUs, and trials that still run lea"):
-        later.start(one)
+        later.start([one])
     local._terminate(local._said(first.folder)[1])
     until(lambda: not later.alive(first))
-    later.start(one)
+    later.start([one])
     assert seen(one) == "4"
 
 
 def test_on_a_cpu_a_trial_sees_what_the_search_sees(jobs):
     job = jobs(0)
-    LocalExecutor().start(job)
+    LocalExecutor().start([job])
     assert seen(job) == "all"
 
 
@@ -89,10 +89,10 @@ def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs):
         fcntl.flock(looking, fcntl.LOCK_SH)
         assert not local.is_alive(job.folder)
         threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
-        LocalExecutor().start(job)
+        LocalExecutor().start([job])
     assert local.is_alive(job.folder)
     with pytest.raises(UserError, match="a process of this trial is running"):
-        LocalExecutor().start(job)
+        LocalExecutor().start([job])
 
 
 def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path):
@@ -111,7 +111,7 @@ def test_a_trial_takes_the_devices_of_its_engine(
     monkeypatch.setattr(choice, "_gpus", lambda: list(map(str, range(gpus))))
     config = search_config(tmp_path)
     engine = replace(config.engine, accelerator=accelerator, devices=devices)
-    assert choice.devices_of(replace(config, engine=engine)) == expected
+    assert choice.gpus_of(replace(config, engine=engine)) == expected
 
 
 def test_more_trials_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -87,6 +87,6 @@ def test_an_actor_that_nobody_knows_is_gone():
 
 
 def test_an_actor_that_is_there_is_not_begun_again():
-    assert executor(Cluster()).start(JOB) == {"actor": "search/a"}
+    assert executor(Cluster()).start([JOB]) == [{"actor": "search/a"}]
     with pytest.raises(UserError, match=r"^executor: ray: The name is taken$"):
-        executor(Cluster(known=False)).start(JOB)
+        executor(Cluster(known=False)).start([JOB])

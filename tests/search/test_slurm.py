@@ -84,7 +84,7 @@ def until(condition, seconds: float = 60) -> None:
 def test_jobs_of_a_pair_are_an_array_that_a_restarted_search_finds(tmp_path: Path, cluster: Path):
     config = ExecutorConfig(kind="slurm", slurm={"slurm_partition": "gpu", "timeout_min": 60})
     pair = [job(tmp_path, "a"), job(tmp_path, "b")]
-    handles = SlurmExecutor(config, tmp_path / "search").start_all(pair)
+    handles = SlurmExecutor(config, tmp_path / "search").start(pair)
     assert handles == [{"job_id": "100_0"}, {"job_id": "100_1"}]
     script = (cluster / "script_100").read_text()
     assert "--partition=gpu" in script
@@ -103,7 +103,7 @@ def test_gpus_are_asked_for_and_a_forgotten_job_is_gone(tmp_path: Path, cluster:
     config = ExecutorConfig(kind="slurm", cpus=3)
     executor = SlurmExecutor(config, tmp_path / "search")
     own = Job("a", job(tmp_path, "a").folder, 2)
-    executor.start(own)
+    executor.start([own])
     script = (cluster / "script_100").read_text()
     assert "--gpus-per-node=2" in script
     assert "--cpus-per-task=3" in script
@@ -115,8 +115,8 @@ def test_gpus_are_asked_for_and_a_forgotten_job_is_gone(tmp_path: Path, cluster:
 def test_a_search_that_was_killed_while_it_submitted_finds_its_jobs(tmp_path: Path, cluster: Path):
     config = ExecutorConfig(kind="slurm")
     one, two = job(tmp_path, "a"), job(tmp_path, "b")
-    SlurmExecutor(config, tmp_path / "search").start(one)
-    SlurmExecutor(config, tmp_path / "another search").start(two)
+    SlurmExecutor(config, tmp_path / "search").start([one])
+    SlurmExecutor(config, tmp_path / "another search").start([two])
     later = SlurmExecutor(config, tmp_path / "search")
     later.adopt(one, {})
     assert later.alive(one)

@@ -56,6 +56,25 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert json.loads((copy / "provenance.json").read_text())["sessions"][-1]["step"] == 2
 
 
+def test_broken_words_about_a_run_do_not_stop_a_resume(
+    nursery: Nursery, stores: Path, run: Path, tmp_path: Path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = json.loads((copy / "provenance.json").read_text())
+    for name in ("status.json", "provenance.json"):
+        (copy / name).write_text((copy / name).read_text()[:20])
+    printed = nursery.run(*words(stores, copy, "--engine.steps", 2), "--resume", "auto")
+    assert "status.json: not JSON" in printed
+    assert "provenance.json: not JSON" in printed
+    assert "2 steps of 2 chains; 4 are done already, nothing is left to train" in printed
+    assert "converged at step 4, more than engine.steps 2" in printed
+    assert json.loads((copy / "status.json").read_text())["step"] == 4
+    after = json.loads((copy / "provenance.json").read_text())
+    assert [session.pop("step") for session in after.pop("sessions")] == [4]
+    assert after == {key: before[key] for key in after}
+
+
 def test_a_store_that_moved_is_the_same(nursery: Nursery, stores: Path, run: Path, tmp_path: Path):
     copy, moved = tmp_path / "copy", tmp_path / "moved"
     shutil.copytree(run, copy)
@@ -71,7 +90,7 @@ def test_two_processes_do_not_write_one_run(nursery: Nursery, stores: Path, tmp_
     arguments = words(stores, folder, "--engine.steps", 10_000)
     process = nursery.start(*arguments)
     wait_for(lambda: len(rows(folder)) > 1, process)
-    line = refused(nursery, *arguments, "--resume", "auto")
+    line = nursery.run(*arguments, "--resume", "auto", code=69).strip().splitlines()[-1]
     assert "another process writes to this folder" in line
     process.kill()
     process.wait()
@@ -112,9 +131,9 @@ def test_a_start_that_does_not_fit_is_refused(
         assert not (tmp_path / "new").exists()
         return found
 
-    assert "shape" in line("--model.evoformer.c_z", 8)
+    assert "(model.evoformer.c_z is 8, was 16)" in line("--model.evoformer.c_z", 8)
     assert "language model's weights are not those" in line("--seed", 1)
-    assert "language_model.adapter" in line("--adapter.kind", "lora")
+    assert "(adapter.kind is lora, was lorta)" in line("--adapter.kind", "lora")
     assert "not the folder of a training run" in line("--start_from", stores)
 
 

@@ -9,16 +9,19 @@ import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
 
+from esmfold_peft.cli import main
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import LostProcessError, UserError
+from esmfold_peft.training import world
 from esmfold_peft.training.accumulation import accumulation
+from esmfold_peft.training.failures import explained
 from esmfold_peft.training.launch import (
     cluster_environment,
     require_gpus,
     resolved_engine,
 )
 from esmfold_peft.training.trainer import build_trainer
-from esmfold_peft.training.world import World, launched_world
+from esmfold_peft.training.world import World, after_the_first, is_first, launched_world
 
 RANKED = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu1",
@@ -205,3 +208,62 @@ def test_lightning_is_alone_in_a_batch_script(environment: dict, launched, tmp_p
 def _config(folder: Path, devices: int | None = None) -> TrainConfig:
     engine = EngineConfig(accelerator="cpu", devices=devices)
     return TrainConfig(run=folder, data=DataConfig(train=folder), engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("environment", "of_all", "of_node"),
+    [
+        ({}, True, True),
+        ({"LOCAL_RANK": "1"}, False, False),  # Lightning's own second process
+        (TORCHRUN, False, False),
+        (TORCHRUN | {"RANK": "4", "LOCAL_RANK": "0"}, False, True),
+        (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True, True),
+        (SRUN, False, False),
+        (SRUN | {"SLURM_PROCID": "4", "SLURM_LOCALID": "0"}, False, True),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4,3"}, True, True),  # an error of its own
+    ],
+)
+def test_which_process_is_the_first(environment: dict[str, str], of_all: bool, of_node: bool):
+    assert is_first(environment) is of_all
+    assert is_first(environment, of_node=True) is of_node
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.cop", "0"], "data.cop"),
+        (["--data.crop", "0"], "data.crop: 0 is less than 1"),
+        (["--engine.batch_size", "3"], "engine.batch_size: 3"),
+        (["--model.trunk", "esmfold_v1", "--model.evoformer.blocks", "3"], "blocks: has no effect"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_says_what_is_wrong_and_the_others_wait_to_be_stopped(
+    rank: int, flags: list[str], message: str, launched, tmp_path: Path, monkeypatch, capsys
+):
+    """A process that nobody stops says it after all: something is wrong with it alone."""
+    launched(TORCHRUN | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"})
+    before: list[str] = []
+    monkeypatch.setattr(world.time, "sleep", lambda _: before.append(capsys.readouterr().err))
+    words = ["train", "--run", str(tmp_path / "run"), "--data.train", "x", *flags]
+    try:
+        code = main(words)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2
+    assert before == [""] * rank
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_a_process_that_lost_another_waits_and_one_with_an_error_of_its_own_does_not(monkeypatch):
+    config = TrainConfig(Path("run"), DataConfig(Path("train")))
+    waited: list[float] = []
+    monkeypatch.setattr(world.time, "sleep", waited.append)
+    for message, count in (("Connection closed by peer [::1]:5", 1), ("CUDA out of memory", 0)):
+        error = explained(RuntimeError(message), config)
+        assert error is not None
+        waited.clear()
+        with pytest.raises(type(error)), after_the_first(TORCHRUN, kind=LostProcessError):
+            raise error
+        assert len(waited) == count

@@ -1,6 +1,7 @@
 """Training chains that give validation chains away."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.write import to_pdb
-from esmfold_peft.training.leak_guard import guard
+from esmfold_peft.training import leak_guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, check_leaks, guard
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +139,45 @@ def test_the_guard_refuses_and_names_the_chains(
     assert "1 chain leaks validation chains; that was allowed" in said(capsys)
 
 
+def test_a_check_is_done_once_for_the_same_chains(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, monkeypatch, capsys
+):
+    """A search leaves what it found to its trials; the comparison may take hours."""
+    training = store(tmp_path / "train", *(file(example, n) for n in ("4zey_A", "3k2t_A")))
+    known = tmp_path / LEAK_CHECK
+    known.write_text(check_leaks([training], held_out).text())
+    with monkeypatch.context() as never:
+        never.setattr(leak_guard, "find_leaks", None)
+        moved = Store(shutil.copytree(tmp_path / "train", tmp_path / "moved"))
+        (found,) = guard([moved], held_out, allow=True, known=known)
+        assert (found.chain, found.store) == ("4zey_A", str(moved.path))
+        with pytest.raises(UserError, match="1 chain leaks"):
+            guard([moved], held_out, allow=False, known=known)
+    other = store(tmp_path / "other", *(file(example, n) for n in ("4zey_A", "3nir_A")))
+    capsys.readouterr()
+    for stores, text in (
+        ([other], known.read_text()),  # other chains
+        ([moved, other], known.read_text()),
+        ([moved], known.read_text()[:50]),  # damaged
+        ([moved], "{}"),
+    ):
+        known.write_text(text)
+        assert guard(stores, held_out, allow=True, known=known)
+        assert "looking for training chains" in said(capsys)
+
+
+def test_a_check_without_mmseqs_is_done_again_where_there_is_mmseqs(
+    example: Path, tmp_path: Path, held_out: Store, without_mmseqs, monkeypatch
+):
+    training = store(tmp_path / "train", file(example, "3k2t_A"))
+    known = tmp_path / LEAK_CHECK
+    known.write_text(check_leaks([training], held_out).text())
+    monkeypatch.setattr(leaks, "mmseqs_program", lambda: "mmseqs")
+    monkeypatch.setattr(leaks, "similar", lambda *_, threads: [Hit("3dxs_A", key, 0.5)])
+    key = training.manifest.sequence_hash[0]
+    assert guard([training], held_out, allow=True, known=known)
+
+
 def test_every_store_of_a_mix_is_guarded(
     example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
 ):
@@ -195,9 +236,18 @@ def test_training_refuses_before_anything_is_written(
     assert "--allow-leaks" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
     assert main([*words, "--allow-leaks"]) == 0
+    assert "looking for" in said(capsys)
     assert "4zey_A" in (tmp_path / "run" / "leaks.csv").read_text()
     # A run from its settings does not allow them again by itself.
     assert "allow_leaks: false" in (tmp_path / "run" / "config.yaml").read_text()
+    check = check_leaks([Store(tmp_path / "train")], held_out)
+    (tmp_path / LEAK_CHECK).write_text(
+        check.text()
+    )  # as a search leaves it beside its trials' runs
+    words[words.index(str(tmp_path / "run"))] = str(tmp_path / "trial")
+    capsys.readouterr()
+    assert main([*words, "--allow-leaks"]) == 0
+    assert "looking for" not in said(capsys)
 
 
 @pytest.mark.skipif(mmseqs_program() is None, reason="needs mmseqs (Debian package mmseqs2)")

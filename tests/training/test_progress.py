@@ -15,6 +15,7 @@ from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.training.progress import TrainingProgress
 from esmfold_peft.training.progress_views import Bar, Lines, Status, View, duration
 from esmfold_peft.training.rates import Rates, peak_memory
+from esmfold_peft.training.status import Status as RunStatus
 
 
 class Clock:
@@ -172,6 +173,20 @@ def test_a_resumed_run_counts_its_own_steps():
     run.start(step=80)
     run.micro_batch(2.0)
     assert run.progress.rates()["steps_per_second"] == 0.5
+
+
+def test_a_run_that_has_more_steps_than_it_is_to_have_is_at_its_end():
+    """It was resumed with fewer engine.steps (100 here) than it had done."""
+    view = Seen()
+    run = Run(view)
+    run.start(step=120)
+    run.progress.validation_ended(0.5)
+    status = view.told[-1][1]
+    assert (status.step, status.total) == (120, 120)
+    assert not status.left < 0
+    assert RunStatus("converged", 120, 120).sentence() == "converged at step 120 of 120"
+    said = RunStatus("converged", 120, 100).sentence()
+    assert said == "converged at step 120, more than engine.steps 100"
 
 
 def test_validations_slow_no_step_down_but_the_end():

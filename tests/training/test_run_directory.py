@@ -1,6 +1,7 @@
 """A run's folder rebuilds its model, and refuses to rebuild another."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from esmfold_peft.cli import main
 from esmfold_peft.config import AdapterConfig, PrepareConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.datamodule import ChainDataModule
-from esmfold_peft.errors import UserError
+from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
+from esmfold_peft.protein.files import lock_folder
+from esmfold_peft.training.beginning import load_start
+from esmfold_peft.training.checkpoint import Best
 from esmfold_peft.training.run_directory import (
     begin_session,
     create_run,
@@ -25,6 +30,14 @@ from esmfold_peft.training.run_directory import (
     kept_tensors,
     load_model,
     refuse_existing_run,
+    restore_provenance,
+)
+from esmfold_peft.training.status import (
+    Status,
+    ended_status,
+    read_status,
+    whole_status,
+    write_status,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -181,13 +194,56 @@ def test_a_truncated_checkpoint_is_refused(config: TrainConfig):
         load_model(config.run)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"language_model_sha256": null}'])
-def test_a_damaged_provenance_is_refused(content: str, config: TrainConfig):
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{}", b"[]", b'{"language_model_sha256": null}', b'{"\xff": 1}'],
+)
+def test_a_damaged_provenance_is_refused_and_a_resume_writes_it_anew(
+    content: bytes, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
     model, base = trained(config)
     create_run(config, model, base)
-    (config.run / "provenance.json").write_text(content)
+    path = config.run / "provenance.json"
+    whole = path.read_bytes()
+    restore_provenance(config, model, base)
+    assert path.read_bytes() == whole
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"provenance\.json"):
         load_model(config.run)
+    capsys.readouterr()
+    restore_provenance(config, model, base)
+    assert path.read_bytes() == whole
+    assert "provenance.json: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"{}", b'{"\xff": 1}', b'{"status": "running"}'),
+        b'{"status": "running", "step": "x", "steps": 5}',
+        b'{"status": "stopped", "step": 1, "steps": 5}',
+        b'{"status": "running", "step": 1, "steps": 5, "best": [1]}',
+        b'{"status": "running", "step": 1, "steps": 5, "colour": "red"}',
+    ],
+)
+def test_a_damaged_status_does_not_stop_a_resume(
+    content: bytes, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
+    config.run.mkdir()
+    (config.run / "status.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"status\.json: "):
+        read_status(config.run)
+    assert whole_status(config.run) is None
+    assert ended_status(config) is None
+    assert "status.json: " in capsys.readouterr().err
+
+
+def test_a_status_is_read_as_it_was_written(config: TrainConfig):
+    config.run.mkdir()
+    status = Status("diverged", 3, 5, "loss", 2, "rose", 1, 0.25, Best(2, 0.5))
+    for each in (status, Status("running", 0, 5)):
+        write_status(config.run, each)
+        assert read_status(config.run) == each
 
 
 def test_saving_again_leaves_no_other_file(config: TrainConfig):
@@ -198,6 +254,29 @@ def test_saving_again_leaves_no_other_file(config: TrainConfig):
     assert sorted(p.name for p in config.run.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"adapter": AdapterConfig(kind="lora", rank=2)}, "(adapter.kind is lora, was lorta)"),
+        (
+            {"adapter": AdapterConfig(rank=3, alpha=9.0, targets=("key",))},
+            "(adapter.rank is 3, was 2; adapter.targets is ('key',), was ('query', ",
+        ),
+        ({"adapter": AdapterConfig(kind="none")}, "adapter.kind is none, was lorta"),
+    ],
+)
+def test_a_start_from_another_model_names_the_settings(
+    changes: dict, named: str, config: TrainConfig
+):
+    config = replace(config, adapter=AdapterConfig(rank=2))
+    create_run(config, *build_model(config))
+    other = replace(config, start_from=config.run, **changes)
+    with pytest.raises(UserError, match=rf"^start_from: .*{re.escape(named)}"):
+        load_start(other, *build_model(other))
+    again = replace(config, start_from=config.run, adapter=AdapterConfig(rank=2, alpha=9.0))
+    load_start(again, *build_model(again))  # what changes no tensor may be another
+
+
 def test_a_run_is_never_written_over(config: TrainConfig):
     refuse_existing_run(config)
     config.run.mkdir()
@@ -205,3 +284,17 @@ def test_a_run_is_never_written_over(config: TrainConfig):
     (config.run / "config.yaml").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         refuse_existing_run(config)
+
+
+def test_a_run_that_another_process_has_or_has_just_begun_ends_with_a_code_of_its_own(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+):
+    """By this code, and not by words, a search waits for what it lost sight of."""
+    config.run.mkdir()
+    (config.run / "config.yaml").write_text("begun")
+    with pytest.raises(BusyError, match="by another process"):
+        refuse_existing_run(replace(config, resume="auto"))
+    words = ["train", "--run", str(config.run), "--data.train", str(config.data.train)]
+    with lock_folder(config.run):
+        assert main([*words, "--resume", "auto"]) == BusyError.exit_code == 69
+    assert capsys.readouterr().err.endswith("another process writes to this folder\n")

@@ -5,7 +5,6 @@ const PLDDT_ROOM = { left: 44, right: 18, top: 8, bottom: 42 };
 const PAE_ROOM = { left: 56, right: 18, top: 8, bottom: 92 };
 // From exact to unknown, dark to light, as in the AlphaFold database.
 const GREENS = ["#00441b", "#006d2c", "#238b45", "#41ab5d", "#74c476", "#a1d99b", "#c7e9c0", "#e5f5e0", "#f7fcf5"];
-const PAE_LIMIT = 32;
 
 function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -105,9 +104,9 @@ function drawChainAxis(context, protein, area, bottom) {
   }
 }
 
-/** Colour of an error as [red, green, blue]. */
-function green(error) {
-  const x = (Math.min(Math.max(error / PAE_LIMIT, 0), 1)) * (GREENS.length - 1);
+/** Colour of an error, as a share of the largest, as [red, green, blue]. */
+function green(share) {
+  const x = Math.min(Math.max(share, 0), 1) * (GREENS.length - 1);
   const k = Math.min(Math.floor(x), GREENS.length - 2);
   const channel = (colour, c) => parseInt(colour.slice(1 + 2 * c, 3 + 2 * c), 16);
   return [0, 1, 2].map((c) => Math.round(channel(GREENS[k], c) * (1 - x + k) + channel(GREENS[k + 1], c) * (x - k)));
@@ -115,7 +114,7 @@ function green(error) {
 
 /** The map as a picture of one pixel for each pair. */
 function paeImage(pae, count) {
-  const colours = Array.from({ length: 256 }, (_, value) => green(value / pae.perAngstrom));
+  const colours = Array.from({ length: 256 }, (_, value) => green(value / pae.perAngstrom / pae.limit));
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = count;
   const context = canvas.getContext("2d");
@@ -135,7 +134,7 @@ function drawPae(canvas, image, protein, pair) {
   context.strokeStyle = css("--faint");
   context.strokeRect(area.left, area.top, area.width, area.width);
   drawPaeAxes(context, protein, area, bottom);
-  drawColourBar(context, area, bottom + 54);
+  drawColourBar(context, area, bottom + 54, protein.pae.limit);
   if (pair) {
     const [row, column] = pair.map((place) => (place + 0.5) * area.step);
     stroke(context, css("--mark"), area.left, area.top + row, right, area.top + row);
@@ -164,15 +163,15 @@ function drawPaeAxes(context, protein, area, bottom) {
   writeUpwards(context, "aligned residue", 0, area.top + area.width / 2);
 }
 
-function drawColourBar(context, area, top) {
+function drawColourBar(context, area, top, limit) {
   for (let x = 0; x < area.width; x++) {
-    context.fillStyle = `rgb(${green((x / area.width) * PAE_LIMIT)})`;
+    context.fillStyle = `rgb(${green(x / area.width)})`;
     context.fillRect(area.left + x, top, 1.3, 10);
   }
   context.strokeStyle = css("--line");
   context.strokeRect(area.left, top, area.width, 10);
-  for (let error = 0; error < PAE_LIMIT; error += 10) {
-    write(context, error ? String(error) : "0 Å", area.left + (error / PAE_LIMIT) * area.width, top + 15);
+  for (let error = 0; error < limit; error += 10) {
+    write(context, error ? String(error) : "0 Å", area.left + (error / limit) * area.width, top + 15);
   }
 }
 

@@ -24,8 +24,8 @@ function readProtein() {
   return { ...data, chains, count, residue, placeOf, band, pae: data.pae && decoded(data.pae) };
 }
 
-function decoded({ base64, perAngstrom }) {
-  return { perAngstrom, values: Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)) };
+function decoded({ base64, ...scale }) {
+  return { ...scale, values: Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)) };
 }
 
 const protein = readProtein();

@@ -25,16 +25,16 @@ def build_executor(config: SearchConfig) -> Executor:
 
         return SlurmExecutor(own, config.output)
     gpus = _gpus()
-    needed = own.concurrent * devices_of(config)
+    needed = own.concurrent * gpus_of(config)
     if needed > len(gpus):
         raise UserError(
-            f"executor.concurrent: {own.concurrent} trials of {devices_of(config)} GPUs need"
+            f"executor.concurrent: {own.concurrent} trials of {gpus_of(config)} GPUs need"
             f" {needed}, this machine has {len(gpus)}"
         )
     return LocalExecutor(gpus)
 
 
-def devices_of(config: SearchConfig) -> int:
+def gpus_of(config: SearchConfig) -> int:
     """GPUs that a trial takes; 0 on a CPU.
 
     Raises:
@@ -47,7 +47,7 @@ def devices_of(config: SearchConfig) -> int:
         return 0
     if engine.accelerator == "auto" and config.executor.kind == "local" and not _gpus():
         return 0
-    return engine.devices or 1
+    return config.devices
 
 
 def _gpus() -> list[str]:

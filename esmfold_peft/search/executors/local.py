@@ -35,12 +35,15 @@ class LocalExecutor:
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, job: Job) -> Handle:
-        """Begins a job on the first GPUs that no other job has.
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Begins each job on the first GPUs that no other job has.
 
         Raises:
-            UserError: a process of the trial is running, or too few GPUs are free.
+            UserError: a process of a trial is running, or too few GPUs are free.
         """
+        return [self._start(job) for job in jobs]
+
+    def _start(self, job: Job) -> Handle:
         own = self._free_gpus(job)
         with _lock_of(job.folder) as lock:
             # Before the process is there: a search that dies now finds what it has.

@@ -1,5 +1,6 @@
 """What every executor offers to the search."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,11 +28,11 @@ class Job:
 class Executor(Protocol):
     """Runs trials. The search asks for a job again where one is gone without an outcome."""
 
-    def start(self, job: Job) -> Handle:
-        """Begins a job and returns at once.
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Begins jobs, together where the executor can, and returns at once.
 
         Raises:
-            UserError: it cannot be begun, by a setting.
+            UserError: one cannot be begun, by a setting.
         """
         ...
 
@@ -40,7 +41,7 @@ class Executor(Protocol):
 
         Args:
             job: as it was given to `start`.
-            handle: what `start` returned.
+            handle: what `start` returned for it.
         """
         ...
 

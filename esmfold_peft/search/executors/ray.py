@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,11 @@ class RayExecutor:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"executor.address: {config.address}: {reason}") from error
 
-    def start(self, job: Job) -> Handle:
-        """Asks the cluster for an actor, which begins when there is room."""
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Asks the cluster for an actor for each job, which begins when there is room."""
+        return [self._start(job) for job in jobs]
+
+    def _start(self, job: Job) -> Handle:
         gpus = job.devices if self._config.gpus is None else self._config.gpus
         actor = self._ray.remote(Trial).options(
             name=self._name(job),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,7 @@ class SlurmExecutor:
         except (NameError, TypeError, ValueError, AssertionError) as error:
             raise UserError(f"executor.slurm: {' '.join(str(error).split())}") from error
 
-    def start(self, job: Job) -> Handle:
-        """Submits one job."""
-        return self.start_all([job])[0]
-
-    def start_all(self, jobs: list[Job]) -> list[Handle]:
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
         """Submits jobs, as one array where there are several.
 
         Raises:

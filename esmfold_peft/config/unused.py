@@ -1,0 +1,101 @@
+"""Settings that would reach nothing, because another one switches off what they belong to.
+
+Who changes such a setting believes that it does something, so a command that begins something new
+refuses it. Settings that are read back from a run or a search are not checked: what was begun with
+one can be gone on with, evaluated and predicted with.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from esmfold_peft.config.adapter import WITHOUT_ALPHA, unused_settings
+from esmfold_peft.config.checks import check_unchanged
+from esmfold_peft.config.search import SearchConfig
+from esmfold_peft.config.training import TrainConfig
+from esmfold_peft.errors import UserError
+
+_Unused = tuple[Any, str, Collection[str], str]
+"""Settings, the prefix of their names, the names of the unused ones, and what switches them off."""
+
+
+def refuse_unused(config: TrainConfig) -> None:
+    """Refuses settings of a training that were changed and have no effect.
+
+    Raises:
+        UserError: names the setting, and the one that switches it off.
+    """
+    for part in (_of_model, _of_loss, _of_optimizer, _of_guard, _of_validation):
+        _refuse(part(config))
+
+
+def refuse_unused_of_search(config: SearchConfig) -> None:
+    """Refuses settings of a search that were changed and reach no trial; see `refuse_unused`.
+
+    Raises:
+        UserError: names the setting, and what switches it off.
+    """
+    kinds, executor = config.grid.keys(), config.executor
+    _refuse([(config.adapter, "adapter.", ("kind", "rank", "alpha"), "a grid, which has its own")])
+    unused = frozenset.intersection(*map(unused_settings, kinds))
+    _refuse([(config.adapter, "adapter.", unused, f"the kinds {', '.join(kinds)}")])
+    for kind in config.init:
+        if "init" in unused_settings(kind):
+            raise UserError(f"init.{kind}: has no effect, {kind} starts no factors; leave it out")
+    if all(kind in WITHOUT_ALPHA for kind in kinds):
+        names = ("multiples", "factor", "floor", "halve_at")
+        _refuse([(config.ladder, "ladder.", names, f"the kinds {', '.join(kinds)}")])
+    names = {"cpus": ("ray", "slurm"), "gpus": ("ray",), "address": ("ray",), "slurm": ("slurm",)}
+    others = [name for name, kinds in names.items() if executor.kind not in kinds]
+    _refuse([(executor, "executor.", others, f"executor.kind {executor.kind}")])
+
+
+def _refuse(unused: Iterable[_Unused]) -> None:
+    for config, prefix, names, switch in unused:
+        why = f"has no effect with {switch}; leave it at {{default}}"
+        check_unchanged(config, prefix, names, why)
+
+
+def _of_model(config: TrainConfig) -> Iterator[_Unused]:
+    model, kind = config.model, config.adapter.kind
+    other = "esmfold" if model.trunk == "evoformer" else "evoformer"
+    trunk = getattr(model, other)
+    yield trunk, f"model.{other}.", [f.name for f in fields(trunk)], f"model.trunk {model.trunk}"
+    yield config.adapter, "adapter.", unused_settings(kind), f"adapter.kind {kind}"
+
+
+def _of_loss(config: TrainConfig) -> Iterator[_Unused]:
+    loss, weights = config.loss, config.loss.weights
+    if not weights.fape:
+        yield loss, "loss.", ("clamp_probability",), "loss.weights.fape 0"
+    if not (weights.plddt or weights.resolved or weights.pae):
+        yield loss, "loss.", ("resolution",), "loss.weights.plddt, resolved and pae 0"
+
+
+def _of_optimizer(config: TrainConfig) -> Iterator[_Unused]:
+    optimizer = config.optimizer
+    if optimizer.schedule == "constant":
+        yield optimizer, "optimizer.", ("decay_steps",), "optimizer.schedule constant"
+    if config.adapter.kind == "none":
+        yield optimizer, "optimizer.", ("lr_adapter",), "adapter.kind none"
+    for part in config.model.freeze:
+        yield optimizer, "optimizer.", (f"lr_{part}",), f"model.freeze [{part}]"
+
+
+def _of_guard(config: TrainConfig) -> Iterator[_Unused]:
+    guard = config.guard
+    if guard.score_step is None:
+        yield guard, "guard.", ("score_floor",), "guard.score_step null"
+    if not guard.loss_steps:
+        yield guard, "guard.", ("loss_factor",), "guard.loss_steps 0"
+    if not guard.loss_steps and not guard.plateau_steps:
+        yield guard, "guard.", ("smoothing",), "guard.loss_steps and plateau_steps 0"
+    if not guard.plateau_steps:
+        yield guard, "guard.", ("plateau_gain", "plateau_score"), "guard.plateau_steps 0"
+
+
+def _of_validation(config: TrainConfig) -> Iterator[_Unused]:
+    if config.data.validation is None:
+        switch = "data.validation null"
+        yield config.engine, "engine.", ("validation_tokens", "validate_raw"), switch
+        yield config.guard, "guard.", ("score_floor", "score_step"), switch
