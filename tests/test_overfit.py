@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_eight_chains_are_learnt_and_their_violations_vanish(tmp_path: Path):
     output = tmp_path / "overfit.json"
     done = subprocess.run(

@@ -279,7 +279,7 @@ def test_compiles_to_one_graph():
     run_alone(COMPILED)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_chunks_agree_on_a_long_chain(monkeypatch):
     torch.manual_seed(0)
     n, module = 1024, EsmfoldBlock(8, 8, 1, 1, 0.0)
@@ -291,7 +291,7 @@ def test_chunks_agree_on_a_long_chain(monkeypatch):
         assert_same(chunked, module(s, z, mask))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_very_long_chain():
     n, module = 2048, EsmfoldBlock(8, 8, 1, 1, 0.0)
     randomize(module)

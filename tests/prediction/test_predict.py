@@ -447,12 +447,13 @@ ANYTHING = st.text(st.characters(exclude_characters="\0"), max_size=30)
 
 
 @pytest.mark.slow
-def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
-    run: Path, tmp_path: Path, nursery: Nursery
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.proof)])
+def test_many_records_of_any_kind_are_all_in_the_table(
+    count: int, run: Path, tmp_path: Path, nursery: Nursery
 ):
     made: list[tuple[str, str]] = []
 
-    @settings(max_examples=10_000, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
     @given(HEADERS, CHAINS | CHAINS | ANYTHING)
     def draw(header: str, sequence: str) -> None:
         made.append((header, sequence))
@@ -461,7 +462,7 @@ def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
     text = "".join(f">{header}\n{sequence}\n" for header, sequence in made)
     (tmp_path / "any.fasta").write_bytes(text.encode(errors="surrogatepass"))
     records = read_fasta([tmp_path / "any.fasta"])
-    assert len(records) >= len(made) >= 10_000
+    assert len(records) >= len(made) >= count
     before = set(tmp_path.iterdir())
     out = tmp_path / "out"
     nursery.run(
@@ -473,7 +474,7 @@ def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
     rows = rows_of(out)
     assert [int(row["line"]) for row in rows] == [record.line for record in records]
     good = [row for row in rows if row["status"] == "ok"]
-    assert len(good) > 5_000
+    assert len(good) > count / 2
     named = {row[kind] for row in good for kind in ("pdb", "mmcif")}
     assert named | {"predictions.csv"} == {path.name for path in out.iterdir()}
     assert len({name.lower() for name in named}) == 2 * len(good)

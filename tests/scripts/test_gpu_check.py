@@ -42,7 +42,7 @@ def tiny(script, tmp_path_factory):
     return code, json.loads(output.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
     code, found = tiny
     rows = {row["name"]: row for row in found["rows"]}
@@ -56,7 +56,7 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
     assert found["environment"]["torch"] == torch.__version__
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_part_has_its_rows(tiny):
     rows = {row["name"]: row for row in tiny[1]["rows"]}
     begin = ("small float32: ", "wide float32: ", "wide bf16: ", "kernel ", "training, bf16")

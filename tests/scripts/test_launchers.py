@@ -89,7 +89,7 @@ def losses(run: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_launcher_starts_the_same_training(chains: Path, slurm: dict, tmp_path: Path):
     flags = [
         "--config", ROOT / "configs" / "tiny.yaml", "--data.train", chains, "--data.crop", 16,

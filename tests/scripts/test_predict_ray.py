@@ -24,7 +24,7 @@ def on_ray(*words: object) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_workers_do_what_one_process_does(tmp_path: Path):
     run = make_run(tmp_path / "run")
