@@ -36,11 +36,11 @@ ROOT = Path(__file__).parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest test first, so that no process is left alone with it at the end.
 
-    What proves is slow, too.
+    What proves is slow, and so is what starts commands in processes of their own.
     """
     items.sort(key=lambda item: item.path.name != "test_overfit.py")
     for item in items:
-        if item.get_closest_marker("proof"):
+        if item.get_closest_marker("proof") or "nursery" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -92,6 +92,7 @@ def test_residues_average_to_the_scores_of_the_chains(work: Path):
         assert sum(scores) / len(scores) == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_processes_order_and_packing_change_nothing(work: Path, tmp_path: Path):
     """A process of its own, a compressed tar of gzip files, both sides in another order."""
     packed = tmp_path / "p.tar.gz"

@@ -245,6 +245,7 @@ print(run(n) / (n * n * 64 * 4 / 2**20))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory on Linux")
 @pytest.mark.parametrize(("mode", "tracks"), [("inference", 5), ("training", 70)])
 def test_peak_memory(mode, tracks):

@@ -290,6 +290,7 @@ def test_what_failed_is_tried_again(config: PredictConfig, monkeypatch: pytest.M
     assert sum(row["status"] == "ok" for row in rows_of(config.output)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 10])
 def test_processes_share_the_work_whatever_their_order(world: int, config: PredictConfig):
     predict(config)
@@ -402,6 +403,7 @@ def test_two_processes_of_torchrun_do_what_one_does(many: list[object], nursery:
     assert_same(whole.with_name("two"), whole)
 
 
+@pytest.mark.slow
 def test_a_new_process_folds_without_the_packages_of_training(config: PredictConfig):
     """They would take seconds to import."""
     words = ["predict", config.fasta[0], "--run", config.run, "--output", config.output]

@@ -224,6 +224,7 @@ def test_a_kernel_that_cannot_run_is_absent_and_a_wrong_one_fails(script, proble
     assert row.detail.startswith("absent: ") == (status == "skipped")
 
 
+@pytest.mark.slow
 def test_a_kernels_self_check_says_from_its_process_that_it_cannot_run(script):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")

@@ -317,6 +317,7 @@ def test_another_number_of_processes_goes_on(
     assert [(s["step"], s["processes"]) for s in sessions] == [(0, 1), (4, 2), (8, 1)]
 
 
+@pytest.mark.slow
 def test_a_training_with_workers_ends_by_itself(stores: Path, tmp_path: Path):
     # In a process that Python ends, unlike the nursery's: it waits for the loaders' workers.
     flags = ["--engine.steps", 4, "--data.workers", 2]
