@@ -1,4 +1,9 @@
-"""Shape checking of every annotated function, and where the real structures lie."""
+"""Shape checking of every annotated function, and where the real structures lie.
+
+Tests demand equal bits of copies, of counts, and of the same operations on tensors of the same
+shapes in one process: there PyTorch has its numbers at aligned places, and one thread. Whatever
+else is computed twice is compared but for rounding.
+"""
 
 import gc
 import os
