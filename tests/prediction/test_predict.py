@@ -3,7 +3,6 @@
 import csv
 import gzip
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from esmfold_peft.prediction.shards import Shard
 from esmfold_peft.protein.fasta import read_fasta
 from tests.nursery import Nursery
 from tests.prediction.conftest import TINY, make_run
+from tests.training.launching import free_port
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 ODD = """\
@@ -321,12 +321,6 @@ def test_shares_are_all_the_work_and_of_equal_size():
     assert sorted(place for share in shares for place in share) == list(range(1000))
     work = [sum(lengths[place] for place in share) for share in shares]
     assert max(work) < 1.1 * min(work)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def two_hundred(path: Path) -> Path:
