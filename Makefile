@@ -1,4 +1,4 @@
-# `make demo` and `make test`: each sets up .venv from the lock file when it is missing or older than it.
+# `make demo`, `make test` and `make test-all`: each sets up .venv from the lock file when it is missing or older than it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,16 +10,23 @@ export OMP_NUM_THREADS ?= 1
 # sources anew: six seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast check clean
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test test-fast test-all check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python scripts/demo.py
 
+# Every fact, most of them once and small.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not proof"
 
 test-fast: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# And what proves them at length: every adapter compiled, long chains, Ray, all launchers.
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

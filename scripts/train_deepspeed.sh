@@ -9,6 +9,10 @@
 #
 #     HOSTFILE=hosts scripts/train_deepspeed.sh ...
 #
+# A second training on the same machine needs another port than 29500, where its processes meet:
+#
+#     PORT=29501 scripts/train_deepspeed.sh ...
+#
 # Every machine needs the same paths. The launcher's processes there see of this environment only
 # what ./.deepspeed_env says (NAME=value, one a line), PYTHON* and NCCL*.
 #
@@ -24,6 +28,9 @@ if [[ -n "${HOSTFILE:-}" ]]; then
 fi
 if [[ -n "${PROCESSES:-}" ]]; then
     where+=(--num_gpus "$PROCESSES")  # on each machine; all of its GPUs otherwise
+fi
+if [[ -n "${PORT:-}" ]]; then
+    where+=(--master_port "$PORT")
 fi
 
 # Without --no_local_rank it would add a flag that `train` does not know. What follows the module's

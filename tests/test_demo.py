@@ -17,7 +17,7 @@ def demo(output: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_demo_ends_with_a_table_and_structures(tmp_path: Path):
     output = tmp_path / "demo"
     done = demo(output, "--steps", "6", "--held-out", "5")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_eight_chains_are_learnt_and_their_violations_vanish(tmp_path: Path):
     output = tmp_path / "overfit.json"
     done = subprocess.run(
@@ -31,4 +31,3 @@ def test_eight_chains_are_learnt_and_their_violations_vanish(tmp_path: Path):
     before = initial["bonds"] + initial["clashes"]
     after = finetune["bonds"] + finetune["clashes"]
     assert before >= 5 * after, (before, after)
-    assert finetune["seconds"] < 15 * 60

@@ -13,7 +13,8 @@ process of its own reads it, makes the sampler and draws batches of 32.
 
 Times of parsing, features and records are of the process (CPU time); those of `prepare` and the
 loader are wall time on the cores that there are, so that other work on the machine counts. Ratios
-are medians over rounds of paired timings.
+are medians over rounds of paired timings. With `--check` the exit code is 1 if parsing is less than
+eight times as fast as Biopython's, or if a batch takes the sampler a millisecond.
 """
 
 import argparse
@@ -45,6 +46,10 @@ from esmfold_peft.protein.read import read_chains
 
 CPU = torch.device("cpu")
 PREPARE = (sys.executable, "-m", "esmfold_peft", "prepare", "--clusters", "none")
+LEAST_TIMES_FASTER = 8.0
+"""How many times as fast as Biopython's parser ours has to be, on files with many atoms."""
+MOST_BATCH_MS = 1.0
+"""What a batch of the sampler may take."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -68,11 +73,25 @@ def main(words: list[str] | None = None) -> None:
     show(found)
     if args.output:
         args.output.write_text(json.dumps(found, indent=2) + "\n")
+    if args.check and (slow := too_slow(found)):
+        raise SystemExit(slow)
+
+
+def too_slow(found: dict) -> str:
+    """The parts that are slower than promised, one a line."""
+    times, batch = found["parsing"]["times_faster"], found["sampler"]["batch_ms_median"]
+    lines = []
+    if times < LEAST_TIMES_FASTER:
+        lines.append(f"parsing: {times:.1f} times as fast; {LEAST_TIMES_FASTER:g} are promised")
+    if batch >= MOST_BATCH_MS:
+        lines.append(f"sampler: {batch:.2f} ms a batch; less than {MOST_BATCH_MS:g} are promised")
+    return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--check", action="store_true", help="exit code 1 if a part is too slow")
     made.add_argument("folder", type=Path, help="mmCIF files and tars of them")
     made.add_argument("--rounds", type=int, default=5, help="of parsing, features and records")
     made.add_argument("--every", type=int, default=1, help="parse every n-th file only")

@@ -12,7 +12,8 @@ which takes names as they are. Superposition: RMSD, GDT-TS, GDT-HA and TM-score 
 gives the TM-score alone. Their numbers must agree before anything is timed.
 
 Times are of the process (CPU time) and medians over rounds. Ratios are of the fastest rounds: what
-else runs on the machine makes rounds slower (it empties caches), and none faster.
+else runs on the machine makes rounds slower (it empties caches), and none faster. With `--check`
+the exit code is 1 if a score is less than `LEAST` times as fast as the others'.
 """
 
 import argparse
@@ -40,6 +41,12 @@ from esmfold_peft.protein.read import read_structure
 
 CPU = torch.device("cpu")
 CA = 1
+LEAST = {
+    ("lddt_ca", "biotite"): 3.0,
+    ("lddt_all_atom", "biotite"): 2.0,
+    ("superposition", "tmtools"): 1.0,
+}
+"""How many times as fast as another program each score has to be."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,25 @@ def main(words: list[str] | None = None) -> None:
     show(found)
     if args.output:
         args.output.write_text(json.dumps(found, indent=2) + "\n")
+    if args.check and (slow := too_slow(found)):
+        raise SystemExit(slow)
+
+
+def too_slow(found: dict) -> str:
+    """The scores that are less than `LEAST` times as fast as the others', one a line."""
+    lines = []
+    for (score, other), least in LEAST.items():
+        times = found[score][f"times_faster_than_{other}"]
+        if times < least:
+            lines.append(f"{score}: {times:.2f} times as fast as {other}; {least:g} are promised")
+    return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("folder", type=Path, help="mmCIF files")
+    made.add_argument("--check", action="store_true", help="exit code 1 if ours are too slow")
     made.add_argument("--residues", type=int, nargs=2, default=[300, 400], help="fewest and most")
     made.add_argument(
         "--rounds", type=int, default=25, help="of lDDT-Cα; of others a fifth, at least three"

@@ -18,7 +18,7 @@ def script():
         yield importlib.import_module("lorta_scale")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_one_scale_suits_every_rank_with_unit_factors_and_not_with_the_papers(
     script, tmp_path: Path
 ):

@@ -59,6 +59,7 @@ def chains(config: TrainConfig, size: int) -> np.ndarray:
 
 
 # Weights of short, long, middle: clip(length, 256, 512) / 512 is 1/2, 1, 3/4.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cluster_weight", "length_weight", "weights"),
     [

@@ -54,6 +54,7 @@ def test_columns_are_what_was_written(tmp_path: Path):
     assert len(found) == 2
 
 
+@pytest.mark.slow
 def test_many_lines_are_read_in_their_order(tmp_path: Path):
     entries = [replace(ENTRY, id=f"chain{k}", length=k + 1) for k in range(50_001)]
     found = read_manifest(write(tmp_path, manifest_text(entries)))

@@ -77,6 +77,7 @@ def test_chains_are_accepted_independently():
     assert len({frozenset(epoch.tolist()) for epoch in found}) > 3990
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 40, 4999, 5000, 20_001])
 def test_a_start_leaves_out_what_came_before(start: int):
     for weights in (np.ones(1), np.array([1, 0.2, 0.3]), 1 / (1 + np.arange(9000) % 5)):

@@ -153,7 +153,7 @@ def test_accumulation_and_processes_compute_the_same(
         assert (theirs[key] - tensor).norm() <= 0.02 * moved + 1e-6, key
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_deepspeed_accumulates_the_same_gradient(work: Path):
     # With these a parameter moves by its gradient, of which Adam otherwise keeps the sign alone.
     flags = ["--engine.steps", 1, "--engine.micro_batch", 1, "--optimizer.clip_norm", 0]
@@ -171,7 +171,7 @@ def test_deepspeed_accumulates_the_same_gradient(work: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora_fa", "dora"])
+@pytest.mark.parametrize("kind", [pytest.param("lora_fa", marks=pytest.mark.proof), "dora"])
 def test_zero_3_trains_what_others_than_its_module_read(kind: str, work: Path):
     # LoRA-FA has frozen factors, DoRA reads the weights under it, and the outer product mean those
     # of its last layer. By DeepSpeed's own threshold all of them would be too small to be parted.
@@ -266,7 +266,7 @@ def test_a_run_without_validation_is_saved_and_reported_on_the_way(work: Path):
     assert len(column(run, "train/loss")) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_processes_train_without_the_confidence_loss(work: Path):
     flags = ["--engine.devices", 2, "--engine.micro_batch", 1, "--loss.weights.plddt", 0]
     flags += ["--loss.resolution", "[0.1,3.0]"]  # which no other head reads

@@ -129,7 +129,7 @@ def cluster():
         ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_ladder_ends_by_itself_on_ray(cluster, stores: Path, tmp_path: Path):
     output = tmp_path / "search"
     address = cluster.get_runtime_context().gcs_address
@@ -145,7 +145,7 @@ def test_a_ladder_ends_by_itself_on_ray(cluster, stores: Path, tmp_path: Path):
     check_end(output)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_restarted_search_finds_its_actors_and_begins_lost_ones_again(cluster, tmp_path: Path):
     folder = tmp_path / "trial"
     folder.mkdir()

@@ -91,7 +91,7 @@ TINY = EvoformerConfig(
 )
 
 
-@pytest.mark.parametrize("length", [33, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [33, pytest.param(512, marks=pytest.mark.proof)])
 def test_a_chunked_evoformer_equals_the_unchunked_one(length: int):
     torch.manual_seed(0)
     model = Evoformer(TINY)

@@ -245,6 +245,7 @@ print(run(n) / (n * n * 64 * 4 / 2**20))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures memory on Linux")
 @pytest.mark.parametrize(("mode", "tracks"), [("inference", 5), ("training", 70)])
 def test_peak_memory(mode, tracks):
@@ -279,7 +280,7 @@ def test_compiles_to_one_graph():
     run_alone(COMPILED)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_chunks_agree_on_a_long_chain(monkeypatch):
     torch.manual_seed(0)
     n, module = 1024, EsmfoldBlock(8, 8, 1, 1, 0.0)
@@ -291,7 +292,7 @@ def test_chunks_agree_on_a_long_chain(monkeypatch):
         assert_same(chunked, module(s, z, mask))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_very_long_chain():
     n, module = 2048, EsmfoldBlock(8, 8, 1, 1, 0.0)
     randomize(module)

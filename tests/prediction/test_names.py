@@ -72,6 +72,5 @@ def test_what_becomes_of_ids(ids: list[str], names: list[str]) -> None:
 def test_time_is_linear(ids: list[str]) -> None:
     start = time.process_time()
     assert len({name.lower() for name in file_names(ids)}) == len(ids)
-    assert (
-        time.process_time() - start < 5.0
-    )  # under 0.2 s without the checks of types; a quadratic one takes minutes
+    # Seconds, with the checks of types; a quadratic one takes minutes.
+    assert time.process_time() - start < 30

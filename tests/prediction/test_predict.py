@@ -3,7 +3,6 @@
 import csv
 import gzip
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from esmfold_peft.prediction.shards import Shard
 from esmfold_peft.protein.fasta import read_fasta
 from tests.nursery import Nursery
 from tests.prediction.conftest import TINY, make_run
+from tests.training.launching import free_port
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 ODD = """\
@@ -290,6 +290,7 @@ def test_what_failed_is_tried_again(config: PredictConfig, monkeypatch: pytest.M
     assert sum(row["status"] == "ok" for row in rows_of(config.output)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 10])
 def test_processes_share_the_work_whatever_their_order(world: int, config: PredictConfig):
     predict(config)
@@ -320,12 +321,6 @@ def test_shares_are_all_the_work_and_of_equal_size():
     assert sorted(place for share in shares for place in share) == list(range(1000))
     work = [sum(lengths[place] for place in share) for share in shares]
     assert max(work) < 1.1 * min(work)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def two_hundred(path: Path) -> Path:
@@ -403,16 +398,17 @@ def test_two_processes_of_torchrun_do_what_one_does(many: list[object], nursery:
 
 
 @pytest.mark.slow
-def test_a_new_process_begins_to_fold_within_seconds(config: PredictConfig):
+def test_a_new_process_folds_without_the_packages_of_training(config: PredictConfig):
+    """They would take seconds to import."""
     words = ["predict", config.fasta[0], "--run", config.run, "--output", config.output]
-    command = [sys.executable, "-m", "esmfold_peft", *words, "--device", "cpu"]
-    started = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    with process.stderr:
-        assert any(line.startswith("folding") for line in process.stderr)
-    assert time.monotonic() - started < 15
-    process.wait()
+    code = (
+        "import sys; from esmfold_peft.cli import main; assert main(sys.argv[1:]) == 1;"
+        "assert not {'pytorch_lightning', 'torchmetrics', 'transformers'} & {*sys.modules}"
+    )
+    command = [sys.executable, "-c", code, *words, "--device", "cpu"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("folding") for line in done.stderr.splitlines())
 
 
 WORDS = ["predict", "a.fasta", "b.fasta", "--run", "r", "--output", "o"]
@@ -447,12 +443,13 @@ ANYTHING = st.text(st.characters(exclude_characters="\0"), max_size=30)
 
 
 @pytest.mark.slow
-def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
-    run: Path, tmp_path: Path, nursery: Nursery
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.proof)])
+def test_many_records_of_any_kind_are_all_in_the_table(
+    count: int, run: Path, tmp_path: Path, nursery: Nursery
 ):
     made: list[tuple[str, str]] = []
 
-    @settings(max_examples=10_000, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
     @given(HEADERS, CHAINS | CHAINS | ANYTHING)
     def draw(header: str, sequence: str) -> None:
         made.append((header, sequence))
@@ -461,7 +458,7 @@ def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
     text = "".join(f">{header}\n{sequence}\n" for header, sequence in made)
     (tmp_path / "any.fasta").write_bytes(text.encode(errors="surrogatepass"))
     records = read_fasta([tmp_path / "any.fasta"])
-    assert len(records) >= len(made) >= 10_000
+    assert len(records) >= len(made) >= count
     before = set(tmp_path.iterdir())
     out = tmp_path / "out"
     nursery.run(
@@ -473,7 +470,7 @@ def test_ten_thousand_records_of_any_kind_are_all_in_the_table(
     rows = rows_of(out)
     assert [int(row["line"]) for row in rows] == [record.line for record in records]
     good = [row for row in rows if row["status"] == "ok"]
-    assert len(good) > 5_000
+    assert len(good) > count / 2
     named = {row[kind] for row in good for kind in ("pdb", "mmcif")}
     assert named | {"predictions.csv"} == {path.name for path in out.iterdir()}
     assert len({name.lower() for name in named}) == 2 * len(good)

@@ -49,7 +49,7 @@ def finished(*args, **settings) -> str:
     return said
 
 
-def require_nobody_left(group: int, seconds: float = 5.0) -> None:
+def require_nobody_left(group: int, seconds: float = 120.0) -> None:
     """Waits until every process of a group has ended."""
     end = time.monotonic() + seconds
     while _members(group):

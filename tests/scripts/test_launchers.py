@@ -14,6 +14,7 @@ import pytest
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.prepare import run as prepare
+from tests.training.launching import free_port
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -89,7 +90,7 @@ def losses(run: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_launcher_starts_the_same_training(chains: Path, slurm: dict, tmp_path: Path):
     flags = [
         "--config", ROOT / "configs" / "tiny.yaml", "--data.train", chains, "--data.crop", 16,
@@ -98,9 +99,11 @@ def test_every_launcher_starts_the_same_training(chains: Path, slurm: dict, tmp_
         "--optimizer.warmup_steps", 0, "--optimizer.eps", "1e-3",
     ]  # fmt: skip
     zero = ["--engine.deepspeed", "configs/deepspeed/zero2.json"]
-    two = {"PROCESSES": "2"}
+    # Other tests of this machine may train at the same time and take the ports of all defaults.
+    port = str(free_port())
+    two, meeting = {"PROCESSES": "2", "PORT": port}, slurm | {"MASTER_PORT": port}
     runs = {}
-    for name, more, environment in zip(NAMES, ([], zero, []), (two, two, slurm), strict=True):
+    for name, more, environment in zip(NAMES, ([], zero, []), (two, two, meeting), strict=True):
         run = tmp_path / name
         done = finished(name, [*flags, *more, "--run", run], environment)
         assert done.returncode == 0, done.stderr

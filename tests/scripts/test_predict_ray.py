@@ -24,7 +24,7 @@ def on_ray(*words: object) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_workers_do_what_one_process_does(tmp_path: Path):
     run = make_run(tmp_path / "run")
@@ -38,6 +38,7 @@ def test_workers_do_what_one_process_does(tmp_path: Path):
     assert_same(tmp_path / "many", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_ray_starts(tmp_path: Path):
     done = on_ray("--workers", 0, "x.fasta", "--run", "r", "--output", "o")
     assert done.returncode == 2

@@ -51,6 +51,7 @@ def laws(found: dict, hours_of_a_trial: float) -> None:
     assert shares == sorted(shares, reverse=True)  # the later they diverge, the less is saved
 
 
+@pytest.mark.slow
 def test_a_small_run_keeps_the_laws_and_its_seed(benchmark, tmp_path: Path, capsys):
     found = numbers(benchmark, tmp_path, "--ladders", "12")
     laws(found, TRIAL)
@@ -60,6 +61,7 @@ def test_a_small_run_keeps_the_laws_and_its_seed(benchmark, tmp_path: Path, caps
     assert other != found["divergence"]
 
 
+@pytest.mark.slow
 def test_hours_are_proportional_to_the_seconds_of_a_step(benchmark, tmp_path: Path):
     found = numbers(benchmark, tmp_path, "--ladders", "12", "--seconds_per_step", "3.6")
     laws(found, 850.0)

@@ -137,6 +137,7 @@ def test_status_says_whether_a_process_drives_the_search(tmp_path: Path, capfd):
             assert ("no process drives this search" in capfd.readouterr().out) is not driven
 
 
+@pytest.mark.slow
 def test_status_is_shown_where_there_is_no_alpha_in_the_character_set(tmp_path: Path):
     begin_folder(search_config(tmp_path), {})
     Ledger(tmp_path).add("started", Arm("lorta", 8, 0), Trial(256.0, 10), handle={})

@@ -5,13 +5,18 @@ import socket
 from tests.nursery import Nursery, Started
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_two(
     nursery: Nursery, *arguments: object, before: str = "", **environment: str
 ) -> list[Started]:
     """Starts both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         nursery.start(*arguments, before=before, environment=_variables(rank, port) | environment)
         for rank in range(2)

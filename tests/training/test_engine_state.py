@@ -1,6 +1,8 @@
 """Every engine gives and takes the same parameters, moments, gradients and averages.
 
-`engine_worker.py` trains a toy, in one process and in two.
+`engine_worker.py` trains a toy, in one process and in two. What is copied has the same bits. What
+is computed twice may differ by rounding: an engine has its numbers in other places of memory each
+time, and processors add in an order that may depend on the place.
 """
 
 import math
@@ -44,7 +46,7 @@ def assert_close(ours: Tensors, theirs: Tensors) -> None:
         assert difference <= 3e-6 * tensor.double().norm(), name
 
 
-def assert_same(ours: Tensors, theirs: Tensors) -> None:
+def assert_copied(ours: Tensors, theirs: Tensors) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name].view(torch.int32), tensor.view(torch.int32)), name
@@ -79,14 +81,14 @@ def test_all_engines_come_to_the_same_training(engine: str, results):
 @every_engine
 def test_reading_averaging_and_validating_change_nothing(engine: str, results):
     plain, probed = (results[engine][run]["end"] for run in ("plain", "probed"))
-    assert_same(everything(probed), everything(plain))
+    assert_close(everything(probed), everything(plain))
 
 
 @every_engine
 def test_a_training_goes_on_as_if_it_had_never_stopped(engine: str, results):
     mine = results[engine]
-    assert_same(everything(mine["resumed"]["start"]), everything(mine["probed"]["saved"]))
-    assert_same(everything(mine["resumed"]["end"]), everything(mine["plain"]["end"]))
+    assert_copied(everything(mine["resumed"]["start"]), everything(mine["probed"]["saved"]))
+    assert_close(everything(mine["resumed"]["end"]), everything(mine["plain"]["end"]))
     assert mine["resumed"]["end"]["updates"] == STEPS
 
 
@@ -123,11 +125,11 @@ def test_norms_are_those_that_move_the_parameters(engine: str, results):
 @pytest.mark.parametrize("run", ["broken", "discarded"])
 def test_a_discarded_step_leaves_no_trace(engine: str, run: str, results):
     seen = results[engine][run]
-    assert_same(flat(seen["after"]["adam"]), flat(seen["kept"]["adam"]))
-    assert_same(seen["after"]["parameters"], seen["kept"]["parameters"])
+    assert_copied(flat(seen["after"]["adam"]), flat(seen["kept"]["adam"]))
+    assert_copied(seen["after"]["parameters"], seen["kept"]["parameters"])
     skipped = results[engine]["skipped"]["end"]
-    assert_same(flat(seen["end"]["adam"]), flat(skipped["adam"]))
-    assert_same(seen["end"]["parameters"], skipped["parameters"])
+    assert_close(flat(seen["end"]["adam"]), flat(skipped["adam"]))
+    assert_close(seen["end"]["parameters"], skipped["parameters"])
     # Lightning's count and the learning rate go on as if it had been made.
     assert seen["steps"] == STEPS
     assert seen["rates"] == pytest.approx([0.01 * 0.9 ** (i + 1) for i in range(STEPS)])
@@ -157,8 +159,8 @@ def test_the_average_has_its_closed_form(engine: str, results):
 def test_a_validation_sees_the_average_and_later_ones_the_parameters(engine: str, results):
     seen = results[engine]["probed"]
     average, raw = results[engine]["expected"]
-    assert torch.equal(seen["inside"], average)
-    assert torch.equal(seen["outside"], raw)
+    assert_close({"inside": seen["inside"]}, {"inside": average})
+    assert_close({"outside": seen["outside"]}, {"outside": raw})
     assert (average - raw).abs().max() > 1e-3
 
 

@@ -1,4 +1,10 @@
-"""A training that is killed, stopped, or gone on with elsewhere ends as if nothing had happened."""
+"""A training that is killed, stopped, or gone on with elsewhere ends as if nothing had happened.
+
+What a step sees must be exactly the same. Tensors and scores may differ by rounding (`ROUNDING`):
+the order in which a processor adds may depend on where numbers lie in memory, and another process
+has them elsewhere. One lost moment of Adam makes a difference of 4e-3 here, one update that the
+average misses one of 1e-4.
+"""
 
 import csv
 import json
@@ -10,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +33,7 @@ from esmfold_peft.training.checkpoint import (
     read_state,
     write_checkpoint,
 )
+from tests.alike import assert_alike
 from tests.nursery import ROOT, Nursery, Started
 from tests.training.conftest import words
 from tests.training.launching import run_two, start_two
@@ -54,6 +61,7 @@ def slow(self, batch, index):
 FoldingModule.validation_step = slow
 """
 STEPS = 20
+ROUNDING = 1e-6
 
 
 def seen(path: Path) -> dict[tuple, list]:
@@ -96,6 +104,15 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[n].double() - other[n].double()).abs().max()) for n in one)
 
 
+def validations(run: Path) -> list[list[dict[str, str]]]:
+    """Every validation's scores of every chain."""
+    found = []
+    for path in sorted((run / "validation").glob("*.csv")):
+        with path.open() as file:
+            found.append(list(csv.DictReader(file)))
+    return found
+
+
 def wait_for(condition: Callable[[], object], process: Started, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -115,14 +132,14 @@ def whole(nursery: Nursery, stores: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_bit(
+def test_three_kills_at_random_moments_change_nothing(
     nursery: Nursery, stores: Path, whole: Path, tmp_path: Path
 ):
     chance = random.Random(0)
     run, environment = tmp_path / "run", {"SEEN": str(tmp_path / "seen")}
     arguments = [*words(stores, run, "--engine.steps", STEPS), "--resume", "auto"]
     arguments += ["--data.workers", 1]  # other workers show the same chains
-    for micro_batches in chance.choices(range(1, 8), k=10):
+    for micro_batches in chance.choices(range(1, 15), k=3):
         near_the_end = len(rows(run)) > STEPS - 6
         least = written(tmp_path / "seen") + (1 if near_the_end else micro_batches)
         process = nursery.start(*arguments, before=RECORD, environment=environment)
@@ -133,18 +150,18 @@ def test_ten_kills_at_random_moments_change_no_bit(
         for saved in checkpoint_steps(run):
             read_checkpoint(run, saved)
     nursery.run(*arguments, before=RECORD, environment=environment)
-    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) == 0
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) < ROUNDING
+    models = [load_file(folder / "model.safetensors") for folder in (run, whole)]
+    assert largest_difference(*models) < ROUNDING
     assert seen(tmp_path / "seen") == seen(whole.parent / "seen")
     assert len(seen(tmp_path / "seen")) == 2 * STEPS
-    states = [read_state(r, STEPS) for r in (run, whole)]
-    assert states[0] == states[1]
+    assert_alike(*(asdict(read_state(r, STEPS)) for r in (run, whole)))
     for name in ("step", "train/loss", "gradient/total", "validation/lddt_ca"):
-        assert column(run, name) == column(whole, name)
-    tables = [sorted((r / "validation").glob("*.csv")) for r in (run, whole)]
-    assert [t.read_text() for t in tables[0]] == [t.read_text() for t in tables[1]]
+        assert_alike(column(run, name), column(whole, name))
+    assert len(validations(run)) == STEPS / 4
+    assert_alike(validations(run), validations(whole))
     sessions = json.loads((run / "provenance.json").read_text())["sessions"]
-    assert len(sessions) == 11
+    assert len(sessions) == 4
     assert sessions[-1]["step"] > 0
 
 
@@ -214,7 +231,7 @@ def test_sigterm_saves_and_says_that_it_can_go_on(
     process = nursery.start(*arguments)
     wait_for(lambda: "running" in (run / "status.json").read_text(), process)
     assert process.wait() == 0
-    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) == 0
+    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) < ROUNDING
     assert json.loads((run / "status.json").read_text())["status"] == "converged"
 
 
@@ -230,8 +247,8 @@ def test_a_validation_that_was_stopped_is_done_first(
     assert not read_state(run, 4).validated
     assert not (run / "validation").exists()
     nursery.run(*arguments)
-    assert column(run, "validation/lddt_ca") == column(whole, "validation/lddt_ca")
-    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) == 0
+    assert_alike(column(run, "validation/lddt_ca"), column(whole, "validation/lddt_ca"))
+    assert largest_difference(tensors(whole, STEPS), tensors(run, STEPS)) < ROUNDING
 
 
 def test_ctrl_c_saves_and_ends_with_one_line(nursery: Nursery, stores: Path, tmp_path: Path):
@@ -265,7 +282,7 @@ def test_two_processes_survive_the_loss_of_one(nursery: Nursery, stores: Path, t
         last = processes[1 - lost].printed().strip().splitlines()[-1]
         assert "another process of the training was lost" in last
     run_two(nursery, *arguments)
-    assert largest_difference(tensors(undisturbed, STEPS), tensors(run, STEPS)) < 1e-6
+    assert largest_difference(tensors(undisturbed, STEPS), tensors(run, STEPS)) < ROUNDING
 
 
 @pytest.mark.slow
@@ -287,6 +304,7 @@ def test_another_number_of_processes_goes_on(
     assert [(s["step"], s["processes"]) for s in sessions] == [(0, 1), (4, 2), (8, 1)]
 
 
+@pytest.mark.slow
 def test_a_training_with_workers_ends_by_itself(stores: Path, tmp_path: Path):
     # In a process that Python ends, unlike the nursery's: it waits for the loaders' workers.
     flags = ["--engine.steps", 4, "--data.workers", 2]
