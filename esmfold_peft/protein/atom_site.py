@@ -119,11 +119,13 @@ def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) ->
 def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
     """Gives each molecule a name of its own where several polymers have one author's name."""
     labels = list(_column(block, "label_asym_id"))
+    stated = bool(block.find_loop("_entity_poly_seq.mon_id"))
+    if stated and len(set(labels)) == 1:
+        return {}
     authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else labels
     groups = _column(block, "group_PDB") if "group_pdb" in has else ["ATOM"] * len(labels)
-    copies = ["0"] * len(labels)
-    if not block.find_loop("_entity_poly_seq.mon_id"):  # no program that writes it does this
-        copies = _copies(block, has)
+    # Programs that state sequences give copies of a molecule labels of their own.
+    copies = ["0"] * len(labels) if stated else _copies(block, has)
     found = set(zip(groups, authors, labels, copies, strict=True))
     polymers = {tuple(names) for group, *names in found if group.upper() == "ATOM"}
     if len({author for author, *_ in polymers}) == len(polymers):

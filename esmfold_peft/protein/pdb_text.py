@@ -33,14 +33,14 @@ _LONGEST = 76
 
 
 def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
-    """A PDB file as gemmi reads it rightly, and what is to be known of it.
+    """The text in a form that gemmi reads rightly, and notes on what it leaves out.
 
     Args:
         data: the content.
         place: of the file, for the message.
 
     Raises:
-        UserError: the coordinates of an atom are not three numbers.
+        UserError: the coordinates of an atom are not three numbers, or an amino acid has no number.
     """
     text = np.frombuffer(data, dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(text == ord("\n")) + 1])

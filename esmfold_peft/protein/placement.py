@@ -66,7 +66,7 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
         placed, left = _placed(residues, sequence, modified=modified)
         outside = sum(not 1 <= (residue.label_seq or 0) <= len(sequence) for residue in left)
         fits = outside <= (1 - _LEAST_PLACED) * len(residues) and 2 * len(left) <= len(residues)
-        fits = fits and not _lacks(residues, placed)
+        fits = fits and not (left and _lacks(residues, placed))
         if fits and (best is None or len(left) < len(best[1])):
             best = placed, left
         if not left or (fits and mismatch is None):  # the file's own places, where they make sense

@@ -147,11 +147,9 @@ def _amino_acids(residues: Iterable[gemmi.Residue], deposited: list[str]) -> lis
             lone.append(residue)
     if lone:
         found = [r for k, r in enumerate(found) if r not in lone or _has_neighbour(found, k)]
-    return (
-        found
-        if any(residue.name not in named or is_amino_acid(residue) for residue in found)
-        else []
-    )
+    # A name that is merely listed makes no protein: SEQRES of nucleic acids lists its own.
+    protein = any(residue.name not in named or is_amino_acid(residue) for residue in found)
+    return found if protein else []
 
 
 def _has_neighbour(residues: list[gemmi.Residue], row: int) -> bool:

@@ -247,13 +247,13 @@ def _atoms(
     atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.
     slots = (atoms.place * len(ATOM37) + atoms.column)[::-1]
-    if again := len(slots) - len(np.unique(slots)):
-        notes.append(f"{again} atoms are listed again under the same name; the first is read")
     positions = np.zeros((n * len(ATOM37), 3), dtype=np.float32)
     mask = np.zeros(n * len(ATOM37), dtype=bool)
     b_factors = np.zeros(n * len(ATOM37), dtype=np.float32)
     positions[slots] = atoms.position[::-1]
     mask[slots] = True
+    if again := len(slots) - int(mask.sum()):
+        notes.append(f"{again} atoms are listed again under the same name; the first is read")
     b_factors[slots] = atoms.b_factor[::-1]
     shape = (n, len(ATOM37))
     return positions.reshape(*shape, 3), mask.reshape(shape), b_factors.reshape(shape), notes
