@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "data.py"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_part_of_the_benchmark_is_measured(example: Path, tmp_path: Path):
     output = tmp_path / "data.json"
     words = ("--rounds", "1", "--crop", "32", "--samples", "8", "--listed", "50")

@@ -275,7 +275,7 @@ for actual, expected in zip(run(compiled), run(block), strict=True):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_compiles_to_one_graph():
     run_alone(COMPILED)
 
