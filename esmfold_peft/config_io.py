@@ -124,7 +124,7 @@ def config_of(values: object, kind: type[Config], path: Path) -> Config:
 
 
 def _read(kind: type[Config], path: Path, parse: Callable[[ArgumentParser], Any]) -> Config:
-    """Settings of a file; what is wrong with them is said in one line that names it."""
+    """Reads settings; an error is one line that names the file."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
     try:

@@ -23,7 +23,7 @@ from esmfold_peft.preparation.writer import StoreWriter
 from esmfold_peft.protein.files import write_atomically
 
 _RULES_OF_READING = 2
-"""Counted up when files are read otherwise, so that no store is half of one kind."""
+"""Raised whenever the rules change, so that no store mixes old and new ones."""
 _FILES_IN_A_UNIT = 32  # a kill loses a few of these for each process
 
 
@@ -31,7 +31,7 @@ def run(config: PrepareConfig) -> int:
     """Fills the store's file, then writes rejected.csv, notes.csv, report.json and manifest.csv.
 
     Returns:
-        1 if reading some file failed by a fault of this program or by lack of memory, else 0.
+        1 if the reader itself failed on a file (a bug, no memory, no end), else 0.
 
     Raises:
         UserError: a source, a list or another input is missing or wrong, the store was begun
@@ -55,8 +55,8 @@ def run(config: PrepareConfig) -> int:
     crashed = found.files_rejected.get(CRASH, 0)
     if crashed:
         report(
-            f"reading {crashed} files failed in the reader itself (kind {CRASH} in rejected.csv);"
-            " the store lacks them: please report them"
+            f"the reader itself failed on {crashed} files (kind {CRASH} in rejected.csv); the store"
+            " lacks them; please report this"
         )
     return 1 if crashed else 0
 

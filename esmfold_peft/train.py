@@ -65,8 +65,7 @@ def run(config: TrainConfig) -> int:
     """
     _quiet()
     with StopSignals() as signals, ExitStack() as opened:
-        # What is wrong now is wrong for all processes of a node, or follows from what the first of
-        # them alone has refused.
+        # All processes of a node would report the same error here, so only the first one does.
         with after_the_first(os.environ, of_node=True):
             begun = _begin(config, signals, opened)
         status = begun if isinstance(begun, Status) else _fit(begun)

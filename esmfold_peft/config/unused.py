@@ -1,8 +1,8 @@
 """Settings that would reach nothing, because another one switches off what they belong to.
 
-Who changes such a setting believes that it does something, so a command that begins something new
-refuses it. Settings that are read back from a run or a search are not checked: what was begun with
-one can be gone on with, evaluated and predicted with.
+A user who changes such a setting expects an effect, so a command that begins something new refuses
+it. Settings read back from a run or a search are not checked: existing runs can still be resumed,
+evaluated and used to predict.
 """
 
 from collections.abc import Collection, Iterable, Iterator

@@ -113,7 +113,7 @@ def _notes(unit: UnitResult) -> Iterator[Note]:
     for entry, named in zip(unit.entries, unit.named, strict=True):
         names[entry.source, named.stated] = entry.id
         if entry.id != named.stated:
-            reason = f'named after its file: others state the id "{named.stated}" too'
+            reason = f'named after its file: other files have the entry id "{named.stated}" too'
             yield Note(entry.source, entry.id, reason)
     for note in unit.notes:
         yield replace(note, id=names.get((note.file, note.id), note.id))

@@ -1,4 +1,4 @@
-"""Which residues of a file are amino acids, whatever names programs give them and their atoms.
+"""Finds the amino acids of a file, whatever names programs give them and their atoms.
 
 Force fields have names of their own for protonation states, disulfides and chain ends: HIE is a
 histidine, CYX a cysteine in a bridge, NMET the first methionine of a chain. Some of these names

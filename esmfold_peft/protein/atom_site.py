@@ -1,7 +1,7 @@
 """The table of atoms of an mmCIF file before gemmi makes a structure of it.
 
-gemmi finds no atoms where one of some columns is missing, and takes a coordinate that is no number
-for an unknown one. Here columns that follow from others are filled in, and such values refused.
+gemmi finds no atoms if certain columns are missing, and reads a coordinate that is not a number as
+unknown. This module fills in columns that follow from others, and refuses such coordinates.
 """
 
 from collections import Counter
@@ -141,7 +141,7 @@ def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
 
 
 def _copies(block: gemmi.cif.Block, has: set[str]) -> list[str]:
-    """For each atom, how often its residue has been there before, as some other with its names."""
+    """For each atom, how many residues before its own have the same names and numbers."""
     tags = ("auth_asym_id", "label_asym_id", "pdbx_PDB_model_num", "label_seq_id", "auth_seq_id")
     tags = (*tags, "pdbx_PDB_ins_code", "label_comp_id", "auth_comp_id")
     residues = list(zip(*(_column(block, tag) for tag in tags if tag.lower() in has), strict=True))

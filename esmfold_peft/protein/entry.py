@@ -153,15 +153,13 @@ def _open_mmcif(place: str, data: bytes) -> Entry:
         for block in blocks[:1]:
             _entry_id(block, place)
         raise UserError(f"{place}: no coordinates")
-    opened = (_open_block(block, place, data) for block in with_atoms)
-    entries = [next(opened)]
-    while not entries[-1].polymers and len(entries) < len(with_atoms):
-        entries.append(next(opened))
-    chosen = entries[-1] if entries[-1].polymers else entries[0]
-    if len(with_atoms) > 1:
-        number = entries.index(chosen) + 1
-        chosen.notes.append(f"of {len(with_atoms)} data blocks with atoms, number {number} is read")
-    return chosen
+    for number, block in enumerate(with_atoms, start=1):
+        entry = _open_block(block, place, data)
+        if len(with_atoms) > 1:
+            entry.notes.append(f"data block {number} of {len(with_atoms)} with atoms is read")
+        if entry.polymers or number == len(with_atoms):
+            return entry
+    raise AssertionError
 
 
 def _open_block(block: gemmi.cif.Block, place: str, data: bytes) -> Entry:
@@ -227,9 +225,8 @@ def _other_models(structure: gemmi.Structure) -> list[str]:
         for model in structure
         if len(model)
     }
-    return (
-        [f"one of {len(structure)} models is read, though others differ"] if len(found) > 1 else []
-    )
+    note = f"only one of {len(structure)} models is read; the models differ"
+    return [note] if len(found) > 1 else []
 
 
 def _require_atoms(structure: gemmi.Structure, place: str, notes: Iterable[str] = ()) -> None:
@@ -256,7 +253,7 @@ def _oldest(texts: list[str], read: Callable[[str], date]) -> tuple[date | None,
         try:
             dates.append(read(text))
         except ValueError:
-            return None, [f"the release date is taken as unknown: {text[:40]} is no date"]
+            return None, [f"release date unknown: {text[:40]} is not a date"]
     return min(dates, default=None), []
 
 

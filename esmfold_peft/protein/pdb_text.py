@@ -25,9 +25,7 @@ _OCCUPANCY = slice(54, 60)
 _DIGITS = b" +-.0123456789"
 _NUMBER = np.zeros(256, dtype=bool)
 _NUMBER[list(_DIGITS)] = True
-_SERIALS = np.isin(
-    np.arange(256), list(b" -+" + string.ascii_letters.encode() + string.digits.encode())
-)
+_SERIALS = np.isin(np.arange(256), list(f" -+{string.ascii_letters}{string.digits}".encode()))
 _CASE = 0x20
 _LONGEST = 76
 
@@ -47,10 +45,9 @@ def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
     heads = _heads(text, starts)
     atoms = np.flatnonzero((heads == b"ATOM  ") | (heads == b"HETATM"))
     ends = np.flatnonzero(heads == b"END   ")
-    unread = len(atoms)
-    if len(ends):  # where gemmi stops
-        atoms = atoms[atoms < ends[0]]
-    unread -= len(atoms)
+    end = int(ends[0]) if len(ends) else len(heads)  # where gemmi stops
+    unread = int((atoms > end).sum())
+    atoms = atoms[atoms < end]
     lines = _padded(text, starts, atoms)
     _require_coordinates(lines, atoms, place)
     _require_residue_numbers(lines, atoms, place)
@@ -59,8 +56,8 @@ def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
     _shorten_names(changed, lines, starts[atoms])
     models = np.cumsum(heads == b"MODEL ")[atoms]
     changed = _part_copies(changed, lines, models, starts[atoms])
-    where = f"after the record END on line {ends[0] + 1}" if unread else ""
-    return changed.tobytes(), [f"{unread} atoms {where} are not read"] if unread else []
+    note = f"{unread} atoms after the record END on line {end + 1} are not read"
+    return changed.tobytes(), [note] if unread else []
 
 
 def _heads(text: UInt8[np.ndarray, "m"], starts: Int64[np.ndarray, "l"]) -> np.ndarray:

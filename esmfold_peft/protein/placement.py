@@ -34,7 +34,10 @@ def place_residues(polymer: Polymer, *, modified: bool) -> Placed:
     if found is None:
         found = _modelled(polymer.residues)
         if polymer.deposited:
-            found.notes.append("the deposited sequence is not the modelled one, which is read")
+            found.notes.append(
+                "the modelled residues do not fit the deposited sequence; the modelled sequence is"
+                " used"
+            )
     names = [
         f"{residue.name} {residue.seqid}"
         for place, residue in found.residues.items()
@@ -159,6 +162,6 @@ def _modelled(residues: list[gemmi.Residue]) -> Placed:
     notes = []
     if hidden:
         breaks = listed([f"{single[row - 1].seqid} to {single[row].seqid}" for row in hidden])
-        notes.append(f"breaks of the chain that its numbers do not show: {breaks}")
+        notes.append(f"chain breaks without a gap in the numbering: {breaks}")
     letters = "".join(LETTERS.get(residue.name, "X") for residue in single)
     return Placed(letters, index, dict(enumerate(single)), notes)

@@ -2,7 +2,8 @@
 
 mmCIF says which molecule an atom belongs to, though not every program says it rightly; PDB files
 have a chain's name, which may be blank or serve for ligands and water too, and TER, which ends a
-molecule or marks a break. What is no amino acid belongs to no chain, whatever the file calls it.
+molecule or marks a break. Residues that are not amino acids belong to no chain, whatever the file
+calls them.
 """
 
 import string
@@ -38,7 +39,7 @@ class Polymer:
         entity: its label_entity_id; None in a PDB file.
         deposited: the names of its deposited sequence; empty if the file states none.
         residues: the amino acids that the file has coordinates of, under their usual names.
-        notes: what is to be known of how it was read.
+        notes: what reading it left out or decided.
     """
 
     author: str
@@ -91,7 +92,7 @@ def _first(models: Iterable[list[Polymer]]) -> list[Polymer]:
     for number, polymers in enumerate(models, start=1):
         if polymers:
             for polymer in polymers if number > 1 else ():
-                polymer.notes.append(f"of model {number}; there is no protein in those before it")
+                polymer.notes.append(f"read from model {number}; earlier models have no protein")
             return polymers
     return []
 
@@ -147,7 +148,7 @@ def _amino_acids(residues: Iterable[gemmi.Residue], deposited: list[str]) -> lis
             lone.append(residue)
     if lone:
         found = [r for k, r in enumerate(found) if r not in lone or _has_neighbour(found, k)]
-    # A name that is merely listed makes no protein: SEQRES of nucleic acids lists its own.
+    # SEQRES lists nucleic acids too: a listed name alone does not make a protein.
     protein = any(residue.name not in named or is_amino_acid(residue) for residue in found)
     return found if protein else []
 
@@ -242,7 +243,7 @@ def _without_ligands(residues: list[gemmi.Residue], notes: list[str]) -> list[ge
         ]
     free = [f"{r.name} {r.seqid}" for r, keep in zip(residues, kept, strict=True) if not keep]
     if free:
-        notes.append(f"free amino acids are no part of a chain: {listed(free)}")
+        notes.append(f"free amino acids are left out: {listed(free)}")
     return [residue for residue, keep in zip(residues, kept, strict=True) if keep]
 
 
@@ -262,10 +263,10 @@ def _name_blank_ones(chains: list[Polymer], names: list[str]) -> None:
     letters = string.ascii_uppercase + string.ascii_lowercase + string.digits
     free = (letter for letter in letters if letter not in names)
     if len(chains) > 1:
-        # SEQRES without a name says nothing of which is which.
+        note = f"the file names no chains; this is one of its {len(chains)} molecules"
         for chain in chains:
-            chain.deposited = []
-            chain.notes.append(f"one of {len(chains)} molecules that the file gives no chain names")
+            chain.deposited = []  # SEQRES without a name does not tell them apart
+            chain.notes.append(note)
     for number, chain in enumerate(chains, start=1):
         chain.author = chain.label = next(free, f"blank{number}")
 

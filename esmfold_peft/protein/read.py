@@ -7,7 +7,7 @@ lists first. Atoms of occupancy 0 (unless the file is a prediction) or of unknow
 not resolved and are dropped, as are hydrogens. MSE is read as MET, its selenium as SD; force-field
 names are their amino acids; every other residue outside the standard twenty is X and has no atoms
 (in a prediction, those it has). NH1 and NH2 of arginine are exchanged where NH2 is the one closer
-to CD. Whatever else is left out is said in the chain's `notes`.
+to CD. The chain's `notes` list everything else that is left out.
 """
 
 import re
@@ -234,7 +234,7 @@ def _atoms(
     notes = []
     seen = atoms.occupancy > 0 if occupied else np.ones(len(atoms.place), dtype=bool)
     if len(seen) and not seen.any():
-        notes.append("every atom has an occupancy of 0, which means that none was seen")
+        notes.append("all occupancies are 0, so no atom counts as resolved")
     known = ~np.isnan(atoms.position).any(-1)
     near = (np.abs(atoms.position) < _FARTHEST).all(-1)
     if far := int((seen & known & ~near).sum()):
@@ -243,7 +243,7 @@ def _atoms(
     atoms = atoms[_one_conformer(atoms)]
     if foreign := sorted(set(atoms.name[(atoms.column < 0) & atoms.heavy].tolist())):
         names = listed([name.decode("ascii", "replace") for name in foreign])
-        notes.append(f"atoms that their residues do not have are left out: {names}")
+        notes.append(f"atom names foreign to their residue are left out: {names}")
     atoms = atoms[atoms.column >= 0]
     # Reversed: of atoms that a file lists twice, the first is the one that stays.
     slots = (atoms.place * len(ATOM37) + atoms.column)[::-1]

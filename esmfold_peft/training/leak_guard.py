@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from esmfold_peft.config_io import config_of
 from esmfold_peft.console import report
 from esmfold_peft.datasets.leaks import (
     ChainList,
@@ -38,11 +39,11 @@ class LeakCheck:
         leaks: chain and reason of every leak, by training store.
     """
 
-    training: list[str]
+    training: tuple[str, ...]
     validation: str
     mmseqs: bool
     compared: str
-    leaks: list[list[list[str]]]
+    leaks: tuple[list[list[str]], ...]
 
     def text(self) -> str:
         """The file that `check_leaks` reads again."""
@@ -85,11 +86,11 @@ def check_leaks(
     report("looking for training chains that leak validation chains")
     held_out, lists = chain_list(validation), [chain_list(store) for store in training]
     return LeakCheck(
-        training=hashes[:-1],
+        training=tuple(hashes[:-1]),
         validation=hashes[-1],
         mmseqs=compares_similar(),
         compared=what_was_compared(*lists, held_out),
-        leaks=[_leaks(chains, held_out) for chains in lists],
+        leaks=tuple(_leaks(chains, held_out) for chains in lists),
     )
 
 
@@ -133,9 +134,9 @@ def _read(path: Path) -> LeakCheck | None:
     if not path.is_file():
         return None
     try:
-        return LeakCheck(**read_json(path))
-    except (UserError, TypeError) as error:
-        report(f"{path}: not a check for leaks ({error}); the chains are compared again")
+        return config_of(read_json(path), LeakCheck, path)
+    except UserError as error:
+        report(f"{error}; the chains are compared again")
         return None
 
 

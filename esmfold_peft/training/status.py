@@ -78,7 +78,6 @@ def ended_status(config: TrainConfig) -> Status | None:
 
     Args:
         config: of the command that would go on.
-
     """
     try:
         status = read_status(config.run)

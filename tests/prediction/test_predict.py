@@ -471,6 +471,7 @@ def test_many_records_of_any_kind_are_all_in_the_table(
     rows = rows_of(out)
     assert [int(row["line"]) for row in rows] == [record.line for record in records]
     good = [row for row in rows if row["status"] == "ok"]
+    assert [row in good for row in rows] == [not record.problem for record in records]
     assert len(good) > count / 3
     named = {row[kind] for row in good for kind in ("pdb", "mmcif")}
     assert named | {"predictions.csv"} == {path.name for path in out.iterdir()}

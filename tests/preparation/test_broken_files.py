@@ -159,7 +159,7 @@ def test_a_file_that_ends_its_reader_costs_itself_only(
     config = PrepareConfig((example / "train",), store, clusters="none", workers=1)
     # The store is whole, but what it lacks is no fault of the files: nobody must overlook it.
     assert run(config) == 1
-    assert "reading 2 files failed in the reader itself" in capfd.readouterr().err
+    assert "the reader itself failed on 2 files" in capfd.readouterr().err
     assert [
         (Path(r["file"]).name, r["kind"], r["reason"]) for r in rows(store, "rejected.csv")
     ] == [

@@ -71,9 +71,7 @@ def test_experiments_of_occupancy_0_are_left_out_and_it_says_why(prepare, tmp_pa
     store = prepare(CASES / "occupancy" / "pred0.pdb", good, output=tmp_path / "experiments")
     (line,) = rows(store, "rejected.csv")
     assert line["kind"] == "resolved"
-    assert line["reason"].endswith(
-        "every atom has an occupancy of 0, which means that none was seen"
-    )
+    assert line["reason"].endswith("all occupancies are 0, so no atom counts as resolved")
 
 
 def test_water_in_the_chain_hides_no_leak(prepare, example: Path, tmp_path: Path):
