@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "scoring.py"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_score_is_measured_and_agrees_with_the_others(
     shared_structures: Path, tmp_path: Path
 ):

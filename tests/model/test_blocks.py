@@ -60,7 +60,7 @@ print("done")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_compiled_blocks_are_one_graph_with_the_plain_gradients():
     # In a process of its own: the shape checks of the other tests cannot be compiled.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)

@@ -286,7 +286,7 @@ def test_two_processes_survive_the_loss_of_one(nursery: Nursery, stores: Path, t
     assert largest_difference(tensors(undisturbed, STEPS), tensors(run, STEPS)) < ROUNDING
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_another_number_of_processes_goes_on(
     nursery: Nursery, stores: Path, whole: Path, tmp_path: Path
 ):
