@@ -96,7 +96,12 @@ def _require_coordinates(
     shifted = digit & (points[:, 2].argmax(-1) != points[:, 1].argmax(-1))
     for row in np.union1d(doubtful, np.flatnonzero(shifted)):
         if shifted[row] or not all(map(_is_number, fields[row])):
-            shown = lines[row, 30:60].tobytes().replace(b"\0", b"").decode("ascii", "replace")
+            shown = (
+                lines[row, 30 : 60 if shifted[row] else 54]
+                .tobytes()
+                .replace(b"\0", b"")
+                .decode("ascii", "replace")
+            )
             raise UserError(
                 f"{place}: not a valid coordinate file (line {atoms[row] + 1}: x, y and z in"
                 f' columns 31 to 54 are not three numbers, but "{shown.rstrip()}")'
