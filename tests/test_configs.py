@@ -47,9 +47,10 @@ COMMON = {
     },
     "data": {"crop": 256, "cluster_weight": "inverse", "length_weight": True},
     "optimizer": {
-        "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-5, "warmup_steps": 1000,
+        "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-5, "eps_adapter": 1e-5, "warmup_steps": 1000,
         "schedule": "openfold", "decay_steps": 50_000, "clip_norm": 0.1, "ema": 0.999,
     },
+    "guard": {"update_limit": 10.0},
     "engine": {"precision": "bf16", "batch_size": 32, "steps": 850_000},
 }  # fmt: skip
 
@@ -70,6 +71,8 @@ def test_the_folder_has_table_10_and_its_two_ends():
 def test_a_paper_config_states_all_that_the_paper_fixes_and_differs_in_the_adapter(path: Path):
     stated: dict[str, Any] = yaml.safe_load(path.read_text())
     kind = stated.pop("adapter")["kind"]
+    if kind == "none":
+        stated["optimizer"]["eps_adapter"] = 1e-5  # there is no adapter to have one
     assert stated == COMMON
     assert config_of(path).adapter.kind == kind
 
@@ -141,7 +144,9 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
         ("loss.resolution", None, {"loss.weights.plddt": 0.0}),
         ("optimizer.decay_steps", 10, {"optimizer.schedule": "constant"}),
         ("optimizer.lr_adapter", 2.0, {"adapter.kind": "none"}),
+        ("optimizer.eps_adapter", 1e-4, {"adapter.kind": "none"}),
         ("optimizer.lr_head", 2.0, {"model.trunk": "esmfold_v1", "model.freeze": ("head",)}),
+        ("guard.update_limit", 3.0, {"adapter.kind": "full"}),
         ("guard.score_floor", 0.1, {"guard.score_step": None}),
         ("guard.loss_factor", 3.0, {"guard.loss_steps": 0}),
         ("guard.plateau_gain", 0.1, {"guard.plateau_steps": 0}),
@@ -195,8 +200,16 @@ def test_each_kind_of_a_grid_takes_what_it_uses_of_the_common_settings():
     search = SearchConfig(Path("o"), data, grid, adapter=adapter)
     refuse_unused_of_search(search)
     made = [trial_config(search, arm, Trial(2.0, 10)) for arm in arms_of(search)]
-    for config in made:
-        refuse_unused(config)
+    refuse_unused(*made)
+    # What the frozen baseline has no use for is not refused for the sake of the others.
+    of_adapters = {"optimizer.lr_adapter": 2.0, "guard.update_limit": 3.0}
+    refuse_unused(*(changed(config, of_adapters) for config in made))
+    with pytest.raises(UserError, match=r"^optimizer\.lr_adapter: has no effect"):
+        refuse_unused(changed(made[-1], of_adapters))
+    of_none = {"optimizer.schedule": "constant", "optimizer.decay_steps": 7}
+    made = [changed(config, of_adapters | of_none) for config in made]
+    with pytest.raises(UserError, match=r"^optimizer\.decay_steps: has no effect"):
+        refuse_unused(*made)
     assert [config.adapter for config in made] == [
         AdapterConfig("lora", 1, 2.0, targets=("query",)),
         AdapterConfig("lorta", 8, 16.0, targets=("query",), modes=("heads",)),

@@ -69,6 +69,35 @@ def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> list[CastPart]:
         return [_cast(lm, part, dtype) for part in lm.adapter.merged(lm)]
 
 
+@torch.no_grad()
+def relative_update(lm: AdaptedModel) -> Float[Tensor, ""] | None:
+    """The largest ‖ΔW‖ / ‖W‖ of all adapted matrices, by Frobenius norm.
+
+    Far above 1 the pretrained weights hardly count any more, although the loss stays finite: layer
+    norms bring every activation back to size.
+
+    Args:
+        lm: a language model; it is left as it is.
+
+    Returns:
+        In float32, 0 for bitfit, which changes no matrix; None where there is no ΔW: without an
+        adapter, and for loretta_adp, which is not linear.
+    """
+    if lm.adapter is None:
+        return None
+    with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
+        try:
+            parts = lm.adapter.merged(lm)
+        except UserError:
+            return None
+        return torch.stack([_relative(part, lm) for part in parts]).max()
+
+
+def _relative(part: MergedPart, lm: AdaptedModel) -> Float[Tensor, ""]:
+    before = wide(lm.weight(part.layer, part.target))
+    return (part.weight - before).norm() / before.norm()
+
+
 def _cast(lm: AdaptedModel, part: MergedPart, dtype: torch.dtype) -> CastPart:
     assert lm.adapter is not None
     exact = (part.weight, part.bias)

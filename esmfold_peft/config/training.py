@@ -116,7 +116,10 @@ class OptimizerConfig:
     Attributes:
         lr: learning rate after the warm-up.
         betas: Adam's decay rates of the two moments.
-        eps: added to Adam's denominator (OpenFold 1e-5, AF2 1e-6).
+        eps: added to Adam's denominator (OpenFold 1e-5, AF2 1e-6). It damps the steps of parameters
+            whose gradients are not much larger.
+        eps_adapter: the same for the adapter, or for all the language model's weights with
+            adapter.kind full; null takes `eps`.
         warmup_steps: linear warm-up from 0.
         schedule: openfold (x 0.95 at every `decay_steps`), alphafold (once) or constant.
         decay_steps: steps until the learning rate falls.
@@ -131,6 +134,7 @@ class OptimizerConfig:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-5
+    eps_adapter: float | None = None
     warmup_steps: int = 1000
     schedule: Literal["openfold", "alphafold", "constant"] = "openfold"
     decay_steps: int = 50_000
@@ -142,7 +146,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         numbers = (f.name for f in fields(self) if f.type in (int, float))
-        check_lowest(self, "optimizer.", 0, *numbers)
+        check_lowest(self, "optimizer.", 0, *numbers, "eps_adapter")
         check_lowest(self, "optimizer.", 1, "decay_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")

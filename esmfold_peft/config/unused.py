@@ -19,14 +19,20 @@ _Unused = tuple[Any, str, Collection[str], str]
 """Settings, the prefix of their names, the names of the unused ones, and what switches them off."""
 
 
-def refuse_unused(config: TrainConfig) -> None:
+def refuse_unused(*configs: TrainConfig) -> None:
     """Refuses settings of a training that were changed and have no effect.
+
+    Args:
+        configs: one training, or those that share their settings; what has an effect in one of them
+            is taken.
 
     Raises:
         UserError: names the setting, and the one that switches it off.
     """
-    for part in (_of_model, _of_loss, _of_optimizer, _of_guard, _of_validation):
-        _refuse(part(config))
+    first, *others = map(_faults, configs)
+    for setting, fault in first.items():
+        if all(setting in faults for faults in others):
+            raise fault
 
 
 def refuse_unused_of_search(config: SearchConfig) -> None:
@@ -48,6 +54,19 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
     names = {"cpus": ("ray", "slurm"), "gpus": ("ray",), "address": ("ray",), "slurm": ("slurm",)}
     others = [name for name, kinds in names.items() if executor.kind not in kinds]
     _refuse([(executor, "executor.", others, f"executor.kind {executor.kind}")])
+
+
+def _faults(config: TrainConfig) -> dict[str, UserError]:
+    """What is wrong with each setting that was changed and has no effect."""
+    found = {}
+    for part in (_of_model, _of_loss, _of_optimizer, _of_guard, _of_validation):
+        for settings, prefix, names, switch in part(config):
+            for name in (f.name for f in fields(settings) if f.name in names):
+                try:
+                    _refuse([(settings, prefix, (name,), switch)])
+                except UserError as error:
+                    found[prefix + name] = error
+    return found
 
 
 def _refuse(unused: Iterable[_Unused]) -> None:
@@ -77,13 +96,15 @@ def _of_optimizer(config: TrainConfig) -> Iterator[_Unused]:
     if optimizer.schedule == "constant":
         yield optimizer, "optimizer.", ("decay_steps",), "optimizer.schedule constant"
     if config.adapter.kind == "none":
-        yield optimizer, "optimizer.", ("lr_adapter",), "adapter.kind none"
+        yield optimizer, "optimizer.", ("lr_adapter", "eps_adapter"), "adapter.kind none"
     for part in config.model.freeze:
         yield optimizer, "optimizer.", (f"lr_{part}",), f"model.freeze [{part}]"
 
 
 def _of_guard(config: TrainConfig) -> Iterator[_Unused]:
     guard = config.guard
+    if config.adapter.kind in ("none", "full"):
+        yield guard, "guard.", ("update_limit",), f"adapter.kind {config.adapter.kind}"
     if guard.score_step is None:
         yield guard, "guard.", ("score_floor",), "guard.score_step null"
     if not guard.loss_steps:

@@ -8,7 +8,7 @@ computed in float32 in each pass: fair-esm caches them, which breaks training af
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -189,6 +189,13 @@ class LanguageModel(nn.Module):
         """Its bias; a view that writes through."""
         return self._part(layer, target, "bias")
 
+    def parameter_of(
+        self, layer: int, target: Target, kind: Literal["weight", "bias"]
+    ) -> nn.Parameter:
+        """The parameter in which a matrix or bias lies; query, key and value share theirs."""
+        name = FUSED if target in INPUTS else PROJECTIONS[target]
+        return self.get_parameter(f"layers.{layer}.{name}.{kind}")
+
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of ESM-2's weights, without the adapter's."""
         for name, parameter in self.named_parameters():
@@ -204,11 +211,9 @@ class LanguageModel(nn.Module):
             else:
                 yield name, parameter.detach()
 
-    def _part(self, layer: int, target: Target, kind: str) -> Tensor:
-        fused = target in INPUTS
-        name = FUSED if fused else PROJECTIONS[target]
-        whole = self.get_parameter(f"layers.{layer}.{name}.{kind}").detach()
-        return whole.chunk(3)[INPUTS.index(target)] if fused else whole
+    def _part(self, layer: int, target: Target, kind: Literal["weight", "bias"]) -> Tensor:
+        whole = self.parameter_of(layer, target, kind).detach()
+        return whole.chunk(3)[INPUTS.index(target)] if target in INPUTS else whole
 
     def _layers(self) -> Iterator[TransformerLayer]:
         return (cast(TransformerLayer, layer) for layer in self.layers)

@@ -57,15 +57,14 @@ def check_search(config: SearchConfig) -> LeakCheck:
     if not begun:
         refuse_unused_of_search(config)
     _check_engine(config)
-    first = None
-    for arm in arms_of(config):
-        for multiple in rules_of(config, arm).rungs[0]:
-            settings = trial_config(config, arm, Trial(multiple, config.engine.steps))
-            first = first or settings
-            if not begun:
-                refuse_unused(settings)
-    assert first is not None
-    data = ChainDataModule(first)
+    trials = [
+        trial_config(config, arm, Trial(multiple, config.engine.steps))
+        for arm in arms_of(config)
+        for multiple in rules_of(config, arm).rungs[0]
+    ]
+    if not begun:
+        refuse_unused(*trials)
+    data = ChainDataModule(trials[0])
     assert data.validation is not None
     check = check_leaks(data.train, data.validation, config.output / LEAK_CHECK)
     refuse_leaks(check, data.train, data.validation, config.allow_leaks)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from esmfold_peft.config import GuardConfig
 
-Rule = Literal["nonfinite", "loss", "score"]
+Rule = Literal["nonfinite", "loss", "update", "score"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Observation:
         train_score: lDDT-Cα of the step's crops, 0 to 1; None or NaN if none has a score.
         validation_score: mean lDDT-Cα of the validation chains, 0 to 1, where this step was
             validated; NaN counts as no score.
+        update: the largest ‖ΔW‖ / ‖W‖ of the adapted matrices; None where it was not measured.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Observation:
     gradient_norm: float
     train_score: float | None = None
     validation_score: float | None = None
+    update: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -45,8 +47,9 @@ class Verdict:
     """A run has diverged.
 
     Attributes:
-        rule: nonfinite (loss or gradient is not finite), loss (it has risen and stays so), or score
-            (validation lDDT-Cα is below the floor).
+        rule: nonfinite (loss or gradient is not finite), loss (it has risen and stays so), update
+            (the adapter's update outweighs the language model), or score (validation lDDT-Cα is
+            below the floor).
         step: where the rule was fulfilled.
         since: first step of what fulfilled it.
         message: one line that names the numbers.
@@ -177,6 +180,7 @@ def observe(
     verdict = (
         _nonfinite_verdict(state, observation, config)
         or _loss_verdict(state, config)
+        or _update_verdict(observation, config)
         or _score_verdict(observation, judged, config)
     )
     return replace(state, scored=state.scored or judged is not None, verdict=verdict)
@@ -277,6 +281,17 @@ def _loss_verdict(state: GuardState, config: GuardConfig) -> Verdict | None:
         f" {state.loss.value:.4g})"
     )
     return Verdict("loss", state.step, since, message)
+
+
+def _update_verdict(observation: Observation, config: GuardConfig) -> Verdict | None:
+    size = observation.update
+    if not config.update_limit or size is None or not size > config.update_limit:
+        return None
+    message = (
+        f"the adapter's update of a matrix of the language model was {size:.4g} x the matrix at"
+        f" step {observation.step:,}, above the limit of {config.update_limit:g}"
+    )
+    return Verdict("update", observation.step, observation.step, message)
 
 
 def _score_verdict(

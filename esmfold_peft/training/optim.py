@@ -24,6 +24,12 @@ def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
     return _DECAY ** (decays if config.schedule == "openfold" else min(decays, 1))
 
 
+def epsilon(config: OptimizerConfig, group: str) -> float:
+    """Adam's ε for a group of parameters by the name of `parameter_groups`."""
+    own = config.eps_adapter if group == "adapter" else None
+    return config.eps if own is None else own
+
+
 def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters as adapter (the language model's), trunk and head."""
     groups: dict[str, list[nn.Parameter]] = {"adapter": [], "trunk": [], "head": []}
@@ -55,8 +61,9 @@ def build_optimizer(
         for factor in dict.fromkeys(own.get(p, 1.0) for p in parameters):
             members = [p for p in parameters if own.get(p, 1.0) == factor]
             rate = config.lr * multipliers[name] * factor
-            groups.append({"params": members, "lr": rate, "name": name})
-    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+            eps = epsilon(config, name)
+            groups.append({"params": members, "lr": rate, "eps": eps, "name": name})
+    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
     schedule = optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(start + step, config)
     )

@@ -1,6 +1,7 @@
 """What an optimizer step amounted to, over all processes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -17,7 +18,8 @@ class StepSummary:
     Attributes:
         step: its number, from 1.
         metrics: means over its chains (train/...), norms of its gradient before clipping
-            (gradient/...) and its learning rate.
+            (gradient/...), each group's share of the squared norm (gradient_share/...) and its
+            learning rate.
         stop: whether a process was asked to stop.
     """
 
@@ -56,6 +58,17 @@ def summarize_step(trainer: pl.Trainer, module: FoldingModule, *, stop: bool) ->
     metrics = {f"train/{n}": v / trainer.world_size for n, v in zip(names, losses, strict=True)}
     metrics["train/lddt_ca"] = score / scored if scored else math.nan
     metrics |= {f"gradient/{name}": norm for name, norm in module.norms.items()}
+    metrics |= _gradient_shares(module.norms)
     optimizer = module.config.optimizer
     metrics["learning_rate"] = optimizer.lr * learning_rate_factor(module.step - 1, optimizer)
     return StepSummary(module.step, metrics, stop=stops > 0)
+
+
+def _gradient_shares(norms: Mapping[str, float]) -> dict[str, float]:
+    """Each group's share of the squared norm, which clipping by the global norm is about."""
+    total = norms["total"]
+    return {
+        f"gradient_share/{name}": (norm / total) ** 2 if total else math.nan
+        for name, norm in norms.items()
+        if name != "total"
+    }

@@ -18,6 +18,7 @@ from esmfold_peft.training.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from esmfold_peft.training.comparison_metrics import RELATIVE_UPDATE, comparison_metrics
 from esmfold_peft.training.divergence import (
     GuardState,
     Observation,
@@ -159,6 +160,10 @@ class Supervisor(pl.Callback):
     def _take_in(self, trainer: pl.Trainer, module: FoldingModule, summary: StepSummary) -> None:
         """What was learnt, and what is known of it."""
         metrics = summary.metrics
+        last = summary.step == self.config.engine.steps
+        logged = summary.skipped or last or summary.step % self.config.log.every == 0
+        if logged:
+            metrics |= comparison_metrics(trainer, module.model, self.config.optimizer)
         if summary.skipped:
             keep_evidence(trainer, module, summary.step)
         else:
@@ -170,6 +175,7 @@ class Supervisor(pl.Callback):
                 loss=metrics["train/loss"],
                 gradient_norm=metrics["gradient/total"],
                 train_score=metrics["train/lddt_ca"],
+                update=metrics.get(RELATIVE_UPDATE),
             ),
             self.config.guard,
             self.config.optimizer.warmup_steps,
@@ -186,8 +192,7 @@ class Supervisor(pl.Callback):
         if self.state.skipped_steps:
             module.latest["train/skipped_steps"] = float(self.state.skipped_steps)
         self.progress.stepped()
-        last = summary.step == self.config.engine.steps
-        if summary.skipped or last or summary.step % self.config.log.every == 0:
+        if logged:
             self._log(trainer, metrics | self.progress.rates())
 
     def _validation_due(self, step: int) -> bool:

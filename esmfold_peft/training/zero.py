@@ -5,7 +5,8 @@ torch's optimizer to one flat tensor, of which each process has a stretch; torch
 these flat tensors. ZeRO stage 0 is torch's optimizer itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,19 @@ def release_gathered(trainer: pl.Trainer) -> None:
     zero = zero_optimizer(trainer)
     if zero is not None and _is_stage_3(zero):
         zero.empty_partition_cache()
+
+
+@contextmanager
+def whole(trainer: pl.Trainer, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters are whole, which stage 3 spreads (collective)."""
+    zero = zero_optimizer(trainer)
+    if zero is None or not _is_stage_3(zero):
+        yield
+        return
+    from deepspeed import zero as stage_3
+
+    with stage_3.GatheredParameters([*parameters]):
+        yield
 
 
 def _is_stage_3(zero: Any) -> bool:

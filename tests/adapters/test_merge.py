@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esmfold_peft.adapters.insert import ADAPTERS
-from esmfold_peft.adapters.merge import merge, unmerge
+from esmfold_peft.adapters.merge import merge, relative_update, unmerge
 from esmfold_peft.errors import UserError
 
 KINDS = pytest.mark.parametrize("kind", ["lora", "lorta", "dora"])
@@ -21,6 +21,30 @@ def test_only_adapted_matrices_change(make_lm, kind):
         for target, slot in (("query", 0), ("key", 1)):
             old = before[f"layers.{layer}.self_attn.in_proj.weight"].chunk(3)[slot]
             assert torch.equal(lm.weight(layer, target), old)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ADAPTERS) - {"loretta_adp"}))
+def test_the_relative_update_is_the_largest_over_the_matrices(make_lm, kind):
+    def weights(lm):
+        places = [(i, target) for i in range(lm.shape.layers) for target in lm.adapter.targets]
+        return {place: lm.weight(*place).detach().double().clone() for place in places}
+
+    targets = ADAPTERS[kind].allowed
+    assert relative_update(make_lm(kind, trained=False, rank=2, targets=targets)) < 1e-6
+    # An update of the size of the weights, so that every sum of squares counts.
+    lm = make_lm(kind, rank=2, targets=targets)
+    found, before = relative_update(lm), weights(lm)
+    lm.double()
+    merged = {(p.layer, p.target): p.weight.detach() for p in lm.adapter.merged(lm)}
+    sizes = [(merged[place] - before[place]).norm() / before[place].norm() for place in before]
+    assert float(found) == pytest.approx(float(max(sizes)), rel=1e-4)
+    assert (float(found) == 0) == (kind == "bitfit")
+
+
+def test_nothing_is_updated_without_an_adapter_or_by_one_that_is_not_linear(make_lm):
+    assert relative_update(make_lm("none")) is None
+    assert relative_update(make_lm("full")) is None
+    assert relative_update(make_lm("loretta_adp", targets=("output",))) is None
 
 
 @KINDS

@@ -263,9 +263,38 @@ def test_crops_without_a_score_leave_the_average_alone():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "limit", "step"),
+    [
+        ([9.9, 10.0, None], 10.0, None),
+        ([None, 3.0, 10.1, 4.0], 10.0, 3),
+        ([INF, NAN], 10.0, 1),
+        ([NAN, 1e6], 0.0, None),
+    ],
+)
+def test_an_update_that_outweighs_the_language_model_is_divergence(
+    sizes: list[float | None], limit: float, step: int | None
+):
+    # The loss tells nothing: it stays what it was, in the warm-up and after it.
+    log = [Observation(n, 5.0, 1.0, update=size) for n, size in enumerate(sizes, 1)]
+    verdict = judge(log, replace(PLAIN, update_limit=limit), 1000)
+    found = None if verdict is None else (verdict.rule, verdict.step, verdict.since)
+    assert found == (None if step is None else ("update", step, step))
+
+
+def test_the_message_on_an_update_names_its_size_and_the_limit():
+    verdict = judge([Observation(1200, 5.0, 1.0, update=123.456)], PLAIN, 0)
+    assert verdict is not None
+    assert verdict.message == (
+        "the adapter's update of a matrix of the language model was 123.5 x the matrix at step"
+        " 1,200, above the limit of 10"
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("nonfinite_steps", -1),
+        ("update_limit", -0.1),
         ("loss_factor", 0.99),
         ("loss_factor", NAN),
         ("smoothing", 0),
@@ -280,19 +309,20 @@ def test_wrong_settings_are_named(name: str, value: Any):
 
 
 # Small bounds, so that drawn logs reach every rule.
-QUICK = GuardConfig(3, 2.0, 4, 2, score_floor=0.25, score_step=8, plateau_steps=5)
+QUICK = GuardConfig(3, 2.0, 4, 2, 10.0, score_floor=0.25, score_step=8, plateau_steps=5)
 numbers = st.one_of(st.floats(0.125, 64.0), st.sampled_from([1.0, 3.0, NAN, INF, 1e300]))
 scores = st.one_of(st.none(), st.floats(0.0, 1.0), st.just(NAN))
+sizes = st.one_of(st.none(), st.floats(0.0, 10.5), st.just(NAN))
 
 
 @st.composite
 def logs(draw: st.DrawFn, losses: st.SearchStrategy[float] = numbers) -> list[Observation]:
     """Up to thirty steps, some of them skipped ones that keep their number."""
-    rows = draw(st.lists(st.tuples(losses, losses, scores, scores, st.integers(0, 2)), max_size=30))
+    row = st.tuples(losses, losses, scores, scores, st.integers(0, 2), sizes)
     step, log = 0, []
-    for loss, norm, train, validation, more in rows:
+    for loss, norm, train, validation, more, size in draw(st.lists(row, max_size=30)):
         step += more
-        log.append(Observation(step, loss, norm, train, validation))
+        log.append(Observation(step, loss, norm, train, validation, size))
     return log
 
 
@@ -344,7 +374,7 @@ def test_the_scale_of_the_loss_does_not_matter(log: list[Observation], power: in
 def test_a_log_without_faults_is_never_divergence(log: list[Observation]):
     good = [
         o if o.validation_score is None else replace(o, validation_score=0.25 + o.step / 1000)
-        for o in log
+        for o in (replace(o, update=o.update and min(o.update, 10.0)) for o in log)
     ]
     assert judge(good, QUICK, 2) is None
 
@@ -360,4 +390,4 @@ def test_drawn_logs_reach_every_rule():
             found[verdict.rule] = verdict
 
     collect()
-    assert found.keys() == {"nonfinite", "loss", "score"}
+    assert found.keys() == {"nonfinite", "loss", "update", "score"}

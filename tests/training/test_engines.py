@@ -12,6 +12,7 @@ from tests.training.conftest import words
 from tests.training.launching import run_two
 
 STEPS = 20
+FACTORS = ("a", "b", "c_h", "c_l", "c_m")
 STILL = ("--model.evoformer.dropout_msa", 0)  # processes draw dropout for themselves
 # `test_engine_state.py` looks into every engine; whole trainings tell the two ends apart.
 BETWEEN = [pytest.param(engine, marks=pytest.mark.proof) for engine in ("zero1", "zero2")]
@@ -23,8 +24,13 @@ GRADIENT = (
 
 
 def losses(run: Path) -> list[float]:
+    return [row["train/loss"] for row in metrics(run)]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.csv without empty cells."""
     with (run / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+        return [{n: float(v) for n, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -58,14 +64,19 @@ def test_two_processes_of_every_engine_train_as_one(
     flags = [*STILL, *deepspeed(engine)]
     run_two(nursery, *words(stores, tmp_path / "run", *flags, "--engine.steps", STEPS))
     assert losses(tmp_path / "run") == pytest.approx(losses(single / "run"), rel=1e-4)
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(single / "run"), strict=True):
+        compared = [n for n in theirs if n.startswith(("gradient_share/", "update/", "damping/"))]
+        assert len(compared) == 3 + 1 + len(FACTORS) + 2
+        assert {n: ours[n] for n in compared} == pytest.approx(
+            {n: theirs[n] for n in compared}, rel=1e-2, abs=1e-9
+        )
     ours, theirs = (checkpoint(run, STEPS) for run in (tmp_path / "run", single / "run"))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name].double(), tensor.double(), rtol=1e-3, atol=1e-4), name
     # The frozen language model is in no checkpoint, and a shared factor is there once.
     of_language_model = {n for n in ours if n.startswith("weights/language_model.")}
-    factors = ("a", "b", "c_h", "c_l", "c_m")
-    assert of_language_model == {f"weights/language_model.adapter.{name}" for name in factors}
+    assert of_language_model == {f"weights/language_model.adapter.{name}" for name in FACTORS}
     # DeepSpeed's own files are not needed to read it.
     assert {path.suffix for path in (tmp_path / "run").rglob("*.*")} <= {
         *(".safetensors", ".json", ".csv", ".yaml"),

@@ -70,6 +70,16 @@ def test_every_factor_is_in_the_optimizer_once_at_its_rate(adapter, rates, tmp_p
             assert dict(found).get(id(parameter)) == pytest.approx(rates.get(name))
 
 
+@pytest.mark.parametrize("own", [None, 1e-15, 1e-6])
+def test_the_adapter_alone_has_its_own_epsilon(own: float | None, tmp_path: Path):
+    adapter = AdapterConfig(kind="lorta", lr_factors={"b": 16.0})
+    model, _ = build_model(_config(adapter, tmp_path))
+    optimizer, _ = build_optimizer(model, OptimizerConfig(eps=1e-4, eps_adapter=own))
+    found = {(group["name"], group["eps"]) for group in optimizer.param_groups}
+    expected = 1e-4 if own is None else own
+    assert found == {("adapter", expected), ("trunk", 1e-4), ("head", 1e-4)}
+
+
 @pytest.mark.parametrize("kind", sorted(ADAPTERS))
 def test_the_optimizer_has_every_trainable_tensor_of_every_method_once(kind, tmp_path: Path):
     adapter = AdapterConfig(kind=kind, rank=2, targets=("query", "output"))

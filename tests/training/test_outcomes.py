@@ -122,6 +122,23 @@ def test_a_score_below_the_floor_has_diverged(nursery: Nursery, stores: Path, tm
     assert found["best"]["step"] == 4
 
 
+def test_a_language_model_that_is_written_over_has_diverged(
+    nursery: Nursery, stores: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    flags = ["--adapter.alpha", 1e6, "--adapter.init", "paper", "--engine.steps", 12]
+    nursery.run(*words(stores, run, *flags), code=3)
+    found = status(run)
+    assert (found["status"], found["rule"]) == ("diverged", "update")
+    assert "x the matrix at step" in found["message"]
+    # Nothing else tells it: without the rule the run is as good as any other.
+    assert all(math.isfinite(loss) for loss in losses(run))
+    flags += ["--guard.update_limit", 0]
+    nursery.run(*words(stores, tmp_path / "unguarded", *flags))
+    assert status(tmp_path / "unguarded")["status"] == "converged"
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "unguarded"))
+
+
 def test_little_learnt_is_a_plateau_and_no_failure(nursery: Nursery, stores: Path, tmp_path: Path):
     run = tmp_path / "run"
     guard = ["--guard.plateau_steps", 4, "--guard.smoothing", 2, "--guard.plateau_gain", 0.5]

@@ -1,0 +1,174 @@
+"""What decides a comparison of the arms of LoRTA's Table 10, beside the adapter itself?
+
+    python scripts/benchmarks/paper_arms.py --output paper_arms.json
+
+Each arm of `configs/paper` is trained as its file says, optimizer and language model included
+(ESM-2 35M), but with random weights, a small trunk, no recycling, and crops of 32 in batches of 2
+from data/example, in float32 on a CPU: once with OpenFold's epsilon of Adam (1e-5), once with
+AlphaFold 2's (1e-6), once with one that damps nothing. Printed for each, at the last step: the
+largest relative update ‖ΔW‖ / ‖W‖, the adapter's share of the squared norm of the gradient, for
+every factor the share of Adam's step that epsilon leaves, the training loss, and the cosine of the
+language model's last hidden states with those of the frozen one, mean over residues.
+
+The weights are random, so that losses say nothing of accuracy. `--steps`, `--warmup`, `--alpha` and
+`--init` show what else is asked of an arm.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from measuring import circumstances
+from rich.console import Console
+from rich.table import Table
+
+from esmfold_peft.config import PrepareConfig, TrainConfig
+from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.store import Store
+from esmfold_peft.prepare import run as prepare
+from esmfold_peft.train import run as train
+from esmfold_peft.training.run_directory import load_model
+
+ROOT = Path(__file__).parents[2]
+ARMS = ("lora_r1", "lorta_r1", "lorta_r8", "lorta_r64")
+SCALE_FREE = 1e-15
+CHAINS = 4
+"""Of the training chains, on which hidden states are compared."""
+
+SMALL = {
+    "model.language_model.weights": "random",
+    "model.evoformer.blocks": 2,
+    "model.evoformer.c_m": 64,
+    "model.evoformer.c_z": 32,
+    "model.evoformer.c_s": 64,
+    "model.evoformer.c_mul": 32,
+    "model.evoformer.heads_msa": 2,
+    "model.evoformer.checkpoint": "false",
+    "model.structure.layers": 2,
+    "model.max_recycles": 0,
+    "loss.resolution": "null",
+    "data.crop": 32,
+    "data.workers": 0,
+    "guard.update_limit": 0,
+    "engine.accelerator": "cpu",
+    "engine.precision": "float32",
+    "engine.batch_size": 2,
+    "engine.micro_batch": 2,
+}
+"""Settings that make an arm of the paper small."""
+
+
+def main(words: list[str] | None = None) -> None:
+    """Trains all arms and prints what their metrics say."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--arms", nargs="+", default=ARMS, choices=ARMS, help="(default: all)")
+    add("--eps", nargs="+", type=float, default=(1e-5, 1e-6, SCALE_FREE), help="of the adapter")
+    add("--steps", type=int, default=40, help="optimizer steps (default: 40)")
+    add("--warmup", type=int, default=1000, help="of the learning rate (default: the paper's)")
+    add("--alpha", type=float, help="of all arms, instead of their own")
+    add("--init", help="of all arms, instead of their own")
+    add("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    add("--output", type=Path, help="JSON file for all numbers")
+    args = parser.parse_args(words)
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        chains = Path(folder) / "chains"
+        files = (ROOT / "data" / "example" / "train",)
+        prepare(PrepareConfig(files, chains, clusters="none", workers=1))
+        for arm in args.arms:
+            for eps in args.eps:
+                run = Path(folder) / f"{arm}_{eps:g}"
+                if code := train(settings(arm, run, chains, eps, args)):
+                    raise SystemExit(code)
+                rows.append({"arm": arm, "eps": eps} | measured(run, chains))
+    Console(highlight=False, width=160).print(table(rows))
+    if args.output is not None:
+        report = {
+            "circumstances": circumstances(torch.device("cpu")),
+            "settings": {k: v for k, v in vars(args).items() if k != "output"},
+            "rows": rows,
+        }
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def settings(
+    arm: str, run: Path, chains: Path, eps: float, args: argparse.Namespace
+) -> TrainConfig:
+    """An arm of the paper, made small."""
+    own: dict[str, object] = {
+        "run": run,
+        "data.train": chains,
+        "optimizer.eps_adapter": eps,
+        "optimizer.warmup_steps": args.warmup,
+        "engine.steps": args.steps,
+        "log.every": max(1, args.steps // 20),
+        "checkpoints.every": args.steps,
+        "seed": args.seed,
+    }
+    own |= {
+        f"adapter.{name}": value
+        for name in ("alpha", "init")
+        if (value := getattr(args, name)) is not None
+    }
+    flags = [f"--{name}={value}" for name, value in (SMALL | own).items()]
+    parser = config_parser(TrainConfig)
+    file = str(ROOT / "configs" / "paper" / f"{arm}.yaml")
+    return to_config(parser, parser.parse_args(["--config", file, *flags]), TrainConfig)
+
+
+def measured(run: Path, chains: Path) -> dict[str, object]:
+    """What the last lines of a run's metrics say, and how much of the language model is left."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = {name: float(value) for name, value in rows[-1].items() if value}
+    return {
+        "relative_update": last["update/relative"],
+        "gradient_share": last["gradient_share/adapter"],
+        "damping": {n.removeprefix("damping/"): v for n, v in last.items() if "damping/" in n},
+        "loss": statistics.fmean(float(row["train/loss"]) for row in rows[-5:]),
+        "cosine": cosine(run, chains),
+    }
+
+
+@torch.no_grad()
+def cosine(run: Path, chains: Path) -> float:
+    """Of the last hidden states with and without the adapter, mean over residues."""
+    lm = load_model(run, raw=True)[0].language_model
+    store = Store(chains)
+    batch = collate([store[i] for i in range(CHAINS)], [True] * CHAINS)
+    adapted = lm(batch.aatype, batch.mask)[:, :, -1]
+    lm.adapter = None
+    frozen = lm(batch.aatype, batch.mask)[:, :, -1]
+    return float(torch.cosine_similarity(adapted, frozen, dim=-1)[batch.mask].mean())
+
+
+def table(rows: Sequence[dict]) -> Table:
+    """The numbers for people."""
+    drawn = Table(title="Table 10's arms, small, with random weights")
+    for name in ("arm", "ε of the adapter", "‖ΔW‖ / ‖W‖", "gradient share", "damping", "loss"):
+        drawn.add_column(name, justify="right" if name not in ("arm", "damping") else "left")
+    drawn.add_column("cosine", justify="right")
+    for row in rows:
+        drawn.add_row(
+            row["arm"],
+            f"{row['eps']:g}",
+            f"{row['relative_update']:.2g}",
+            f"{row['gradient_share']:.2g}",
+            ", ".join(f"{name} {value:.2g}" for name, value in row["damping"].items()),
+            f"{row['loss']:.2f}",
+            f"{row['cosine']:.3f}",
+        )
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
