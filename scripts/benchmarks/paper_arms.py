@@ -10,8 +10,8 @@ largest relative update ‖ΔW‖ / ‖W‖, the adapter's share of the squared 
 every factor the share of Adam's step that epsilon leaves, the training loss, and the cosine of the
 language model's last hidden states with those of the frozen one, mean over residues.
 
-The weights are random, so that losses say nothing of accuracy. `--steps`, `--warmup`, `--alpha` and
-`--init` show what else is asked of an arm.
+The weights are random, so that losses say nothing of accuracy. Other steps, warm-ups, scales and
+starts are flags.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def main(words: list[str] | None = None) -> None:
     add("--eps", nargs="+", type=float, default=(1e-5, 1e-6, SCALE_FREE), help="of the adapter")
     add("--steps", type=int, default=40, help="optimizer steps (default: 40)")
     add("--warmup", type=int, default=1000, help="of the learning rate (default: the paper's)")
-    add("--alpha", type=float, help="of all arms, instead of their own")
-    add("--init", help="of all arms, instead of their own")
+    add("--multiple", type=float, help="alpha / rank of all arms, instead of their own")
+    add("--init", help="of LoRTA's factors, instead of the paper's")
     add("--seed", type=int, default=0, help="of weights and order (default: 0)")
     add("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args(words)
@@ -114,11 +114,11 @@ def settings(
         "checkpoints.every": args.steps,
         "seed": args.seed,
     }
-    own |= {
-        f"adapter.{name}": value
-        for name in ("alpha", "init")
-        if (value := getattr(args, name)) is not None
-    }
+    kind, rank = arm.split("_r")
+    if args.multiple is not None:
+        own["adapter.alpha"] = args.multiple * int(rank)
+    if args.init is not None and kind == "lorta":
+        own["adapter.init"] = args.init
     flags = [f"--{name}={value}" for name, value in (SMALL | own).items()]
     parser = config_parser(TrainConfig)
     file = str(ROOT / "configs" / "paper" / f"{arm}.yaml")
