@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import AdapterConfig, Target
-from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, unused_settings
+from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, has_start, unused_settings
 from esmfold_peft.errors import UserError
 
 Group = tuple[Target, ...]
@@ -131,9 +131,6 @@ class Adapter(nn.Module, ABC):
     allowed: ClassVar[Group] = TARGETS
     """Matrices that the method can adapt."""
 
-    starts: ClassVar[tuple[str, ...]] = ("unit", "paper")
-    """Values of `init` that the method has."""
-
     may_stay_zero: ClassVar[tuple[str, ...]] = ()
     """Factors that may be frozen at zero: without them the method still changes the model."""
 
@@ -167,7 +164,7 @@ class Adapter(nn.Module, ABC):
         for name in sorted(SPECIAL & unused_settings(config.kind)):
             if (value := getattr(config, name)) != getattr(default, name):
                 raise UserError(f"adapter.{name}: {value} has no meaning for {config.kind}")
-        if config.init not in cls.starts:
+        if not has_start(config.kind, config.init):
             raise UserError(f"adapter.init: {config.init} has no meaning for {config.kind}")
 
     def useful_ranks(self) -> dict[str, int]:

@@ -18,8 +18,6 @@ reversed, o₁ the fastest: row (o₃·8 + o₂)·6 + o₁ there is row (o₁·8
 imported (`tt_lora_files`).
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -60,8 +58,6 @@ class TTLoRA(LowRankAdapter):
         g1_query, ...: cores over the modes of i, the fastest first, and then those of o, mirrored,
             the slowest first.
     """
-
-    starts: ClassVar[tuple[str, ...]] = ("unit", "paper", "direct")
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

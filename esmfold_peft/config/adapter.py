@@ -98,3 +98,8 @@ def unused_settings(kind: str) -> frozenset[str]:
     unused = {name for name, kinds in _ONLY_OF.items() if kind not in kinds}
     unused |= {"rank"} if kind in WITHOUT_RANK else set()
     return frozenset(unused | ({"alpha", "scaling"} if kind in WITHOUT_ALPHA else set()))
+
+
+def has_start(kind: str, init: Init) -> bool:
+    """Whether a kind has this start; none and full, which draw nothing, have every one."""
+    return init != "direct" or kind in ("tt_lora", "none", "full")
