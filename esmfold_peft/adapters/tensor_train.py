@@ -98,7 +98,7 @@ def tt_svd(
 def _basis(x: Float[Tensor, "m n"], rank: int | None) -> Float[Tensor, "m k"]:
     """The first left singular vectors of a matrix, at least one."""
     if rank is not None and x.shape[0] <= x.shape[1]:
-        # Of a wide matrix by x·xᵀ: five times as fast, and where bonds are cut exact enough.
+        # By x·xᵀ, which is wide: several times as fast, and exact enough where bonds are cut.
         return torch.linalg.eigh(x @ x.T)[1].flip(1)[:, :rank]
     left, sizes, _ = torch.linalg.svd(x, full_matrices=False)
     kept = int((sizes > _ZERO * sizes[0]).sum()) if rank is None else rank

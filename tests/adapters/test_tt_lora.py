@@ -10,6 +10,7 @@ from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import build_adapter, insert_adapter
 from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
 from esmfold_peft.adapters.tensor_train import tt_svd
+from esmfold_peft.adapters.tt_lora import train_of
 from esmfold_peft.config import AdapterConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import weights_hash
@@ -114,6 +115,14 @@ def test_the_papers_start_is_not_drawn_again_when_an_adapter_is_read(tmp_path):
     other = LanguageModel.random(SHAPE, seed=3)
     again = load_adapter(other, tmp_path / "a", weights_hash(other))
     assert all(torch.equal(p, adapter.get_parameter(n)) for n, p in again.named_parameters())
+
+
+@torch.no_grad()
+def test_a_random_matrix_needs_the_widest_useful_bond():
+    adapter = build_adapter(SHAPE, AdapterConfig(kind="tt_lora", targets=("query", "fc2")))
+    for fan_in, fan_out in ((40, 40), (160, 40)):
+        cores = train_of(torch.randn(fan_out, fan_in, dtype=torch.float64), None)
+        assert max(core.shape[2] for core in cores) == adapter.useful_ranks()["rank"] == 40
 
 
 def published_cores(modes, rank, seed, *, prefix="", name="tt_cores", targets=("query", "fc1")):
