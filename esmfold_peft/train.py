@@ -172,7 +172,8 @@ def _describe(model: FoldingModel, config: TrainConfig, start: int) -> None:
     groups = parameter_groups(model)
     counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
     adapter = trainable_adapter_parameters(model.language_model)
-    scale = model.language_model.adapter.scale if model.language_model.adapter else None
+    own = model.language_model.adapter
+    scale = own.scale if own else None
     done = f", of which {start:,} are done" if start else ""
     if start > config.engine.steps:
         done = f"; {start:,} are done already, nothing is left to train"
@@ -183,6 +184,8 @@ def _describe(model: FoldingModel, config: TrainConfig, start: int) -> None:
         + f", {counts['trunk']:,} in the trunk, {counts['head']:,} in the head;"
         f" {config.engine.steps:,} steps of {config.engine.batch_size} chains{done}"
     )
+    for line in own.rank_warnings() if own else ():
+        report(line)
 
 
 def _quiet() -> None:

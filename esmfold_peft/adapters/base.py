@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import AdapterConfig, Target
-from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, unused_settings
+from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, has_start, unused_settings
 from esmfold_peft.errors import UserError
 
 Group = tuple[Target, ...]
@@ -131,6 +131,9 @@ class Adapter(nn.Module, ABC):
     allowed: ClassVar[Group] = TARGETS
     """Matrices that the method can adapt."""
 
+    may_stay_zero: ClassVar[tuple[str, ...]] = ()
+    """Factors that may be frozen at zero: without them the method still changes the model."""
+
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__()
         self.shape = shape
@@ -161,6 +164,24 @@ class Adapter(nn.Module, ABC):
         for name in sorted(SPECIAL & unused_settings(config.kind)):
             if (value := getattr(config, name)) != getattr(default, name):
                 raise UserError(f"adapter.{name}: {value} has no meaning for {config.kind}")
+        if not has_start(config.kind, config.init):
+            raise UserError(f"adapter.init: {config.init} has no meaning for {config.kind}")
+
+    def useful_ranks(self) -> dict[str, int]:
+        """By setting, the largest rank that lets the method reach more updates.
+
+        Empty where there is no such limit, or none that is exact.
+        """
+        return {}
+
+    def rank_warnings(self) -> list[str]:
+        """One line for every rank setting above what the method can use."""
+        return [
+            f"adapter.{name}: {value} is more than {self.config.kind} can use here;"
+            f" above {useful} no further update can be reached"
+            for name, useful in self.useful_ranks().items()
+            if (value := getattr(self.config, name)) > useful
+        ]
 
     def settle(self, lm: "AdaptedModel", *, fresh: bool) -> None:
         """Takes from the weights of the language model what the method needs of them.
@@ -186,7 +207,8 @@ class Adapter(nn.Module, ABC):
                         f" it has {', '.join(own)}"
                     )
         for name in self.config.freeze:
-            if not any(parameter.any() for parameter in own[name]):
+            optional = name in self.may_stay_zero
+            if not optional and not any(parameter.any() for parameter in own[name]):
                 raise UserError(f"adapter.freeze: {name} starts at zero and would stay zero")
             for parameter in own[name]:
                 parameter.requires_grad_(False)
@@ -332,8 +354,11 @@ def _check_numbers(config: AdapterConfig) -> None:
         if not 0 < (value := getattr(config, name)) < math.inf:
             raise UserError(f"adapter.{name}: {value} is not a positive number")
     for name, factor in config.lr_factors.items():
-        if not 0 <= factor < math.inf:
-            raise UserError(f"adapter.lr_factors: {factor} of {name} is no number from 0 up")
+        if not 0 < factor < math.inf:
+            raise UserError(
+                f"adapter.lr_factors: {factor} of {name} is no number above 0;"
+                " adapter.freeze keeps a factor as it starts"
+            )
 
 
 def _check_targets(config: AdapterConfig, allowed: Group) -> None:

@@ -5,7 +5,7 @@ What is trained is the change of each bias, so that the language model's own sta
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,8 @@ class BitFit(Adapter):
         norm_attention: changes of the biases of the norm before the attention (l, d).
         norm_feed_forward: the same of the norm before the feed-forward block.
     """
+
+    may_stay_zero: ClassVar[tuple[str, ...]] = ("bias", *(f"norm_{name}" for name in NORMS))
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)

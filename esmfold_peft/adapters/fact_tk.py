@@ -1,6 +1,11 @@
 """FacT-TK: all updates as one Tucker-3 tensor (Jie & Deng 2023, arXiv 2212.03145).
 
 Scale and blocks are those of FacT-TT.
+
+DISCREPANCY: a block of d x d has one slice Σ, as in the paper, in fc1 and fc2 too. The authors'
+program reshapes the four slices of fc1 from (r, r, 4) to (r, 4 r): column m of block k is column
+(k r + m) // 4 of slice (k r + m) % 4, so that a block mixes all four, and for fc2 it transposes
+them besides. The paper is followed: there a core is the third mode's, whatever r is.
 """
 
 import torch
@@ -31,6 +36,10 @@ class FacTTK(SharedFactorAdapter):
         bound = (6 / (rank + shape.layers * blocks)) ** 0.5
         self.p = nn.Parameter(uniform(bound, shape.layers, blocks, rank))
         self.v = nn.Parameter(torch.zeros(rank, width))
+
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: r is the rank of U and V, and of P."""
+        return {"rank": max(self.shape.width, self.shape.layers * self.p.shape[1])}
 
     def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
         """See `SharedFactorAdapter`."""

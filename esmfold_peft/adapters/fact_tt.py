@@ -18,7 +18,8 @@ class FacTTT(SharedFactorAdapter):
 
     Attributes:
         u: U (d, r), uniform in ±1/√d.
-        sigma: Σ (L, blocks, r, r), uniform in ±1/√r.
+        sigma: Σ (L, blocks, r, r), uniform in ±1/√r; those of fc2, which the authors hold as one
+            layer of 4 r inputs, in ±1/(2√r).
         v: V (r, d), zero at the start.
     """
 
@@ -27,7 +28,10 @@ class FacTTT(SharedFactorAdapter):
         width, rank = shape.width, config.rank
         blocks = sum(self.blocks(target) for target in self.targets)
         self.u = nn.Parameter(uniform(width**-0.5, width, rank))
-        self.sigma = nn.Parameter(uniform(rank**-0.5, shape.layers, blocks, rank, rank))
+        sigma = uniform(rank**-0.5, shape.layers, blocks, rank, rank)
+        if "fc2" in self.targets:  # the last of them
+            sigma[:, -self.blocks("fc2") :] /= 2
+        self.sigma = nn.Parameter(sigma)
         self.v = nn.Parameter(torch.zeros(rank, width))
 
     def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:

@@ -27,6 +27,16 @@ class LoRA(LowRankAdapter):
             self.set_factor("a", target, a.uniform_(-(fan_in**-0.5), fan_in**-0.5))
             self.set_factor("b", target, torch.zeros(shape.layers, fan_out, config.rank))
 
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: the rank of a matrix; where A is frozen, its rows must span the inputs."""
+        useful = [
+            min(self.shape.fan_in(target), self.shape.fan_out(target))
+            if self.get_parameter(f"a_{target}").requires_grad
+            else self.shape.fan_in(target)
+            for target in self.targets
+        ]
+        return {"rank": max(useful)}
+
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""
         assert self.scale is not None

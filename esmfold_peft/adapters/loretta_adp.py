@@ -6,6 +6,7 @@ output and fc2. It is not linear, so that it cannot be merged.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from esmfold_peft.adapters.base import (
     by_layer,
     per_token,
 )
-from esmfold_peft.adapters.loretta_rep import set_trains, trains
+from esmfold_peft.adapters.loretta_rep import longest_bond, set_trains, trains
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
 
@@ -36,6 +37,8 @@ class LoReTTAAdp(Adapter):
         up_output, ...: b_up (l, o), zero at the start; with init "paper" uniform in ±1/√o.
     """
 
+    may_stay_zero: ClassVar[tuple[str, ...]] = ("down", "up")
+
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)
         for target in self.targets:
@@ -46,6 +49,11 @@ class LoReTTAAdp(Adapter):
                 self.set_factor(
                     name, target, torch.empty(shape.layers, size).uniform_(-bound, bound)
                 )
+
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: the bonds; a bottleneck may be as wide as one likes."""
+        fans = [self.shape.fan_out(target) for target in self.targets]
+        return {"tt_rank": max(longest_bond(fan, self.config.rank) for fan in fans)}
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See `Adapter`: Down, b_down, Up and b_up of each target, scale in the last two."""

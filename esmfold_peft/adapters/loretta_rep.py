@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esmfold_peft.adapters.base import Adapter, AttentionShape
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
-from esmfold_peft.adapters.tensor_train import contract, mode_sizes, random_cores
+from esmfold_peft.adapters.tensor_train import bonds, contract, mode_sizes, random_cores
 from esmfold_peft.config import AdapterConfig, Target
 
 
@@ -29,6 +29,11 @@ class LoReTTARep(LowRankAdapter):
         for target in self.targets:
             set_trains(self, target, shape.fan_in(target), shape.fan_out(target))
 
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: the bonds; as trains bound A and B, a wider product can reach more."""
+        fans = [fan(t) for fan in (self.shape.fan_in, self.shape.fan_out) for t in self.targets]
+        return {"tt_rank": max(longest_bond(fan, self.config.rank) for fan in fans)}
+
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""
         assert self.scale is not None
@@ -37,6 +42,11 @@ class LoReTTARep(LowRankAdapter):
             a, b = trains(self, target, self.shape.fan_in(target), self.shape.fan_out(target))
             pairs[target] = Pair(a, self.scale * b)
         return pairs
+
+
+def longest_bond(fan: int, rank: int) -> int:
+    """The widest bond that a train of a matrix (fan, rank) can use."""
+    return max(bonds((*mode_sizes(fan), rank), fan * rank))
 
 
 def set_trains(adapter: Adapter, target: Target, fan_in: int, fan_out: int) -> None:

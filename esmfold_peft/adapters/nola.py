@@ -8,7 +8,7 @@ DISCREPANCY: the authors' code draws bases for every matrix; here all layers and
 them, as LoRTA's equation 12 has it, and share A₀.
 """
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -25,17 +25,20 @@ class NOLA(LowRankAdapter):
     Attributes:
         a_query, ...: a (l, k), zero at the start.
         b_query, ...: b (l, k), zero at the start.
-        base_a: A₀ (widest i, r), frozen, uniform in ±1/√i; narrower matrices take its first rows.
+        unit_a: √i · A₀ (widest i, r), frozen, uniform in ±1. A matrix takes its first rows and
+            divides by its own √i: its A₀ starts as LoRA's A, whatever else is adapted.
         bases_a: R (k, widest i, r), frozen, uniform in ±1.
         bases_b: S (k, r, widest o), frozen, uniform in ±1.
     """
+
+    may_stay_zero: ClassVar[tuple[str, ...]] = ("a",)
 
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)
         rank, k = config.rank, config.bases
         widest_in = max(shape.fan_in(target) for target in self.targets)
         widest_out = max(shape.fan_out(target) for target in self.targets)
-        self.register_buffer("base_a", uniform(widest_in**-0.5, widest_in, rank))
+        self.register_buffer("unit_a", uniform(1.0, widest_in, rank))
         self.register_buffer("bases_a", uniform(1.0, k, widest_in, rank))
         self.register_buffer("bases_b", uniform(1.0, k, rank, widest_out))
         for target in self.targets:
@@ -45,8 +48,8 @@ class NOLA(LowRankAdapter):
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""
         assert self.scale is not None
-        buffers = (self.base_a, self.bases_a, self.bases_b)
-        base, bases_a, bases_b = (wide(cast(Tensor, buffer)) for buffer in buffers)
+        buffers = (self.unit_a, self.bases_a, self.bases_b)
+        unit, bases_a, bases_b = (wide(cast(Tensor, buffer)) for buffer in buffers)
         share = self.config.bases**-0.5
         pairs = {}
         for target in self.targets:
@@ -54,7 +57,7 @@ class NOLA(LowRankAdapter):
             a = share * self.factor("a", target)
             b = self.scale * share * self.factor("b", target)
             pairs[target] = Pair(
-                base[:fan_in] + torch.einsum("lk,kir->lir", a, bases_a[:, :fan_in]),
+                fan_in**-0.5 * unit[:fan_in] + torch.einsum("lk,kir->lir", a, bases_a[:, :fan_in]),
                 torch.einsum("lk,kro->lro", b, bases_b[..., :fan_out]),
             )
         return pairs

@@ -31,6 +31,10 @@ class SharedFactorAdapter(LowRankAdapter):
         """Blocks of d x d in a matrix."""
         return 4 if target in ("fc1", "fc2") else 1
 
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: U and V have at most d independent columns and rows."""
+        return {"rank": self.shape.width}
+
     def shares_input(self, group: Group) -> bool:
         """See `LowRankAdapter`: they read x·U; fc2, which does not, is a group of its own."""
         return True

@@ -22,6 +22,7 @@ AdapterKind = Literal[
     "ia3",
     "bitfit",
 ]
+Init = Literal["unit", "paper", "direct"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ class AdapterConfig:
             nola, ia3, bitfit. Settings that a kind does not use are refused; none and full use no
             other one.
         rank: rank r of the factors (the TT-rank of tt_lora, the bottleneck of loretta_adp); ia3 and
-            bitfit have none.
+            bitfit have none. Training warns of a rank above what a method can use.
         alpha: the update is scaled by a factor s made of alpha; vera, ia3 and bitfit have none.
         scaling: s is alpha/r, alpha/sqrt(r) (rsLoRA), or constant, alpha itself (as FacT and
             TT-LoRA publish theirs).
         targets: adapted matrices: query, key, value, output of the attention, fc1 and fc2 of the
             feed-forward block. The paper's counts imply query, key, value.
         init: start of the factors: unit (no output changes; for lorta random signs, so that the
-            same alpha / rank suits every rank) or paper (as the method's authors start it;
-            loretta_rep, loretta_adp and tt_lora then change outputs from the start).
+            same alpha / rank suits every rank), paper (as the method's authors start it;
+            loretta_rep, loretta_adp and tt_lora then change outputs from the start), or for tt_lora
+            direct (as its authors' later programs do: small random cores).
         modes: lorta's shared modes; without one there is a tensor for each head's matrix, each
             matrix or each layer (LoRTA Table 4). None of them is LoRA.
         orientation: where lorta's heads lie: paper (output side of query, key, value, input side of
@@ -52,8 +54,8 @@ class AdapterConfig:
         bases: random bases k of each factor of nola.
         norms: bitfit adapts the biases of both layer norms too; it needs all six targets.
         freeze: factors that stay as they are drawn, by name.
-        lr_factors: factors of the adapter by name, each with a multiplier of its learning rate, on
-            top of optimizer.lr_adapter (LoRA+: b 16).
+        lr_factors: factors of the adapter by name, each with a multiplier above 0 of its learning
+            rate, on top of optimizer.lr_adapter (LoRA+: b 16).
     """
 
     kind: AdapterKind = "lorta"
@@ -61,7 +63,7 @@ class AdapterConfig:
     alpha: float = 1.0
     scaling: Literal["alpha/r", "alpha/sqrt(r)", "constant"] = "alpha/r"
     targets: tuple[Target, ...] = ("query", "key", "value")
-    init: Literal["unit", "paper"] = "unit"
+    init: Init = "unit"
     modes: tuple[Literal["heads", "matrices", "layers"], ...] = ("heads", "matrices", "layers")
     orientation: Literal["paper", "peft", "litgpt"] = "paper"
     component_weights: bool = False
@@ -96,3 +98,8 @@ def unused_settings(kind: str) -> frozenset[str]:
     unused = {name for name, kinds in _ONLY_OF.items() if kind not in kinds}
     unused |= {"rank"} if kind in WITHOUT_RANK else set()
     return frozenset(unused | ({"alpha", "scaling"} if kind in WITHOUT_ALPHA else set()))
+
+
+def has_start(kind: str, init: Init) -> bool:
+    """Whether a kind has this start; none and full, which draw nothing, have every one."""
+    return init != "direct" or kind in ("tt_lora", "none", "full")

@@ -128,20 +128,26 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Reads an adapter of Hugging Face PEFT, or of the LoRTA authors' fork of it.
+    """Reads an adapter of Hugging Face PEFT, the LoRTA authors' fork of it, or TT-LoRA's authors.
 
     Attributes:
-        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        adapter: folder with adapter_config.json and adapter_model.safetensors (of TT-LoRA's library
+            adapter_model.bin), or a .pth file of an earlier TT-LoRA program.
         output: folder that receives the adapter as this program keeps it.
         language_model: the model that the adapter was trained on. PEFT's files do not name its
             weights: it is your word that these are the ones.
         kind: auto, or lora_fa to go on training a LoRA with its A frozen.
+        alpha: TT-LoRA's alpha, for a .pth file alone, which does not say it.
+        order: for a .pth file, what its program makes of the cores: reconstruction (it forms ΔW, as
+            that of the first paper does) or contraction (it multiplies the input with them).
     """
 
     adapter: Path
     output: Path
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     kind: Literal["auto", "lora_fa"] = "auto"
+    alpha: float | None = None
+    order: Literal["reconstruction", "contraction"] | None = None
 
 
 @dataclass(frozen=True)

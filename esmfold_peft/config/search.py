@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from esmfold_peft.config.adapter import WITHOUT_RANK, AdapterConfig, AdapterKind
+from esmfold_peft.config.adapter import WITHOUT_RANK, AdapterConfig, AdapterKind, Init, has_start
 from esmfold_peft.config.checks import check_lowest
 from esmfold_peft.config.guard import GuardConfig
 from esmfold_peft.config.logging import LogConfig
@@ -133,7 +133,7 @@ class SearchConfig:
     data: DataConfig
     grid: dict[str, list[int]]
     seeds: tuple[int, ...] = (0,)
-    init: dict[str, Literal["unit", "paper"]] = field(default_factory=dict)
+    init: dict[str, Init] = field(default_factory=dict)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -154,6 +154,9 @@ class SearchConfig:
         unknown = sorted(self.init.keys() - self.grid.keys())
         if unknown:
             raise UserError(f"init: {unknown[0]} is not in the grid")
+        for kind in self.grid:
+            if not has_start(kind, init := self.init.get(kind, self.adapter.init)):
+                raise UserError(f"init: {init} has no meaning for {kind}, which is in the grid")
         if self.data.validation is None:
             raise UserError("data.validation: a search needs validation chains to choose by")
         if self.ladder.metric == "raw" and not self.engine.validate_raw:

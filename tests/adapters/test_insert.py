@@ -74,7 +74,19 @@ def test_the_scale_reaches_the_update(make_lm, chains):
         (AdapterConfig(freeze=("b",)), "freeze: b starts at zero and would stay zero"),
         (AdapterConfig(kind="ia3", freeze=("l",)), "adapter.freeze: nothing is left to train"),
         (AdapterConfig(lr_factors={"d": 2.0}), "lr_factors: lorta has no factor d"),
+        (AdapterConfig(kind="nola", freeze=("b",)), "freeze: b starts at zero and would stay zero"),
+        (AdapterConfig(kind="tt_lora", freeze=("g6",)), "freeze: g6 starts at zero and would stay"),
+        (
+            AdapterConfig(kind="bitfit", freeze=("bias",)),
+            "adapter.freeze: nothing is left to train",
+        ),
         (AdapterConfig(lr_factors={"b": -2.0}), "lr_factors: -2.0 of b is no number"),
+        (AdapterConfig(lr_factors={"b": 0.0}), "0.0 of b .* adapter.freeze keeps a factor"),
+        (AdapterConfig(init="direct"), "adapter.init: direct has no meaning for lorta"),
+        (
+            AdapterConfig(kind="loretta_rep", init="direct"),
+            "init: direct has no meaning",
+        ),
         (AdapterConfig(kind="lora_fa", lr_factors={"a": 2.0}), "lr_factors: a is frozen"),
     ],
 )
@@ -90,3 +102,57 @@ def test_a_second_adapter_is_refused(make_lm):
     for kind in ("lorta", "none"):
         with pytest.raises(ValueError, match="has an adapter already"):
             insert_adapter(make_lm("lora"), AdapterConfig(kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "settings"),
+    [
+        ("nola", "a", {}),
+        ("loretta_adp", "down", {"targets": ("output",)}),
+        ("bitfit", "norm_attention", {"targets": ALL, "norms": True}),
+    ],
+)
+def test_what_a_method_can_do_without_may_be_frozen_at_zero(
+    make_lm, chains, kind, frozen, settings
+):
+    plain = make_lm("none")(*chains)
+    lm = make_lm(kind, trained=False, freeze=(frozen,), **settings)
+    optimizer = torch.optim.Adam([p for p in lm.adapter.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        lm(*chains)[chains[1]].square().mean().backward()
+        optimizer.step()
+    factors = lm.adapter.factor_parameters()
+    assert not any(p.any() for p in factors.pop(frozen))
+    assert all(p.any() for group in factors.values() for p in group)
+    assert (lm(*chains) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "useful", "settings"),
+    [
+        ("lora", "rank", 40, {"targets": ("query", "fc1")}),
+        ("lora", "rank", 160, {"targets": ("query", "fc2"), "freeze": ("a",)}),
+        ("lora_fa", "rank", 40, {"targets": ("fc1",)}),
+        ("dora", "rank", 40, {}),
+        ("lotr", "rank", 40, {}),
+        ("fact_tt", "rank", 40, {"targets": ALL}),
+        ("fact_tk", "rank", 40, {}),
+        ("tt_lora", "rank", 40, {"targets": ("key", "fc2")}),
+        # 40 is 5 · 4 · 2 (and 8 for the rank): 5 | 64, 20 | 16, 40 | 8.
+        ("loretta_rep", "tt_rank", 16, {"rank": 8}),
+        ("loretta_adp", "tt_rank", 16, {"rank": 8}),
+    ],
+)
+def test_a_rank_beyond_use_is_warned_of(make_lm, kind, name, useful, settings):
+    for value in (useful, useful + 1):
+        lines = make_lm(kind, **settings | {name: value}).adapter.rank_warnings()
+        assert len(lines) == value - useful
+        for line in lines:
+            assert line.startswith(f"adapter.{name}: {value} is more than {kind} can use")
+            assert f"above {useful} " in line
+
+
+def test_kinds_without_an_exact_limit_warn_of_none(make_lm):
+    for kind in ("lorta", "vera", "nola"):
+        assert make_lm(kind, rank=500).adapter.rank_warnings() == []

@@ -186,3 +186,14 @@ def test_a_place_where_no_folder_can_be_is_named(make_lm, tmp_path):
 def test_missing_files_are_named(make_lm, saved, name):
     (saved / name).unlink()
     assert_refused(make_lm, saved, f"{name}: No such file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "now", "before"), [("nola", "unit_a", "base_a"), ("tt_lora", "g6_query", "g0_query")]
+)
+def test_numbers_that_once_meant_something_else_are_not_read(make_lm, tmp_path, kind, now, before):
+    # base_a was A₀ itself; the inputs' digits of a train ran the other way.
+    lm = make_lm(kind, targets=("query",))
+    state = {before if name == now else name: t for name, t in lm.adapter.state_dict().items()}
+    save_adapter(lm.adapter, tmp_path, weights_hash(lm), state)
+    assert_refused(make_lm, tmp_path, f'tensor "{now}" is missing')

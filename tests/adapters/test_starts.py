@@ -68,10 +68,15 @@ def test_lotr():
 
 def test_fact():
     tt, tk = fresh("fact_tt"), fresh("fact_tk")
+    mixed = fresh("fact_tt", targets=("query", "fc1", "fc2")).sigma
     for adapter in (tt, tk):
         assert_uniform(adapter.u, 1 / math.sqrt(400))
         assert not adapter.v.any()
     assert_uniform(tt.sigma, 1 / math.sqrt(8))
+    # The authors hold the four blocks of fc2 as one layer of 4 r inputs.
+    assert_uniform(mixed[:, :5], 1 / math.sqrt(8))
+    assert_uniform(mixed[:, 5:], 1 / (2 * math.sqrt(8)))
+    assert_uniform(fresh("fact_tt", targets=("fc2",)).sigma, 1 / (2 * math.sqrt(8)))
     assert_uniform(tk.core, math.sqrt(6 / (64 + 64)))
     assert_uniform(tk.p, math.sqrt(6 / (8 + 60)))
 
@@ -85,9 +90,17 @@ def test_vera():
     assert not adapter.b_fc2.any()
 
 
+@pytest.mark.parametrize("targets", [("query",), ("query", "fc1"), ("query", "fc1", "fc2")])
+def test_nola_starts_every_matrix_as_lora_whatever_else_is_adapted(targets):
+    adapter = fresh("nola", targets=targets)
+    for target, pair in adapter.factors().items():
+        fan_in = adapter.shape.fan_in(target)
+        assert_uniform(pair.a.detach(), 1 / math.sqrt(fan_in))
+        assert pair.a.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=3e-2)
+
+
 def test_nola():
     adapter = fresh("nola")
-    assert_uniform(adapter.base_a, 1 / math.sqrt(400))
     assert_uniform(adapter.bases_a, 1)
     assert_uniform(adapter.bases_b, 1)
     assert not adapter.a_query.any()
@@ -115,13 +128,17 @@ def test_loretta():
 
 
 def test_tt_lora():
-    unit, paper = fresh("tt_lora"), fresh("tt_lora", init="paper")
-    assert entries(unit, "g", 3).std().item() == pytest.approx(1 / math.sqrt(1200), rel=0.15)
-    assert not unit.g5_query.any()
-    for i in range(6):
-        norms = paper.get_parameter(f"g{i}_query").flatten(1).norm(dim=1)
-        torch.testing.assert_close(norms, torch.ones(20))
-    assert (entries(paper, "g", 6).flatten(1).norm(dim=1) <= 1).all()
+    unit, direct = fresh("tt_lora"), fresh("tt_lora", init="direct")
+    inputs = contract([unit.get_parameter(f"g{i}_query") for i in (1, 2, 3)])
+    assert inputs.std().item() == pytest.approx(1 / math.sqrt(1200), rel=0.15)
+    assert not unit.g6_query.any()
+    for i in range(1, 7):
+        core = direct.get_parameter(f"g{i}_query").flatten(1)
+        torch.testing.assert_close(core.norm(dim=1), torch.ones(20))
+        # Uniform: no number is more than √3 standard deviations off.
+        assert core.abs().max() < 1.9 * core.std()
+    whole = contract([direct.get_parameter(f"g{i}_query") for i in range(1, 7)])
+    assert (whole.flatten(1).norm(dim=1) <= 1).all()
 
 
 def test_modes_of_a_train_are_balanced():

@@ -1,6 +1,7 @@
 """Each method's update against its formula, written out with loops and dense matrices, float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -87,8 +88,12 @@ def loretta_rep(adapter, layer, target):
 
 
 def tt_lora(adapter, layer, target):
-    fan_in = SHAPE.fan_in(target)
-    return train(cores_of(adapter, "g", target), layer).view(fan_in, -1).T
+    cores, fan_in = cores_of(adapter, "g", target), SHAPE.fan_in(target)
+    sizes = [core.shape[2] for core in cores]
+    cut = next(n for n in range(len(sizes)) if math.prod(sizes[:n]) == fan_in)
+    digits = train(cores, layer).view(*sizes[:cut], -1)
+    # The first core's digit is the fastest of an input's.
+    return digits.permute(*reversed(range(cut)), cut).reshape(fan_in, -1).T
 
 
 def vera(adapter, layer, target):
@@ -101,7 +106,7 @@ def vera(adapter, layer, target):
 def nola(adapter, layer, target):
     fan_in, fan_out, k = SHAPE.fan_in(target), SHAPE.fan_out(target), adapter.config.bases
     a, b = part(adapter, "a", target)[layer], part(adapter, "b", target)[layer]
-    left = adapter.base_a[:fan_in].clone()
+    left = adapter.unit_a[:fan_in] / fan_in**0.5
     right = torch.zeros(adapter.config.rank, fan_out, dtype=torch.float64)
     for i in range(k):
         left += a[i] * adapter.bases_a[i, :fan_in] / k**0.5

@@ -70,6 +70,10 @@ OUT_OF_BOUNDS = {
     "seed twice": ({"seeds": [1, 1]}, "seeds: [1, 1]: none, one twice, or below 0"),
     "seed below 0": ({"seeds": [0, -1]}, "seeds: [0, -1]: none, one twice, or below 0"),
     "start of another": ({"init": {"dora": "paper"}}, "init: dora is not in the grid"),
+    "start that a kind lacks": (
+        {"grid": {"tt_lora": [1], "lora": [1]}, "init": {"lora": "direct"}},
+        "init: direct has no meaning for lora, which is in the grid",
+    ),
     "no validation chains": (
         {"data.validation": None},
         "data.validation: a search needs validation chains to choose by",

@@ -21,6 +21,7 @@ from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.files import lock_folder
+from esmfold_peft.train import _describe
 from esmfold_peft.training.beginning import load_start
 from esmfold_peft.training.checkpoint import Best
 from esmfold_peft.training.run_directory import (
@@ -298,3 +299,15 @@ def test_a_run_that_another_process_has_or_has_just_begun_ends_with_a_code_of_it
     with lock_folder(config.run):
         assert main([*words, "--resume", "auto"]) == BusyError.exit_code == 69
     assert capsys.readouterr().err.endswith("another process writes to this folder\n")
+
+
+def test_the_start_of_a_run_warns_of_a_rank_that_the_adapter_cannot_use(
+    config: TrainConfig, capsys: pytest.CaptureFixture
+):
+    width = config.model.language_model.width
+    for rank in (width, width + 1):
+        adapted = replace(config, adapter=AdapterConfig(kind="lora", rank=rank))
+        _describe(build_model(adapted)[0], adapted, 0)
+        said = " ".join(capsys.readouterr().err.split())
+        warning = f"adapter.rank: {rank} is more than lora can use here; above {width} no further"
+        assert (warning in said) == (rank > width)

@@ -1,0 +1,180 @@
+"""TT-LoRA's cores as its authors' programs save them (see `tt_lora` for the order of the modes).
+
+All name a core `...encoder.layer.0.attention.self.query.tt_cores.0`, or `ttlora_cores`, shape
+(ρ, k, ρ'), of a RoBERTa or another model of transformers, an `EsmModel` among them. The library
+keeps alpha and the modes beside them in adapter_config.json; the programs before it save the cores
+alone, so that alpha and the order of the modes must be told.
+
+Modes here are those of `mode_sizes`. Cores with these modes in the order of the contraction are
+taken as they are. Others are converted exactly, by a TT-SVD of their ΔW that cuts nothing; their
+bonds can then be wider here than there.
+"""
+
+import re
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from esmfold_peft.adapters.base import TARGETS, Adapter, AttentionShape, Group
+from esmfold_peft.adapters.io import fill
+from esmfold_peft.adapters.peft_config import MODULES
+from esmfold_peft.adapters.peft_files import fresh_adapter
+from esmfold_peft.adapters.tensor_train import bonds, contract
+from esmfold_peft.adapters.tt_lora import train_modes, train_of
+from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.console import report
+from esmfold_peft.errors import UserError
+
+CORES_FILE = "adapter_model.bin"
+
+Order = Literal["contraction", "reconstruction"]
+Train = list[Tensor]
+Trains = dict[tuple[int, Target], Train]
+
+_TARGETS: dict[str, Target] = {name: target for target, name in MODULES.items()}
+_CORE = re.compile(
+    rf"((?:.+\.)?encoder\.layer\.(\d+)\.({'|'.join(map(re.escape, _TARGETS))}))"
+    r"\.(?:tt|ttlora)_cores\.(\d+)"
+)
+
+
+def library_alpha(header: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> float:
+    """Alpha from the settings of the authors' library, which has one for each group of matrices.
+
+    Args:
+        header: its adapter_config.json.
+        tensors: its cores.
+        path: of the settings, for messages.
+
+    Raises:
+        UserError: a matrix has no alpha, or two have different ones.
+    """
+    modules = {match[1] for key in tensors if (match := _CORE.fullmatch(key))}
+    try:
+        alphas = {
+            float(own["alpha"])
+            for own in header["targets"]
+            if any(re.search(own["module_name_pattern"], module) for module in modules)
+        }
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        raise UserError(f"{path}: targets: no settings of TT-LoRA ({error!r})") from error
+    if len(alphas) != 1:
+        raise UserError(f"{path}: targets: alpha is {sorted(alphas)}, where an adapter has one")
+    return alphas.pop()
+
+
+def read_cores(
+    tensors: dict[str, Tensor], shape: AttentionShape, alpha: float, order: Order, path: Path
+) -> Adapter:
+    """The adapter of published cores: its ΔW is that program's.
+
+    Args:
+        tensors: the cores by their names.
+        shape: sizes of the language model that they were trained on.
+        alpha: the factor on ΔW.
+        order: what the program makes of its cores. "contraction": the library, in both of its
+            variants, and TT-LoRA MoE; "reconstruction": the program of the first paper.
+        path: of the cores, for messages.
+
+    Returns:
+        The adapter on the CPU, trainable.
+
+    Raises:
+        UserError: a core is missing or unexpected, or the cores of a matrix do not fit it.
+    """
+    found = _trains(tensors, shape, path)
+    trains: Trains = {}
+    for (layer, target), cores in found.items():
+        train = _converted(cores, shape.fan_in(target), shape.fan_out(target), order)
+        if train is None:
+            raise UserError(f"{path}: the cores of {target} in layer {layer} do not fit the matrix")
+        trains[layer, target] = train
+    published, rank = _widest(found), _widest(trains)
+    if rank > published:
+        report(
+            f"{path}: its modes are not those here, or in another order; to keep ΔW exactly, bonds"
+            f" of {published} became {rank}"
+        )
+    targets: Group = tuple(target for target in TARGETS if (0, target) in trains)
+    config = AdapterConfig(
+        kind="tt_lora", rank=rank, alpha=alpha, scaling="constant", targets=targets
+    )
+    adapter = fresh_adapter(shape, config)
+    state = {name: torch.zeros_like(tensor) for name, tensor in adapter.state_dict().items()}
+    for (layer, target), train in trains.items():
+        for i, core in enumerate(train, start=1):
+            left, _, right = core.shape
+            state[f"g{i}_{target}"][layer, :left, :, :right] = core
+    fill(adapter, state, path)
+    return adapter
+
+
+def _trains(tensors: dict[str, Tensor], shape: AttentionShape, path: Path) -> Trains:
+    """The cores of every layer and adapted matrix, in their order and in float64."""
+    found: dict[tuple[int, Target], dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _CORE.fullmatch(key)
+        if match is None or int(match[2]) >= shape.layers:
+            raise UserError(f'{path}: tensor "{key}" is no core of a matrix of the language model')
+        found.setdefault((int(match[2]), _TARGETS[match[3]]), {})[int(match[4])] = tensor
+    if not found:
+        raise UserError(f"{path}: no cores of TT-LoRA")
+    trains: Trains = {}
+    adapted: Group = tuple(t for t in TARGETS if any(own == t for _, own in found))
+    for target in adapted:
+        for layer in range(shape.layers):
+            cores = found.get((layer, target), {})
+            if not cores or max(cores) >= len(cores):
+                raise UserError(f"{path}: a core of {target} in layer {layer} is missing")
+            trains[layer, target] = [cores[i].double() for i in range(len(cores))]
+    return trains
+
+
+def _converted(cores: Train, fan_in: int, fan_out: int, order: Order) -> Train | None:
+    """The train of the same ΔW with the modes that `TTLoRA` has; None if it is no ΔW."""
+    if any(core.ndim != 3 for core in cores) or not _linked(cores):
+        return None
+    sizes = tuple(core.shape[1] for core in cores)
+    cut = next((n for n in range(1, len(cores)) if prod(sizes[:n]) == fan_in), None)
+    if prod(sizes) != fan_in * fan_out or (cut is None and order == "contraction"):
+        return None
+    modes = train_modes(fan_in, fan_out)
+    ends = [core.shape[2] for core in cores]
+    if order == "contraction" and sizes == modes and ends == _kept(ends, modes):
+        return cores
+    return train_of(_delta(cores, fan_out, cut if order == "contraction" else None), rank=None)
+
+
+def _delta(cores: Train, fan_out: int, cut: int | None) -> Float[Tensor, "o i"]:
+    """ΔW / alpha of a train.
+
+    Args:
+        cores: of one matrix.
+        fan_out: its outputs.
+        cut: how many cores are the inputs', the fastest digit first; None if the cores are the
+            digits of the entries of ΔW, row by row.
+    """
+    stacks = [core[None] for core in cores]
+    if cut is None:
+        return contract(stacks).reshape(fan_out, -1)
+    a, g = contract(stacks[:cut], fastest_first=True), contract(stacks[cut:])
+    return (a[0, 0] @ g[0, :, :, 0]).T
+
+
+def _linked(cores: Train) -> bool:
+    """Whether every bond is as wide on both sides, and 1 at the ends."""
+    left, right = [core.shape[0] for core in cores], [core.shape[2] for core in cores]
+    return left == [1, *right[:-1]] and right[-1] == 1
+
+
+def _kept(ends: list[int], modes: tuple[int, ...]) -> list[int]:
+    """The right bonds that a train with the widest of these would have here."""
+    return list(bonds(modes, max(ends))[1:])
+
+
+def _widest(trains: Trains) -> int:
+    return max(core.shape[2] for cores in trains.values() for core in cores)
