@@ -285,8 +285,8 @@ def test_the_message_on_an_update_names_its_size_and_the_limit():
     verdict = judge([Observation(1200, 5.0, 1.0, update=123.456)], PLAIN, 0)
     assert verdict is not None
     assert verdict.message == (
-        "the adapter's update of a matrix of the language model was 123.5 x the matrix at step"
-        " 1,200, above the limit of 10"
+        "the adapter's update of a matrix was 123.5 x the matrix at step 1,200, above"
+        " guard.update_limit 10; a smaller adapter.alpha keeps it lower"
     )
 
 
