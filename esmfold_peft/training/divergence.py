@@ -288,8 +288,9 @@ def _update_verdict(observation: Observation, config: GuardConfig) -> Verdict | 
     if not config.update_limit or size is None or not size > config.update_limit:
         return None
     message = (
-        f"the adapter's update of a matrix was {size:.4g} x the matrix at step {observation.step:,},"
-        f" above guard.update_limit {config.update_limit:g}; a smaller adapter.alpha keeps it lower"
+        f"the adapter's update of a matrix was {size:.4g} x the matrix at step"
+        f" {observation.step:,}, above guard.update_limit {config.update_limit:g}; a smaller"
+        " adapter.alpha keeps it lower"
     )
     return Verdict("update", observation.step, observation.step, message)
 
