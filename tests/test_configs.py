@@ -1,6 +1,7 @@
 """The shipped configurations say what the papers say."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from esmfold_peft.search.ladder import Trial
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEARCHES = [CONFIGS / "paper" / f"{name}.yaml" for name in ("figure5", "table10")]
+DISTILLATION = CONFIGS / "distillation.yaml"
 PAPER = sorted(set((CONFIGS / "paper").glob("*.yaml")) - set(SEARCHES))
 ESM2_35M = AttentionShape(layers=12, width=480, heads=20)
 
@@ -55,11 +57,22 @@ COMMON = {
 }  # fmt: skip
 
 
-def config_of(path: Path) -> TrainConfig:
-    """What a training with this file has."""
+def config_of(*paths: Path) -> TrainConfig:
+    """What a training with these files has, the last one on top."""
     parser = config_parser(TrainConfig)
-    parsed = parser.parse_args(["--config", str(path), "--run", "r", "--data.train", "t"])
+    parsed = parser.parse_args([*files(paths), "--run", "r", "--data.train", "t"])
     return to_config(parser, parsed, TrainConfig)
+
+
+def search_of(*paths: Path) -> SearchConfig:
+    """What a search with these files has, the last one on top."""
+    parser = config_parser(SearchConfig)
+    flags = ["--output", "o", "--data.train", "t", "--data.validation", "v"]
+    return to_config(parser, parser.parse_args([*files(paths), *flags]), SearchConfig)
+
+
+def files(paths: Iterable[Path]) -> list[str]:
+    return [f"--config={path}" for path in paths]
 
 
 def test_the_folder_has_table_10_and_its_two_ends():
@@ -100,9 +113,7 @@ def test_adapters_of_table_10(
 def test_the_searches_train_the_winners_of_table_10_as_their_own_files_do(path: Path):
     stated = yaml.safe_load(path.read_text())
     assert {name: stated[name] for name in COMMON} == COMMON
-    parser = config_parser(SearchConfig)
-    flags = ["--output", "o", "--data.train", "t", "--data.validation", "v"]
-    search = to_config(parser, parser.parse_args(["--config", str(path), *flags]), SearchConfig)
+    search = search_of(path)
     for name, kind, rank, multiple in (
         ("lora_r1", "lora", 1, 128.0), ("lorta_r1", "lorta", 1, 2.0),
         ("lorta_r8", "lorta", 8, 32.0), ("lorta_r64", "lorta", 64, 2.0),
@@ -111,6 +122,21 @@ def test_the_searches_train_the_winners_of_table_10_as_their_own_files_do(path: 
         own = config_of(CONFIGS / "paper" / f"{name}.yaml")
         data = replace(own.data, validation=search.data.validation)
         assert made == replace(own, run=made.run, resume="auto", data=data)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_overlay_of_distillation_mixes_in_openfolds_share_and_changes_nothing_else(path: Path):
+    alone, mixed = config_of(path), config_of(path, DISTILLATION)
+    assert alone.data.mix == {}
+    assert mixed == replace(alone, data=replace(alone.data, mix={"chains/distilled": 0.75}))
+    assert mixed.data.shares == [(Path("t"), 0.25), (Path("chains/distilled"), 0.75)]
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_the_overlay_of_distillation_reaches_the_trials_of_a_search(path: Path):
+    search = search_of(path, DISTILLATION)
+    made = trial_config(search, arms_of(search)[0], Trial(2.0, 10))
+    assert made.data.mix == {"chains/distilled": 0.75}
 
 
 VALIDATED = TrainConfig(Path("run"), DataConfig(Path("train"), Path("validation")))

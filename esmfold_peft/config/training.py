@@ -75,7 +75,7 @@ class DataConfig:
         train: store of the training chains, the folder that `prepare` makes.
         validation: store of the validation chains; null trains without validation.
         mix: further stores of training chains by path, each with the probability that a sample is
-            one of its chains; `train` has the rest (ESMFold: 0.75 of predicted structures).
+            one of its chains; `train` has the rest (OpenFold, ESMFold: 0.75 predicted structures).
         cluster_weight: acceptance of a chain by the size of its cluster: inverse (1/size,
             OpenFold), inverse_sqrt (1/sqrt(size)) or none (1).
         length_weight: acceptance of a chain by clip(length, 256, 512)/512 too (OpenFold).

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.geometry.tables import tables
-from esmfold_peft.protein.residues import AATYPE
+from esmfold_peft.protein.residues import AATYPE, UNKNOWN
 from esmfold_peft.protein.stereochemistry import (
     C_N_LENGTH,
     C_N_LENGTH_PROLINE,
@@ -72,12 +72,12 @@ def violation_loss(
 
     Args:
         positions: predicted atoms in Å; every atom of a residue counts, resolved or not.
-        aatype: 0 to 20.
+        aatype: 0 to 20; X has no atoms here, as in AF2.
         residue_index: a residue is bound to the next in the array if it rises by 1 from one to the
             other; residues of the same index do not clash.
         mask: which residues exist.
     """
-    positions = _at_least_float32(positions)
+    positions, mask = _at_least_float32(positions), _with_atoms(aatype, mask)
     with torch.autocast(positions.device.type, enabled=False):
         linked = _linked(residue_index, mask)
         peptide = (_peptide_excess(positions, aatype) * linked[..., None]).sum((1, 2))
@@ -100,7 +100,7 @@ def count_violations(
     mask: Bool[Tensor, "b n"],
 ) -> ViolationCounts:
     """Counts the violations that `violation_loss` adds up; the arguments are the same."""
-    positions = _at_least_float32(positions)
+    positions, mask = _at_least_float32(positions), _with_atoms(aatype, mask)
     with torch.autocast(positions.device.type, enabled=False):
         wrong = (_peptide_excess(positions, aatype) > 0) & _linked(residue_index, mask)[..., None]
         within = (_within_excess(positions, aatype) > 0) & mask[..., None, None]
@@ -125,6 +125,11 @@ def _nan_if_broken(
 ) -> Float[Tensor, "b"]:
     # A NaN is in no clash and within every bound: only an explicit look makes it heard.
     return value.masked_fill(~positions.isfinite().flatten(1).all(1), torch.nan)
+
+
+def _with_atoms(aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+    """Which residues have atoms: X, whose atoms nobody knows, is predicted as alanine."""
+    return mask & (aatype != UNKNOWN)
 
 
 def _atom_mask(aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n 14"]:

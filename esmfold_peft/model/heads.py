@@ -5,6 +5,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from esmfold_peft.model.linear import linear
 from esmfold_peft.protein.residues import ATOM37
 
 Head = Literal["distogram", "plddt", "resolved", "pae"]
@@ -24,7 +25,7 @@ class DistogramHead(nn.Module):
 
     def __init__(self, c_z: int, bins: int, *, mean: bool = False) -> None:
         super().__init__()
-        self.linear = _zero(nn.Linear(c_z, bins))
+        self.linear = linear(c_z, bins, init="zero")
         self.factor = 0.5 if mean else 1.0
 
     def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
@@ -46,11 +47,11 @@ class PLDDTHead(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.LayerNorm(c_s),
-            nn.Linear(c_s, hidden),
+            linear(c_s, hidden, init="relu"),
             nn.ReLU(),
-            nn.Linear(hidden, hidden),
+            linear(hidden, hidden, init="relu"),
             nn.ReLU(),
-            _zero(nn.Linear(hidden, bins)),
+            linear(hidden, bins, init="zero"),
         )
 
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n bins"]:
@@ -74,7 +75,7 @@ class AtomPLDDTHead(nn.Module):
             nn.LayerNorm(c_s),
             nn.Linear(c_s, hidden),
             nn.Linear(hidden, hidden),
-            _zero(nn.Linear(hidden, len(ATOM37) * bins)),
+            linear(hidden, len(ATOM37) * bins, init="zero"),
         )
 
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37 bins"]:
@@ -91,7 +92,7 @@ class ResolvedHead(nn.Module):
 
     def __init__(self, c_s: int) -> None:
         super().__init__()
-        self.linear = _zero(nn.Linear(c_s, len(ATOM37)))
+        self.linear = linear(c_s, len(ATOM37), init="zero")
 
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37"]:
         """Reads the trunk's single track."""
@@ -108,14 +109,8 @@ class PAEHead(nn.Module):
 
     def __init__(self, c_z: int, bins: int) -> None:
         super().__init__()
-        self.linear = _zero(nn.Linear(c_z, bins))
+        self.linear = linear(c_z, bins, init="zero")
 
     def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
         """Reads the pair track; entry (i, j) is the error of j seen from i."""
         return self.linear(z)
-
-
-def _zero(linear: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear

@@ -78,7 +78,8 @@ class RelativePosition(nn.Module):
 class RecyclingDistogram(nn.Module):
     """Embedding of the last pass's virtual Cβ distances in 15 bins (AF2 Suppl. Alg. 32).
 
-    The bounds 3.375 and 21.375 Å are ESMFold's; AlphaFold 2 has 3.25 and 20.75.
+    The bounds 3.375 and 21.375 Å are ESMFold's; AlphaFold 2 has 3.25 and 20.75. The first bin,
+    where all pairs of the first pass are, starts at zero as in ESMFold; AlphaFold 2 has none.
     """
 
     BINS = 15
@@ -86,6 +87,7 @@ class RecyclingDistogram(nn.Module):
     def __init__(self, c_z: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(self.BINS, c_z)
+        self.embedding.weight.detach()[0].zero_()
         edges = torch.linspace(3.375, 21.375, self.BINS - 1)
         self.register_buffer("edges", edges, persistent=False)
 

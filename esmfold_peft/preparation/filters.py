@@ -97,6 +97,8 @@ def reason_against(chain: ProteinStructure, filters: FilterConfig) -> tuple[str,
         return "length", f"{length} residues, more than {filters.max_length}"
     if resolved < filters.min_resolved:
         return "resolved", f"{resolved} resolved residues, fewer than {filters.min_resolved}"
+    # DISCREPANCY: OpenFold reads a modified residue as its parent (its version 2.1 as X), and since
+    # version 2 leaves out every chain with an X; version 1 counts X as any letter.
     unknown = chain.sequence.count("X") / length
     if unknown > filters.max_unknown:
         return (

@@ -52,7 +52,7 @@ _SIDE_CHAINS = {
     "Y": "CB CG CD1 CD2 CE1 CE2 CZ OH",
     "V": "CB CG1 CG2",
     # DISCREPANCY: AlphaFold 2 gives X no atoms, so a predicted X leaves a hole in the file. Here X
-    # is built as alanine (the convention of UNK in the PDB) and stays masked in the truth.
+    # is built as alanine (the convention of UNK in the PDB) and has no atoms in truth and losses.
     "X": "CB",
 }
 

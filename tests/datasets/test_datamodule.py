@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from esmfold_peft.config import DataConfig, EngineConfig, LossConfig, TrainConfig
+from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.errors import UserError
 
 Draw = tuple[int, int]
+DISTILLATION = Path(__file__).parents[2] / "configs" / "distillation.yaml"
 
 
 @pytest.fixture
@@ -80,6 +83,33 @@ def test_a_chain_comes_as_often_as_its_weight_says(
     # Mixed in with a share of 0.8, the copies have the same weights among themselves.
     counts = np.bincount(chains(mixed(chosen, 0.8), 12_000), minlength=6) / 12_000
     assert np.allclose(counts, [*0.2 * expected, *0.8 * expected], atol=4 * np.sqrt(0.25 / 12_000))
+
+
+@pytest.fixture
+def overlaid(config: TrainConfig) -> TrainConfig:
+    """With the mix of the shipped overlay."""
+    parser = config_parser(TrainConfig)
+    flags = ["--run", "r", "--data.train", "t"]
+    parsed = parser.parse_args([f"--config={DISTILLATION}", *flags])
+    return with_data(config, mix=to_config(parser, parsed, TrainConfig).data.mix)
+
+
+def test_the_overlay_of_distillation_draws_three_of_four_samples_from_its_store(
+    overlaid: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "chains").mkdir()
+    (tmp_path / "distilled").rename(tmp_path / "chains" / "distilled")
+    monkeypatch.chdir(tmp_path)
+    share = (chains(overlaid, 4000) >= 3).mean()
+    assert share == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 4000))
+
+
+def test_a_store_of_the_mix_that_is_missing_is_named_with_what_makes_it(
+    overlaid: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^chains/distilled: no such store.*prepare\)$"):
+        ChainDataModule(overlaid)
 
 
 def test_the_training_store_has_what_the_mix_leaves(config: TrainConfig):

@@ -10,7 +10,7 @@ from esmfold_peft.geometry.frames import atom14_from_frames, frames_from_torsion
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.violations import ViolationCounts, count_violations, violation_loss
 from esmfold_peft.protein.read import read_chains
-from esmfold_peft.protein.residues import ATOM14, ATOM14_MASK, RESIDUES_X, encode
+from esmfold_peft.protein.residues import ATOM14, ATOM14_MASK, RESIDUES_X, UNKNOWN, encode
 from esmfold_peft.protein.stereochemistry import (
     BOND_ANGLES,
     BOND_LENGTHS,
@@ -147,18 +147,19 @@ def naive_bounds(letter: str, one: str, two: str) -> tuple[float, float]:
 
 
 def naive(positions: Tensor, sequence: str, index: list[int]) -> tuple[float, list[int]]:
-    """Loss of one chain and its four counts, pair by pair in double precision."""
+    """Loss of one chain and its four counts, pair by pair in double precision; X has no atoms."""
     x = positions.double()
     bonds = [
         naive_peptide(x[i], x[i + 1], sequence[i + 1])
         for i in range(len(sequence) - 1)
-        if index[i + 1] - index[i] == 1
+        if index[i + 1] - index[i] == 1 and "X" not in sequence[i : i + 2]
     ]
     clashes, within = [], []
-    atoms = [(i, c) for i, letter in enumerate(sequence) for c in range(len(ATOM14[letter]))]
+    names = [() if letter == "X" else ATOM14[letter] for letter in sequence]
+    atoms = [(i, column) for i, residue in enumerate(names) for column in range(len(residue))]
     for place, (i, a) in enumerate(atoms):
         for j, c in atoms[:place]:
-            one, two = ATOM14[sequence[i]][a], ATOM14[sequence[j]][c]
+            one, two = names[i][a], names[j][c]
             distance = math.sqrt(math.dist(x[i, a].tolist(), x[j, c].tolist()) ** 2 + 1e-10)
             peptide = (one, two) == ("N", "C") and index[i] - index[j] == 1
             if i == j:
@@ -340,6 +341,7 @@ def test_padding_is_no_neighbour_and_no_clash():
     assert numbers(count_violations(*padded)) == {}
     padded[2][0, 5] = 5  # even where the index goes on
     assert violation_loss(*padded).item() == 0
+    padded[1][0, 5] = 0  # X would have no atoms
     padded[3][0, 5] = True
     assert violation_loss(*padded).item() > 1
 
@@ -424,6 +426,31 @@ def test_gradient_of_coincident_atoms_is_finite(cases, what):
     loss.sum().backward()
     assert loss.item() > 1
     assert positions.grad.isfinite().all()
+
+
+def test_unknown_residues_have_no_atoms(cases):
+    sequences = ("AXDEFXXGHX", "XCCXKWLMNP")
+    positions, aatype, index, mask = random_chain(cases, *sequences, size=0.6)
+    positions = (0.8 * positions).requires_grad_()  # closer, so that residues clash too
+    unknown = aatype == UNKNOWN
+    loss = violation_loss(positions, aatype, index, mask)
+    (gradient,) = torch.autograd.grad(loss.sum(), positions)
+    counts = count_violations(positions, aatype, index, mask)
+    for i, sequence in enumerate(sequences):
+        expected, numbers = naive(positions[i].detach(), sequence, index[i].tolist())
+        assert loss[i].item() == pytest.approx(expected, rel=1e-5)
+        assert [count[i].item() for count in vars(counts).values()] == numbers
+        assert min(numbers) > 0
+    assert (gradient[unknown] == 0).all()
+    assert (gradient[~unknown] != 0).any()
+    # Bit for bit the loss of the chain whose unknown residues do not exist, where those are alanine
+    # or anywhere else.
+    alanine, elsewhere = aatype.masked_fill(unknown, 0), positions.detach().clone()
+    elsewhere[unknown] += 3.0
+    assert torch.equal(violation_loss(positions, alanine, index, mask & ~unknown), loss)
+    assert torch.equal(violation_loss(elsewhere, aatype, index, mask), loss)
+    as_alanine = violation_loss(positions, alanine, index, mask)
+    assert ((as_alanine - loss).abs() > 0.02 * loss).all()
 
 
 def test_autocast_changes_nothing(cases):

@@ -9,6 +9,7 @@ import torch
 from esmfold_peft.config import (
     AdapterConfig,
     LossWeights,
+    ModelConfig,
     TrainConfig,
 )
 from esmfold_peft.datasets.batch import Batch
@@ -18,6 +19,7 @@ from esmfold_peft.geometry.rigid import rotation_from_quaternion
 from esmfold_peft.losses.total import LossTerms, fold_loss
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.heads import PLDDTHead
 from esmfold_peft.protein.read import read_structure
 from tests.tiny import TINY
 
@@ -262,3 +264,36 @@ def test_the_evoformer_has_alphafold2s_biases_and_zeros():
     assert all((gate == 1).all() for gate in gates)
     assert len(outputs) == 3
     assert all((weight == 0).all() for weight in outputs)
+
+
+def test_plddts_hidden_layers_start_as_alphafold2s_before_a_relu():
+    torch.manual_seed(0)
+    _, first, _, second, _, last = PLDDTHead(384, 128, 50).layers
+    for layer in (first, second):
+        std = (2 / layer.in_features) ** 0.5  # He et al. 2015
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
+        assert layer.weight.mean().abs() < 0.03 * std
+        # Cut off at two deviations of the normal distribution, whose own is then 1 / 0.88 of it.
+        assert layer.weight.abs().max().item() == pytest.approx(2 * std / 0.8796, rel=0.01)
+        assert (layer.bias == 0).all()
+    assert (last.weight == 0).all()
+    assert (last.bias == 0).all()
+
+
+@pytest.mark.parametrize("trunk", ["evoformer", "esmfold_v1"])
+def test_the_first_pass_has_no_recycled_distances(trunk: str, tiny: ModelConfig, folding_model):
+    model = folding_model(TINY.model if trunk == "evoformer" else tiny)
+    recycling = model.trunk.recycle_distogram.embedding
+    assert (recycling.weight[0] == 0).all()
+    assert recycling.weight[1:].std().item() == pytest.approx(1, rel=0.2)
+    model.trunk.recycle_z.bias.data.normal_()
+    pairs, tracks = [], []
+    model.trunk.stack.register_forward_pre_hook(lambda _, inputs: pairs.append(inputs[1].clone()))
+    model.trunk.register_forward_hook(lambda _module, _inputs, result: tracks.append(result))
+    index, mask = torch.arange(7)[None], torch.ones(1, 7, dtype=torch.bool)
+    model(torch.full((1, 7), 3), index, mask, 1)
+    positions = model.trunk.relative_position(index, mask)
+    assert torch.equal(pairs[0], positions + model.trunk.recycle_z.bias)
+    assert (pairs[1] - pairs[0]).abs().max() > 0.1
+    tracks[-1].z.square().sum().backward()
+    assert (recycling.weight.grad[0] != 0).any()  # it trains
