@@ -85,6 +85,12 @@ def trial_of(entry: dict[str, Any]) -> Trial:
     return Trial(entry["multiple"], entry["steps"])
 
 
+def ends_of(events: list[dict[str, Any]]) -> dict[Arm, Trial | None]:
+    """The winners of the ladders that have ended, by the newest events; None: no trial survived."""
+    ends = [e for e in events if e["event"] in ("winner", "exhausted")]
+    return {arm_of(e): trial_of(e) if e["event"] == "winner" else None for e in ends}
+
+
 def outcomes_of(events: list[dict[str, Any]]) -> dict[Arm, dict[Trial, Outcome]]:
     """The outcomes of all trials that have ended, by ladder."""
     found: dict[Arm, dict[Trial, Outcome]] = {}
