@@ -34,9 +34,9 @@ class LadderConfig:
         select: the last validation of a trial is its score, or the best.
         halve_at: optimizer steps after which only the better of the trials that are not out goes
             on; null trains all to the end.
-        beat_frozen: a trial that has diverged is out; true: so is one whose score is not above that
-            of the grid's frozen model (none) with the same seed at the same step. The paper names
-            divergence alone.
+        beat_frozen: a trial is out, as if it had diverged, if its score is not above that of the
+            grid's frozen model (none) with the same seed at the same step; false does what the
+            paper's text says, where only trials that diverge are out.
     """
 
     multiples: tuple[float, ...] = (256.0, 128.0)

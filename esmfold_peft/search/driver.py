@@ -136,8 +136,9 @@ class Driver:
     def _tell_below_frozen(self) -> None:
         """Says a line for each new trial below the frozen one; the ledger keeps no verdicts."""
         below = self._below_frozen()
-        for key in below.keys() - self._told.keys():
-            self._say(f"{_called(*key)}: below frozen; {below_text(below[key])}")
+        for key, outcome in below.items():
+            if key not in self._told:
+                self._say(f"{_called(*key)}: below frozen; {below_text(outcome)}")
         self._told = below
 
     def _look(self, arm: Arm, trial: Trial) -> bool:

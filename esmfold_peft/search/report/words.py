@@ -41,9 +41,8 @@ def about(record: SearchRecord) -> list[str]:
 
 def frozen_words(record: SearchRecord) -> list[str]:
     """What trials have to beat besides divergence, and where they have nothing to beat."""
-    if not record.config.ladder.beat_frozen or not any(
-        ladder.arm.has_alpha for ladder in record.ladders
-    ):
+    has_alpha = any(ladder.arm.has_alpha for ladder in record.ladders)
+    if not (record.config.ladder.beat_frozen and has_alpha):
         return []
     if not record.compared:
         return ["The grid has no frozen model (none) to beat: only trials that diverge are out."]
