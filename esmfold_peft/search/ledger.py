@@ -4,7 +4,7 @@ Lines are only ever added, and are on the disk before anything follows from them
 (a trial is about to be begun), `started` (it was; `handle` finds it again), `ended` (its outcome,
 which is final), `lost` (an attempt that came to nothing; it is begun again), `failed` (it is given
 up), `winner` and `exhausted` (a ladder's end). Only `ended` decides; the rest is for people and for
-finding jobs again.
+finding jobs again. That a trial is below frozen is no event: it follows from the outcomes.
 """
 
 import json
