@@ -70,8 +70,10 @@ def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
 
 def below_text(outcome: Outcome) -> str:
     """What a trial that is below frozen has missed."""
-    score = "no lDDT-Cα" if outcome.merit < 0 else f"lDDT-Cα {outcome.merit:.4f}"
-    return f"{score}, the frozen model has {outcome.to_beat:.4f} at the same step"
+    frozen = f"{outcome.to_beat:.4f} at the same step"
+    if outcome.merit < 0:
+        return f"it has no lDDT-Cα, the frozen model has {frozen}"
+    return f"lDDT-Cα {outcome.merit:.4f} is not above the frozen model's {frozen}"
 
 
 def endings_text(endings: Iterable[str]) -> str:

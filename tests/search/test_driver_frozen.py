@@ -62,8 +62,8 @@ def test_a_rung_below_frozen_is_divided_and_told_as_such(tmp_path: Path):
     said = said_by(config, executor)
     assert executor.begun == [FROZEN, 256.0, 128.0, 64.0, 32.0]  # the frozen trial comes first
     below = (
-        "lorta r=8, seed 0, α=2048: below frozen; lDDT-Cα 0.3000, the frozen model has 0.5000 at"
-        " the same step"
+        "lorta r=8, seed 0, α=2048: below frozen; lDDT-Cα 0.3000 is not above the frozen model's"
+        " 0.5000 at the same step"
     )
     assert said.count(below) == 1
     ended = [e["ending"] for e in read_ledger(tmp_path) if e["event"] == "ended"]
