@@ -186,9 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
-        wrong, 3 if a training has diverged (of a search: all trials of an adapter), 69 if another
-        process writes to the same folder, 75 if it was asked to stop and can go on, 130 after
-        Ctrl-C.
+        wrong, 3 if a training has diverged (of a search: no trial of an adapter has survived), 69
+        if another process writes to the same folder, 75 if it was asked to stop and can go on, 130
+        after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 has no α

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def test_adapters_of_table_10(
 def test_the_searches_train_the_winners_of_table_10_as_their_own_files_do(path: Path):
     stated = yaml.safe_load(path.read_text())
     assert {name: stated[name] for name in COMMON} == COMMON
+    assert stated["ladder"].keys() == {f.name for f in fields(LadderConfig)}
     search = search_of(path)
     for name, kind, rank, multiple in (
         ("lora_r1", "lora", 1, 128.0), ("lorta_r1", "lorta", 1, 2.0),
@@ -208,6 +209,14 @@ def test_all_that_a_shipped_config_states_has_an_effect(path: Path):
         ({"adapter": AdapterConfig(bases=8)}, "adapter.bases: has no effect with the kinds lora, "),
         ({"init": {"none": "paper"}}, "init.none: has no effect, none starts no factors"),
         ({"grid": {"ia3": []}, "ladder": LadderConfig(factor=2.0)}, "ladder.factor: has no effect"),
+        (
+            {"grid": {"ia3": [], "none": []}, "ladder": LadderConfig(beat_frozen=False)},
+            "ladder.beat_frozen: has no effect with the kinds ia3, none; leave it at True",
+        ),
+        (
+            {"grid": {"lora": [1]}, "ladder": LadderConfig(beat_frozen=False)},
+            "ladder.beat_frozen: has no effect with a grid without none; leave it at True",
+        ),
         ({"executor": ExecutorConfig(gpus=0.5)}, "executor.gpus: has no effect with executor.kind"),
         ({"executor": ExecutorConfig("ray", slurm={"x": 1})}, "executor.slurm: has no effect"),
     ],

@@ -26,14 +26,17 @@ class LadderConfig:
     Attributes:
         multiples: α / rank of the first trials; with the paper's scaling alpha/r this is the scale
             of the update.
-        factor: all multiples are divided by this when every trial of them has diverged.
+        factor: all multiples are divided by this when every trial of them is out.
         floor: lowest multiple that is tried; the search of an adapter ends without a winner when
             the next ones would be below.
         metric: ema scores a trial by the validation lDDT-Cα of the moving average, raw by that of
             the weights as they are.
         select: the last validation of a trial is its score, or the best.
-        halve_at: optimizer steps after which only the better of the trials that have not diverged
-            goes on; null trains all to the end.
+        halve_at: optimizer steps after which only the better of the trials that are not out goes
+            on; null trains all to the end.
+        beat_frozen: a trial is out, as if it had diverged, if its score is not above that of the
+            grid's frozen model (none) with the same seed at the same step; false does what the
+            paper's text says, where only trials that diverge are out.
     """
 
     multiples: tuple[float, ...] = (256.0, 128.0)
@@ -42,6 +45,7 @@ class LadderConfig:
     metric: Literal["ema", "raw"] = "ema"
     select: Literal["last", "best"] = "last"
     halve_at: int | None = None
+    beat_frozen: bool = True
 
     def __post_init__(self) -> None:
         if not self.multiples or len(set(self.multiples)) < len(self.multiples):

@@ -49,8 +49,10 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
         if "init" in unused_settings(kind):
             raise UserError(f"init.{kind}: has no effect, {kind} starts no factors; leave it out")
     if all(kind in WITHOUT_ALPHA for kind in kinds):
-        names = ("multiples", "factor", "floor", "halve_at")
+        names = ("multiples", "factor", "floor", "halve_at", "beat_frozen")
         _refuse([(config.ladder, "ladder.", names, f"the kinds {', '.join(kinds)}")])
+    if "none" not in kinds:
+        _refuse([(config.ladder, "ladder.", ("beat_frozen",), "a grid without none")])
     names = {"cpus": ("ray", "slurm"), "gpus": ("ray",), "address": ("ray",), "slurm": ("slurm",)}
     others = [name for name, kinds in names.items() if executor.kind not in kinds]
     _refuse([(executor, "executor.", others, f"executor.kind {executor.kind}")])

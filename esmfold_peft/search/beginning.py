@@ -19,7 +19,8 @@ from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
 
-_OF_THE_GRID = {("adapter", name) for name in ("kind", "rank", "alpha")}
+_MAY_CHANGE = {*(("adapter", n) for n in ("kind", "rank", "alpha")), ("ladder", "beat_frozen")}
+"""What the grid says, and what judges trials anew but trains none otherwise."""
 
 _ANY = Arm("none", None, 0)
 """Stands for all trials where what is common to them is compared."""
@@ -87,8 +88,9 @@ def _check_engine(config: SearchConfig) -> None:
 def begin_folder(config: SearchConfig, inputs: dict[str, str | None]) -> None:
     """Writes search.yaml, or compares it where the search is gone on with.
 
-    The grid and the seeds may grow and shrink, and whatever `train --resume auto` lets change may
-    change, but for the steps and the guard. Files may move, if their content is the same.
+    The grid and the seeds may grow and shrink, `ladder.beat_frozen` may change, and whatever `train
+    --resume auto` lets change may change, but for the steps and the guard. Files may move, if their
+    content is the same.
 
     Args:
         config: of the search.
@@ -124,7 +126,7 @@ def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
             ("guard", before.guard, now.guard),
         )
         for f in fields(new)
-        if (part, f.name) not in _OF_THE_GRID
+        if (part, f.name) not in _MAY_CHANGE
     }
     pairs["engine.steps"] = before.engine.steps, now.engine.steps
     for kind in before.grid.keys() & now.grid.keys():

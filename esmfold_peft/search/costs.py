@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.search.grid import rules_of
+from esmfold_peft.search.grid import Arm, baseline_of, rules_of
 from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
 
 _GOES_ON = ("running", "interrupted", "failed")
@@ -19,7 +19,7 @@ class Costs:
     Attributes:
         spent: by all trials so far.
         saved_by_divergence: what the trials that have diverged would have taken to their end.
-        saved_by_halving: what those would have taken instead of which a better one went on.
+        saved_by_halving: what those would have taken that did not go on after it.
     """
 
     spent: float
@@ -32,8 +32,8 @@ class TimeLeft:
     """Seconds until the end of a search.
 
     Attributes:
-        least: none of the trials that are asked for now diverges.
-        most: all ladders go down to their floors, by trials that diverge just before their end.
+        least: none of the trials that are asked for now is out.
+        most: all ladders go down to their floors, by trials that are out at their end.
     """
 
     least: float
@@ -46,7 +46,11 @@ def costs_of(record: SearchRecord) -> Costs:
     return Costs(
         math.fsum(trial.gpu_seconds for trial in trials),
         math.fsum(_saved(t, record) for t in trials if t.state == "diverged"),
-        math.fsum(_saved(t, record) for t in trials if t.beaten and t.state != "diverged"),
+        math.fsum(
+            _saved(t, record)
+            for t in trials
+            if t.state == "below frozen" or (t.beaten and t.state != "diverged")
+        ),
     )
 
 
@@ -54,20 +58,28 @@ def time_left(record: SearchRecord) -> TimeLeft | None:
     """Seconds until the end; None if it is not known yet how long a step takes.
 
     At a time there run `executor.concurrent` trials. At most is Graham's bound for jobs that start
-    as soon as there is room: all work shared out evenly, and the longest ladder after it.
+    as soon as there is room: all work shared out evenly, and the longest ladder after it, which
+    may have to wait for the frozen one.
     """
-    left = [_ladder_left(ladder, record) for ladder in record.ladders if _is_open(ladder)]
-    known = [ladder for ladder in left if ladder is not None]
+    left = {
+        ladder.arm: _ladder_left(ladder, record) for ladder in record.ladders if _is_open(ladder)
+    }
+    known = {arm: ladder for arm, ladder in left.items() if ladder is not None}
     if len(known) < len(left):
         return None
     if not known:
         return TimeLeft(0.0, 0.0)
     at_once = record.config.executor.concurrent
-    least = sum(ladder.least for ladder in known) / at_once
-    most = sum(ladder.most for ladder in known) / at_once
+    least = sum(ladder.least for ladder in known.values()) / at_once
+    most = sum(ladder.most for ladder in known.values()) / at_once
+    paths: dict[Arm | None, float] = {arm: ladder.most_path for arm, ladder in known.items()}
+    longest = max(
+        ladder.most_path + paths.get(baseline_of(record.config, arm), 0.0)
+        for arm, ladder in known.items()
+    )
     return TimeLeft(
-        max(least, *(ladder.least_path for ladder in known)),
-        most + max(ladder.most_path for ladder in known) * (1 - 1 / at_once),
+        max(least, *(ladder.least_path for ladder in known.values())),
+        most + longest * (1 - 1 / at_once),
     )
 
 
@@ -94,8 +106,8 @@ class _LadderLeft:
     """Seconds of an open ladder.
 
     Attributes:
-        least: of its trials one after the other, if none diverges that is asked for now.
-        most: the same if all diverge just before their end.
+        least: of its trials one after the other, if none is out that is asked for now.
+        most: the same if all are out at their end.
         least_path: as least, where those of a rung run at the same time.
         most_path: as most, where those of a rung run at the same time.
     """
@@ -112,8 +124,7 @@ def _ladder_left(ladder: LadderRecord, record: SearchRecord) -> _LadderLeft | No
     if rate is None:
         return None
     rules = rules_of(record.config, ladder.arm)
-    width = len(rules.rungs[0])
-    halve_at = rules.halve_at if width > 1 else None
+    width, halve_at = len(rules.rungs[0]), rules.halve_at
     going = [trial for trial in ladder.trials if trial.state in _GOES_ON]
     done = sum(_done(trial, rules.steps, halve_at) for trial in going)
     least, most = (max(0, steps - done) for steps in ladder.steps_left)
@@ -134,7 +145,7 @@ def _ladder_left(ladder: LadderRecord, record: SearchRecord) -> _LadderLeft | No
 def _longest(going: list[TrialRecord], steps: int, asked: int) -> int:
     """Steps left of that of the trials asked for which has most of them."""
     left = [steps - trial.step for trial in going if trial.trial.steps == steps]
-    return max(left, default=steps) if len(left) >= asked else steps
+    return max(left, default=steps if asked else 0) if len(left) >= asked else steps
 
 
 def _done(trial: TrialRecord, steps: int, halve_at: int | None) -> int:

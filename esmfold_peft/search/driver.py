@@ -10,10 +10,18 @@ from esmfold_peft.config_io import config_text
 from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.search.attempt import SETTINGS, attempts
 from esmfold_peft.search.executors.protocol import Executor, Job
-from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
-from esmfold_peft.search.ladder import Outcome, Trial, decide
-from esmfold_peft.search.ledger import Ledger, arm_of, outcomes_of, trial_of
-from esmfold_peft.search.outcomes import Ended, read_end, why_lost
+from esmfold_peft.search.grid import (
+    Arm,
+    arms_of,
+    baseline_of,
+    in_turn,
+    rules_of,
+    trial_config,
+    trial_folder,
+)
+from esmfold_peft.search.ladder import Outcome, Outcomes, Trial, decide, judged
+from esmfold_peft.search.ledger import Ledger, arm_of, ends_of, outcomes_of, trial_of
+from esmfold_peft.search.outcomes import Ended, below_text, endings_text, read_end, why_lost
 from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 Key = tuple[Arm, Trial]
@@ -25,12 +33,14 @@ class Summary:
 
     Attributes:
         winners: by ladder.
-        exhausted: ladders of which all trials have diverged.
+        exhausted: ladders of which no trial has survived.
+        waiting: ladders that the frozen trial of their seed decides on, which has not ended.
         failed: trials that were given up, each with the reason.
     """
 
     winners: dict[Arm, Trial] = field(default_factory=dict)
     exhausted: list[Arm] = field(default_factory=list)
+    waiting: list[Arm] = field(default_factory=list)
     failed: dict[Key, str] = field(default_factory=dict)
 
 
@@ -62,7 +72,8 @@ class Driver:
         self._devices = devices
         self._say = say
         self._outcomes: dict[Arm, dict[Trial, Outcome]] = outcomes_of(events)
-        self._announced = {arm_of(e) for e in events if e["event"] in ("winner", "exhausted")}
+        self._announced: dict[Arm, Trial | None] = ends_of(events)
+        self._told = self._below_frozen()
         self._running: dict[Key, Job] = {}
         self._attempts: dict[Key, int] = {}  # of this process
         self._earlier: dict[Key, int] = {}  # before the newest of them
@@ -93,18 +104,42 @@ class Driver:
 
     def _asked(self) -> Iterator[Key]:
         """What all ladders ask for, in order, without what was given up; writes down their ends."""
-        for arm in arms_of(self.config):
+        self.summary.waiting = []
+        for arm in in_turn(arms_of(self.config)):
             while True:
-                decision = decide(rules_of(self.config, arm), self._outcomes.get(arm, {}))
+                decision = decide(rules_of(self.config, arm), *self._known(arm))
                 # Killed between a trial's end and the ledger, a search finds the outcome here.
                 known = [t for t in decision.asked if self._look(arm, t)]
                 if not known:
                     break
-            if decision.winner is not None:
+            if decision.waits:
+                self.summary.waiting.append(arm)
+            elif decision.winner is not None or decision.exhausted:
                 self._end(arm, decision.winner)
-            elif decision.exhausted:
-                self._end(arm, None)
             yield from ((arm, t) for t in decision.asked if (arm, t) not in self.summary.failed)
+
+    def _known(self, arm: Arm) -> tuple[Outcomes, Outcomes | None]:
+        """Outcomes of a ladder, and of the frozen one that it is to beat."""
+        frozen = baseline_of(self.config, arm)
+        beside = None if frozen is None else self._outcomes.get(frozen, {})
+        return self._outcomes.get(arm, {}), beside
+
+    def _below_frozen(self) -> dict[Key, Outcome]:
+        known = ((arm, judged(*self._known(arm))) for arm in arms_of(self.config))
+        return {
+            (arm, trial): outcome
+            for arm, outcomes in known
+            for trial, outcome in outcomes.items()
+            if outcome.ending == "below frozen"
+        }
+
+    def _tell_below_frozen(self) -> None:
+        """Says a line for each new trial below the frozen one; the ledger keeps no verdicts."""
+        below = self._below_frozen()
+        for key, outcome in below.items():
+            if key not in self._told:
+                self._say(f"{_called(*key)}: below frozen; {below_text(outcome)}")
+        self._told = below
 
     def _look(self, arm: Arm, trial: Trial) -> bool:
         """Whether a trial that nobody runs has ended all the same."""
@@ -153,6 +188,7 @@ class Driver:
             + (f" by rule {ended.status.rule}" if ended.status.rule else "")
             + (f", lDDT-Cα {score:.3f}" if score is not None else "")
         )
+        self._tell_below_frozen()
         return True
 
     def _begin(self, keys: list[Key]) -> None:
@@ -205,12 +241,14 @@ class Driver:
                 self.summary.exhausted.append(arm)
         else:
             self.summary.winners[arm] = winner
-        if arm in self._announced:
+        # A grid that has grown or shrunk by the frozen model may have changed the end.
+        if arm in self._announced and self._announced[arm] == winner:
             return
-        self._announced.add(arm)
+        self._announced[arm] = winner
         if winner is None:
             self._ledger.add("exhausted", arm)
-            self._say(f"{_called(arm)}: all trials have diverged down to the floor")
+            endings = [o.ending for o in judged(*self._known(arm)).values() if o.out]
+            self._say(f"{_called(arm)}: no survivor ({endings_text(endings)} down to the floor)")
         else:
             score = self._outcomes[arm][winner].score
             self._ledger.add("winner", arm, winner, score=score)

@@ -1,5 +1,6 @@
 """The grid above the ladders: which adapters, ranks and seeds, and the settings of each trial."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.ladder import Rules, Trial, rungs_of
 
 TRIALS = "trials"
+
+FROZEN = "none"
+"""The kind of adapter of the frozen baseline."""
 
 _COMMON = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(SearchConfig)}
 
@@ -58,11 +62,26 @@ def arms_of(config: SearchConfig) -> list[Arm]:
     ]
 
 
+def in_turn(arms: Iterable[Arm]) -> list[Arm]:
+    """Ladders in the order in which they are begun: first the frozen ones, for others to beat."""
+    return sorted(arms, key=lambda arm: arm.kind != FROZEN)
+
+
+def baseline_of(config: SearchConfig, arm: Arm) -> Arm | None:
+    """The frozen ladder that an arm's trials are to beat; None: only divergence counts."""
+    beats = config.ladder.beat_frozen and arm.has_alpha and FROZEN in config.grid
+    return Arm(FROZEN, None, arm.seed) if beats else None
+
+
 def rules_of(config: SearchConfig, arm: Arm) -> Rules:
     """The ladder of an arm; one trial where there is no α."""
-    if not arm.has_alpha:
-        return Rules(((1.0,),), config.engine.steps)
-    return Rules(rungs_of(config.ladder), config.engine.steps, config.ladder.halve_at)
+    ladder, steps = config.ladder, config.engine.steps
+    halve_at = ladder.halve_at if len(ladder.multiples) > 1 else None
+    if arm.has_alpha:
+        return Rules(rungs_of(ladder), steps, halve_at)
+    # The frozen trial stops where halving compares the others with it.
+    compared = any(baseline_of(config, other) == arm for other in arms_of(config))
+    return Rules(((1.0,),), steps, halve_at if compared else None)
 
 
 def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:

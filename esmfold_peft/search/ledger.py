@@ -4,7 +4,7 @@ Lines are only ever added, and are on the disk before anything follows from them
 (a trial is about to be begun), `started` (it was; `handle` finds it again), `ended` (its outcome,
 which is final), `lost` (an attempt that came to nothing; it is begun again), `failed` (it is given
 up), `winner` and `exhausted` (a ladder's end). Only `ended` decides; the rest is for people and for
-finding jobs again.
+finding jobs again. That a trial is below frozen is no event: it follows from the outcomes.
 """
 
 import json
@@ -83,6 +83,12 @@ def arm_of(entry: dict[str, Any]) -> Arm:
 def trial_of(entry: dict[str, Any]) -> Trial:
     """The trial that an event belongs to."""
     return Trial(entry["multiple"], entry["steps"])
+
+
+def ends_of(events: list[dict[str, Any]]) -> dict[Arm, Trial | None]:
+    """The winners of the ladders that have ended, by the newest events; None: no trial survived."""
+    ends = [e for e in events if e["event"] in ("winner", "exhausted")]
+    return {arm_of(e): trial_of(e) if e["event"] == "winner" else None for e in ends}
 
 
 def outcomes_of(events: list[dict[str, Any]]) -> dict[Arm, dict[Trial, Outcome]]:

@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from esmfold_peft.search.attempt import RUN, attempts, last_words
 from esmfold_peft.search.ladder import Outcome, Trial
 from esmfold_peft.training.metrics_file import METRICS
 from esmfold_peft.training.status import EXIT_CODES, Status, whole_status
+from esmfold_peft.training.validation import VALIDATION
 
 COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}
+
+LAST_LINES = 50
+"""Logged steps over which what a trial logs is averaged."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,22 @@ def read_end(folder: Path, trial: Trial, config: LadderConfig) -> Ended | None:
     return None
 
 
+def below_text(outcome: Outcome) -> str:
+    """What a trial that is below frozen has missed."""
+    frozen = f"{outcome.to_beat:.4f} at the same step"
+    if outcome.merit < 0:
+        return f"it has no lDDT-Cα, the frozen model has {frozen}"
+    return f"lDDT-Cα {outcome.merit:.4f} is not above the frozen model's {frozen}"
+
+
+def endings_text(endings: Iterable[str]) -> str:
+    """How the trials of a ladder without a survivor have ended: "all diverged" or the counts."""
+    counts = Counter(endings)
+    if len(counts) == 1:
+        return f"all {next(iter(counts))}"
+    return ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+
+
 def why_lost(folder: Path, earlier: int = 0) -> Lost:
     """Why a trial's process is gone without an outcome.
 
@@ -99,26 +120,67 @@ def trial_score(folder: Path, steps: int, config: LadderConfig) -> float | None:
         steps: later validations do not count.
         config: metric and selection.
     """
-    values = [v for step, v in column(folder, COLUMNS[config.metric]) if step <= steps]
-    if not values:
-        return None
-    return max(values) if config.select == "best" else values[-1]
+    found = scored_at(folder, steps, config)
+    return None if found is None else found[1]
+
+
+def scored_at(folder: Path, steps: int, config: LadderConfig) -> tuple[int, float] | None:
+    """Step and score of the validation that `trial_score` takes."""
+    scores = [row for row in column(folder, COLUMNS[config.metric]) if row[0] <= steps]
+    if config.select == "best":
+        return max(scores, key=lambda row: row[1], default=None)
+    return scores[-1] if scores else None
 
 
 def column(folder: Path, name: str) -> list[tuple[int, float]]:
     """Step and value of a column of a trial's metrics.csv, without what is empty or not finite."""
-    return list(_column(folder / RUN / METRICS, name))
+    return column_of(metrics_rows(folder), name)
 
 
-def _column(path: Path, name: str) -> Iterator[tuple[int, float]]:
+def column_of(rows: Iterable[Mapping[str, str]], name: str) -> list[tuple[int, float]]:
+    """The same of rows that have been read."""
+    return list(_column(rows, name))
+
+
+def metrics_rows(folder: Path) -> list[dict[str, str]]:
+    """The lines of a trial's metrics.csv; none if it is not there."""
+    return _table(folder / RUN / METRICS)
+
+
+def chain_scores(folder: Path, step: int, config: LadderConfig) -> dict[str, float]:
+    """lDDT-Cα of each validation chain by the ladder's metric; empty if there is no such table.
+
+    Args:
+        folder: of the trial.
+        step: of the validation.
+        config: metric.
+    """
+    name = COLUMNS[config.metric].rpartition("/")[2]
+    found: dict[str, float] = {}
+    for row in _table(folder / RUN / VALIDATION / f"step_{step:08d}.csv"):
+        score = _number(row.get(name))
+        if math.isfinite(score):
+            found[row["id"]] = score
+    return found
+
+
+def _table(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        return
+        return []
     # What follows the last line break is being written.
-    lines = path.read_text(errors="replace").split("\n")[:-1]
-    for row in csv.DictReader(lines):
-        try:
-            step, value = int(row["step"]), float(row.get(name) or "nan")
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(value):
-            yield step, value
+    return list(csv.DictReader(path.read_text(errors="replace").split("\n")[:-1]))
+
+
+def _column(rows: Iterable[Mapping[str, str]], name: str) -> Iterator[tuple[int, float]]:
+    for row in rows:
+        step, value = row.get("step") or "", _number(row.get(name))
+        if step.isdecimal() and math.isfinite(value):
+            yield int(step), value
+
+
+def _number(cell: str | None) -> float:
+    """NaN for what is empty or damaged."""
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan

@@ -14,16 +14,22 @@ from esmfold_peft.search.attempt import RUN, Attempt, attempts, last_sign
 from esmfold_peft.search.beginning import SETTINGS
 from esmfold_peft.search.costs import counted_devices
 from esmfold_peft.search.executors.local import is_alive
-from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_folder
-from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, steps_needed
+from esmfold_peft.search.grid import Arm, arms_of, baseline_of, in_turn, rules_of, trial_folder
+from esmfold_peft.search.ladder import (
+    Decision,
+    Outcome,
+    Outcomes,
+    Rules,
+    Trial,
+    decide,
+    judged,
+    steps_needed,
+)
 from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_of
-from esmfold_peft.search.outcomes import column, read_end, trial_score
+from esmfold_peft.search.outcomes import LAST_LINES, below_text, column, read_end, trial_score
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
 from esmfold_peft.training.run_directory import PROVENANCE
 from esmfold_peft.training.status import whole_status
-
-_LAST_LINES = 50
-"""Logged steps over which a trial's training lDDT-Cα is averaged."""
 
 
 def read_search(output: Path) -> SearchRecord:
@@ -41,13 +47,13 @@ def read_search(output: Path) -> SearchRecord:
     events = read_ledger(output)
     outcomes = outcomes_of(events)
     arms = arms_of(config)
-    others = dict.fromkeys(arm for arm in map(arm_of, events) if arm not in arms)
-    ladders = [
-        _ladder(output, config, arm, [e for e in events if arm_of(e) == arm], outcomes.get(arm, {}))
-        for arm in (*arms, *others)
-    ]
-    dropped = [trial for ladder in ladders[len(arms) :] for trial in ladder.trials]
-    return SearchRecord(output, config, tuple(ladders[: len(arms)]), tuple(dropped))
+    others = [arm for arm in dict.fromkeys(map(arm_of, events)) if arm not in arms]
+    ladders: dict[Arm, LadderRecord] = {}
+    for arm in in_turn([*arms, *others]):
+        own = [event for event in events if arm_of(event) == arm]
+        ladders[arm] = _ladder(output, config, arm, own, outcomes)
+    dropped = [trial for arm in others for trial in ladders[arm].trials]
+    return SearchRecord(output, config, tuple(ladders[arm] for arm in arms), tuple(dropped))
 
 
 def _ladder(
@@ -55,10 +61,14 @@ def _ladder(
     config: SearchConfig,
     arm: Arm,
     events: list[dict[str, Any]],
-    outcomes: dict[Trial, Outcome],
+    known: dict[Arm, dict[Trial, Outcome]],
 ) -> LadderRecord:
+    """One ladder; adds to the outcomes of all what has ended while no search was there."""
     rules = rules_of(config, arm)
-    decision, outcomes = _decide(output, config, arm, outcomes)
+    baseline = baseline_of(config, arm)
+    frozen = None if baseline is None else known.get(baseline, {})
+    known[arm] = _found(output, config, arm, known.get(arm, {}), frozen)
+    decision, outcomes = decide(rules, known[arm], frozen), judged(known[arm], frozen)
     # Before halving and after it a trial is one; the newest event tells of it.
     newest: dict[float, dict[str, Any]] = {}
     for event in events:
@@ -68,31 +78,37 @@ def _ladder(
     going = {trial.multiple for trial in decision.asked}
     for multiple, record in trials.items():
         ended_early = record.trial.steps < rules.steps and record.state in ("converged", "plateau")
-        if ended_early and multiple not in going and _halved(decision, rules):
+        # Those of a rung that waits for the frozen trial at the halving may go on yet.
+        open_yet = multiple in going or (ended_early and outcomes[record.trial].waits)
+        if ended_early and not open_yet and _halved(decision, rules):
             trials[multiple] = replace(record, beaten=True)
     return LadderRecord(
         arm=arm,
         trials=tuple(trials.values()),
         winner=None if decision.winner is None else trials.get(decision.winner.multiple),
         exhausted=decision.exhausted,
-        steps_left=steps_needed(rules, outcomes),
+        waits=decision.waits,
+        steps_left=steps_needed(rules, known[arm], frozen),
     )
 
 
-def _decide(
-    output: Path, config: SearchConfig, arm: Arm, outcomes: dict[Trial, Outcome]
-) -> tuple[Decision, dict[Trial, Outcome]]:
-    """What the ladder has come to, also by trials that have ended while no search was there."""
+def _found(
+    output: Path,
+    config: SearchConfig,
+    arm: Arm,
+    outcomes: dict[Trial, Outcome],
+    frozen: Outcomes | None,
+) -> dict[Trial, Outcome]:
+    """The outcomes of a ladder, also of trials that have ended while no search was there."""
     outcomes = dict(outcomes)
     while True:
-        decision = decide(rules_of(config, arm), outcomes)
         ends = {
             trial: read_end(trial_folder(output, arm, trial), trial, config.ladder)
-            for trial in decision.asked
+            for trial in decide(rules_of(config, arm), outcomes, frozen).asked
         }
         found = {trial: end.outcome for trial, end in ends.items() if end is not None}
         if not found:
-            return decision, outcomes
+            return outcomes
         outcomes |= found
 
 
@@ -112,7 +128,9 @@ def _trial(
     folder = trial_folder(output, arm, trial)
     status = whole_status(folder / RUN)
     history = attempts(folder)
-    state = outcomes[trial].ending if trial in outcomes else _state(config, folder, event, history)
+    outcome = outcomes.get(trial)
+    state = _state(config, folder, event, history) if outcome is None else outcome.ending
+    said = event.get("message") or (None if status is None else status.message)
     training = [value for step, value in column(folder, "train/lddt_ca") if step <= trial.steps]
     return TrialRecord(
         arm=arm,
@@ -122,10 +140,10 @@ def _trial(
         state=state,
         step=_step(folder, trial, state, 0 if status is None else status.step),
         score=trial_score(folder, trial.steps, config.ladder),
-        train_score=statistics.mean(training[-_LAST_LINES:]) if training else None,
+        train_score=statistics.mean(training[-LAST_LINES:]) if training else None,
         parameters=_parameters(folder),
         rule=None if status is None else status.rule,
-        message=event.get("message") or (None if status is None else status.message),
+        message=below_text(outcome) if outcome and outcome.ending == "below frozen" else said,
         attempts=max(1, len(history)),
         gpu_seconds=_seconds(folder, history, state, config) * counted_devices(config),
     )

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.search.grid import Arm
+from esmfold_peft.search.grid import Arm, baseline_of
 from esmfold_peft.search.ladder import Trial
 
-State = Literal["running", "converged", "plateau", "diverged", "interrupted", "failed"]
+State = Literal[
+    "running", "converged", "plateau", "diverged", "below frozen", "interrupted", "failed"
+]
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,13 @@ class TrialRecord:
         trial: multiple and steps asked for last.
         alpha: None where there is none.
         folder: of the trial; its training is in folder/run.
-        state: interrupted will be gone on with; failed ended by an error.
+        state: interrupted will be gone on with; failed ended by an error; below frozen has ended
+            and does not beat the frozen trial of its seed.
         step: optimizer steps done.
         score: validation lDDT-Cα by the ladder's metric, 0 to 1; None if there is none.
         train_score: training lDDT-Cα, mean over the last lines of metrics.csv; None if none.
         parameters: trained ones in the language model; None if not known yet.
-        rule: of the guard that ended it (nonfinite, loss or score); None if it has not diverged.
+        rule: of the guard that ended it; None if it has not diverged.
         message: why it ended so.
         attempts: how often it was begun.
         gpu_seconds: wall time of all attempts, times the devices.
@@ -60,8 +63,9 @@ class LadderRecord:
     Attributes:
         arm: what it is climbed for.
         trials: in the order in which they were begun.
-        winner: the trial that is kept; None while it is open, or where all have diverged.
-        exhausted: all has diverged down to the floor.
+        winner: the trial that is kept; None while it is open, or where none has survived.
+        exhausted: no trial has survived down to the floor.
+        waits: it goes on when the frozen trial of its seed has ended.
         steps_left: optimizer steps of trials that are left at least and at most; that of trials
             which run now is counted whole.
     """
@@ -70,6 +74,7 @@ class LadderRecord:
     trials: tuple[TrialRecord, ...]
     winner: TrialRecord | None = None
     exhausted: bool = False
+    waits: bool = False
     steps_left: tuple[int, int] = (0, 0)
 
 
@@ -88,6 +93,16 @@ class SearchRecord:
     config: SearchConfig
     ladders: tuple[LadderRecord, ...]
     dropped: tuple[TrialRecord, ...] = ()
+
+    @property
+    def compared(self) -> bool:
+        """Whether a trial is to beat the frozen one."""
+        return any(baseline_of(self.config, ladder.arm) for ladder in self.ladders)
+
+    @property
+    def winners(self) -> list[TrialRecord]:
+        """The trials that are kept, in the order of the grid."""
+        return [ladder.winner for ladder in self.ladders if ladder.winner is not None]
 
     @property
     def trials(self) -> list[TrialRecord]:

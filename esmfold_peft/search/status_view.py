@@ -12,6 +12,7 @@ from rich.tree import Tree
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.search.costs import costs_of, hours_text, short_number, time_left
 from esmfold_peft.search.grid import Arm, rules_of
+from esmfold_peft.search.ladder import OUT
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
 
 _STYLES: dict[State, str] = {
@@ -19,6 +20,7 @@ _STYLES: dict[State, str] = {
     "converged": "green",
     "plateau": "yellow",
     "diverged": "red",
+    "below frozen": "red",
     "interrupted": "yellow",
     "failed": "bold red",
 }
@@ -110,7 +112,7 @@ def time_text(seconds: float) -> str:
 
 
 def _branch(ladder: LadderRecord, config: SearchConfig) -> Text:
-    style = {"winner": "green", "no survivor": "red", "not begun": "dim"}
+    style = {"winner": "green", "no survivor": "red", "not begun": "dim", "waits": "yellow"}
     state = _state(ladder)
     text = Text(f"{ladder.arm.label}, seed {ladder.arm.seed} — ")
     return text.append(_standing(ladder, state, config), style.get(state, "cyan"))
@@ -122,6 +124,8 @@ def _state(ladder: LadderRecord) -> str:
         return "winner"
     if ladder.exhausted:
         return "no survivor"
+    if ladder.waits:
+        return "waits"
     return "climbing" if ladder.trials else "not begun"
 
 
@@ -136,14 +140,15 @@ def _standing(ladder: LadderRecord, state: str, config: SearchConfig) -> str:
         return {"no survivor": "diverged", "climbing": "training"}.get(state, state)
     if state == "no survivor":
         return f"no survivor down to α/r {min(rungs[-1]):g}"
-    if state == "climbing":
-        return f"climbing, rung {_rung(ladder, config) + 1} of {len(rungs)}"
+    if state in ("climbing", "waits"):
+        word = f"{state} for the frozen trial" if ladder.waits else state
+        return f"{word}, rung {_rung(ladder, config) + 1} of {len(rungs)}"
     return state
 
 
 def _rung(ladder: LadderRecord, config: SearchConfig) -> int:
-    """Index of the first rung that has not diverged as a whole."""
-    out = {trial.trial.multiple for trial in ladder.trials if trial.state == "diverged"}
+    """Index of the first rung of which not all trials are out."""
+    out = {t.trial.multiple for t in ladder.trials if t.state in OUT}
     rungs = rules_of(config, ladder.arm).rungs
     return next((i for i, rung in enumerate(rungs) if not out.issuperset(rung)), len(rungs) - 1)
 
@@ -192,8 +197,9 @@ def _left_text(record: SearchRecord) -> str:
     if left is None:
         return "time left: not known before a trial has done a step"
     at_once = record.config.executor.concurrent
+    fails = "diverges or is below frozen" if record.compared else "diverges"
     return (
-        f"time left: {time_text(left.least)} if no trial diverges from now on,"
+        f"time left: {time_text(left.least)} if no trial {fails} from now on,"
         f" at most {time_text(left.most)}; {at_once} at a time"
     )
 
@@ -212,7 +218,7 @@ def _ladder_json(ladder: LadderRecord, config: SearchConfig) -> dict[str, Any]:
     rungs = rules_of(config, ladder.arm).rungs
     return _arm_json(ladder.arm) | {
         "state": _state(ladder),
-        "rung": _rung(ladder, config) + 1 if _state(ladder) == "climbing" else None,
+        "rung": _rung(ladder, config) + 1 if _state(ladder) in ("climbing", "waits") else None,
         "rungs": len(rungs),
         "winner": None if ladder.winner is None else str(ladder.winner.folder),
         "trials": [_trial_json(trial, config) for trial in ladder.trials],

@@ -17,7 +17,8 @@ def run(config: SearchConfig) -> int:
     """Searches, or goes on with a search, and writes its report.
 
     Returns:
-        0, 1 if trials have failed, 3 if all trials of an adapter have diverged.
+        0, 1 if trials have failed, 3 if a ladder has no survivor: all its trials down to the floor
+        have diverged or were below the frozen model.
 
     Raises:
         UserError: a setting or a store is wrong, the executor is missing, another process runs this
@@ -60,3 +61,6 @@ def _conclude(config: SearchConfig, summary: Summary) -> None:
         + (f", {len(summary.failed)} trials have failed" if summary.failed else "")
         + f"; report: {files[-1]}"
     )
+    if summary.waiting:
+        names = ", ".join(f"{arm.label} seed {arm.seed}" for arm in summary.waiting)
+        report(f"the frozen trial has failed, and these ladders wait for it: {names}")

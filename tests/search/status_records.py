@@ -17,6 +17,7 @@ STEPS = 1000
 HALF = 100
 LORTA, LORA = Arm("lorta", 8, 0), Arm("lora", 1, 0)
 LORTA_1, FULL = Arm("lorta", 1, 3), Arm("full", None, 0)
+NONE = Arm("none", None, 0)
 MESSAGE = "the loss was not finite in 10 steps in a row (since step 41)"
 
 

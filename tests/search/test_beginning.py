@@ -29,6 +29,8 @@ def test_a_search_is_gone_on_with_by_the_same_settings_alone(tmp_path: Path):
     config = search_config(tmp_path)
     begin_folder(config, {})
     begin_folder(replace(config, grid={"lorta": [8, 64], "none": []}, seeds=(0, 1)), {})
+    # Outcomes are judged anew; nothing is trained otherwise.
+    begin_folder(replace(config, ladder=replace(config.ladder, beat_frozen=False)), {})
     other = replace(config, ladder=replace(config.ladder, factor=2.0))
     with pytest.raises(UserError, match=r"ladder.factor is 2.0, was 4.0"):
         begin_folder(other, {})

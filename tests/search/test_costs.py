@@ -12,6 +12,7 @@ from tests.search.status_records import (
     HALF,
     LORA,
     LORTA,
+    NONE,
     climbing,
     config,
     diverged,
@@ -120,6 +121,39 @@ def test_after_the_halving_one_goes_on_alone():
     left = time_left(record(ladder, halve_at=HALF, concurrent=2))
     assert left is not None
     assert left.least == 500 * 2.0
+
+
+def test_a_part_below_frozen_saves_the_rest_of_it_as_halving_does():
+    part = trial(LORA, 256.0, "below frozen", HALF, 200.0, steps=HALF)
+    whole = trial(LORA, 128.0, "below frozen", 1000, 2000.0)
+    found = costs_of(record(LadderRecord(LORA, (part, whole)), halve_at=HALF))
+    assert found == Costs(2200.0, 0.0, 900 * 2.0)
+
+
+def waits_for(frozen: LadderRecord, concurrent: int) -> TimeLeft | None:
+    """Of a ladder whose first rung has ended, with a second below it, at 2 GPU-seconds a step."""
+    ended = tuple(trial(LORA, m, "converged", 1000, 2000.0, score=0.5) for m in (256.0, 128.0))
+    ladder = LadderRecord(LORA, ended, waits=True, steps_left=(0, 2000))
+    search = record(ladder, frozen, concurrent=concurrent)
+    return time_left(replace(search, config=replace(search.config, grid={"lora": [1], "none": []})))
+
+
+def test_a_ladder_that_waits_for_the_frozen_trial_goes_on_after_it():
+    running = trial(NONE, 1.0, "running", 400, 800.0)
+    frozen = LadderRecord(NONE, (running,), steps_left=(1000, 1000))
+    assert waits_for(frozen, 1) == TimeLeft(600 * 2.0, (600 + 2000) * 2.0)
+    left = waits_for(frozen, 100)
+    # The rung below may begin when the frozen trial has ended: 600 steps, and 1,000.
+    assert left is not None
+    assert left.least == 600 * 2.0
+    assert left.most >= (600 + 1000) * 2.0
+
+
+def test_a_ladder_that_waits_may_have_nothing_left():
+    failed = trial(NONE, 1.0, "failed", 1000, 2000.0)
+    left = waits_for(LadderRecord(NONE, (failed,), steps_left=(1000, 1000)), 2)
+    assert left is not None
+    assert left.least == 0.0
 
 
 def test_trials_that_the_grid_no_longer_has_were_paid_for():

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from esmfold_peft.config import AdapterConfig, DataConfig, LadderConfig, SearchConfig, TrainConfig
 from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_RANK
-from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config, trial_folder
+from esmfold_peft.search.grid import (
+    Arm,
+    arms_of,
+    baseline_of,
+    in_turn,
+    rules_of,
+    trial_config,
+    trial_folder,
+)
 from esmfold_peft.search.ladder import Trial, rungs_of
 
 DATA = DataConfig(train=Path("train"), validation=Path("validation"))
@@ -54,9 +62,41 @@ def test_a_ladder_where_there_is_an_alpha_and_one_trial_where_there_is_none():
         rules = rules_of(config, arm)
         assert rules.steps == config.engine.steps
         if arm.kind in WITHOUT_ALPHA:
-            assert (rules.rungs, rules.halve_at) == (((1.0,),), None)
+            # The others are compared with the frozen trial where halving looks at them.
+            halve_at = 1000 if arm.kind == "none" else None
+            assert (rules.rungs, rules.halve_at) == (((1.0,),), halve_at)
         else:
             assert (rules.rungs, rules.halve_at) == (rungs_of(config.ladder), 1000)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ladder": LadderConfig(multiples=(8.0,), halve_at=1000)},  # nothing to choose from
+        {"ladder": LadderConfig(halve_at=1000, beat_frozen=False)},
+        {"ladder": LadderConfig(halve_at=1000), "grid": {"none": [], "vera": [16]}},
+    ],
+)
+def test_the_frozen_trial_is_whole_where_halving_compares_nothing_with_it(changes: dict):
+    config = search(**changes)
+    assert rules_of(config, Arm("none", None, 0)).halve_at is None
+    lone = len(config.ladder.multiples) == 1
+    assert rules_of(config, Arm("lora", 1, 0)).halve_at == (None if lone else 1000)
+
+
+def test_what_is_to_beat_the_frozen_model_of_its_seed():
+    config = search(seeds=(0, 5))
+    assert baseline_of(config, Arm("lora", 1, 5)) == Arm("none", None, 5)
+    for kind in WITHOUT_ALPHA:
+        assert baseline_of(config, Arm(kind, None, 0)) is None
+    for other in (search(grid={"lora": [1]}), search(ladder=LadderConfig(beat_frozen=False))):
+        assert baseline_of(other, Arm("lora", 1, 0)) is None
+
+
+def test_the_frozen_ladders_are_begun_first():
+    turns = in_turn(arms_of(search(seeds=(0, 1))))
+    assert [arm.name for arm in turns[:3]] == ["none_seed0", "none_seed1", "lora_r1_seed0"]
+    assert sorted(turns, key=str) == sorted(arms_of(search(seeds=(0, 1))), key=str)
 
 
 @settings(deadline=None, max_examples=40)

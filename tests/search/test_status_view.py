@@ -14,6 +14,7 @@ from tests.search.status_records import (
     LORA,
     MESSAGE,
     climbing,
+    diverged,
     exhausted,
     record,
     trial,
@@ -75,6 +76,25 @@ def test_what_has_no_alpha_climbs_no_ladder(state, settings: dict, said: str):
     search = record(LadderRecord(FULL, (only,), winner=winner, **settings))
     assert said in lines(search)
     assert not any("α=" in line for line in lines(search))
+
+
+def test_a_rung_below_frozen_is_left_and_the_time_left_counts_on_beating_it():
+    trials = (
+        trial(LORA, 256.0, "below frozen", 1000, 2000.0, score=0.2, message="0.3 was to be beaten"),
+        diverged(LORA, 128.0, 10, 20.0),
+        trial(LORA, 64.0, "running", 100, 200.0),
+    )
+    search = record(LadderRecord(LORA, trials, steps_left=(2000, 2000)))
+    grid = replace(search.config, grid={"lora": [1], "none": []})
+    said = lines(replace(search, config=grid))
+    assert "lora r=1, seed 0 — climbing, rung 2 of 2" in said
+    assert (
+        "α=256 below frozen at step 1,000 of 1,000, lDDT-Cα 0.200, 0.556 GPU-hours;"
+        " 0.3 was to be beaten"
+    ) in said
+    assert "trials: 1 running, 1 diverged, 1 below frozen" in said
+    assert any("if no trial diverges or is below frozen from now on" in line for line in said)
+    assert any("if no trial diverges from now on" in line for line in lines(search))
 
 
 def test_the_first_rung_is_left_when_all_of_it_has_diverged():

@@ -1,4 +1,4 @@
-"""The report of a search: Table 10, all trials, Figure 5, learning curves, one page with all."""
+"""The report of a search: Table 10, pairs of adapters, all trials, figures, one page with all."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from esmfold_peft.search.records import SearchRecord
 from esmfold_peft.search.report.curves import draw_curves
 from esmfold_peft.search.report.figure import draw_figure5
 from esmfold_peft.search.report.page import page
+from esmfold_peft.search.report.pairs import PAIR_COLUMNS, pair_cells, pairs_of
 from esmfold_peft.search.report.table import (
     COLUMNS,
     TRIAL_COLUMNS,
@@ -32,16 +33,17 @@ def write_report(record: SearchRecord) -> list[Path]:
     Raises:
         UserError: the folder cannot be written to.
     """
-    figure5, curves = draw_figure5(record), draw_curves(record)
+    pairs, figure5, curves = pairs_of(record), draw_figure5(record), draw_curves(record)
     contents: dict[str, str | bytes] = {
         "table10.csv": table_text([*COLUMNS], [[*cells_of(row)] for row in rows_of(record)]),
-        "table10.md": markdown(record),
+        "table10.md": markdown(record, pairs),
+        "pairs.csv": table_text([*PAIR_COLUMNS], [[*pair_cells(pair)] for pair in pairs.pairs]),
         "trials.csv": table_text(
             [*TRIAL_COLUMNS], [[*trial_cells(trial)] for trial in record.trials]
         ),
         **{f"figure5.{ending}": content for ending, content in figure5.items()},
         **{f"curves.{ending}": content for ending, content in curves.items()},
-        "index.html": page(record, figure5["svg"], curves["svg"]),
+        "index.html": page(record, pairs, figure5["svg"], curves["svg"]),
     }
     folder = record.output / FOLDER
     make_folder(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from esmfold_peft.search.ladder import OUT
 from esmfold_peft.search.outcomes import COLUMNS, column
 from esmfold_peft.search.records import SearchRecord, TrialRecord
 from esmfold_peft.search.report.drawing import COLOURS, GREY, new_figure, rendered
@@ -64,12 +65,13 @@ def _trial(score: "Axes", loss: "Axes", trial: TrialRecord, colour: str) -> floa
     """
     diverged = trial.state == "diverged"
     style = "--" if diverged else "-"
+    ended = f" ({trial.state})" if trial.state in OUT else ""
     label = "no α" if trial.alpha is None else f"α = {trial.alpha:g}"
     ema = column(trial.folder, COLUMNS["ema"])
     _draw(score, ema, colour, style, 1.4)
     _draw(score, column(trial.folder, COLUMNS["raw"]), colour, ":", 0.9)
     losses = smoothed(column(trial.folder, "train/loss"))
-    _draw(loss, losses, colour, style, 1.2, label + (" (diverged)" if diverged else ""))
+    _draw(loss, losses, colour, style, 1.2, label + ended)
     if diverged:
         for axes, curve in ((score, ema), (loss, losses)):
             if curve:

@@ -6,23 +6,27 @@ from collections.abc import Iterable, Sequence
 from esmfold_peft.config_io import config_text
 from esmfold_peft.prediction.html_text import document, escaped
 from esmfold_peft.search.records import SearchRecord
+from esmfold_peft.search.report.pairs import PAIR_COLUMNS, ArmPairs, pair_cells
 from esmfold_peft.search.report.table import (
     COLUMNS,
     TRIAL_COLUMNS,
+    WINNER_COLUMNS,
+    below_frozen,
     cells_of,
     ended_by,
-    label_of,
     rows_of,
     trial_cells,
+    winner_cells,
 )
-from esmfold_peft.search.report.words import about, hours
+from esmfold_peft.search.report.words import about, hours, pair_words
 
 
-def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
+def page(record: SearchRecord, pairs: ArmPairs, figure5: bytes, curves: bytes) -> str:
     """The page.
 
     Args:
         record: of the search.
+        pairs: of its adapters.
         figure5: SVG.
         curves: SVG.
     """
@@ -32,10 +36,14 @@ def page(record: SearchRecord, figure5: bytes, curves: bytes) -> str:
         (
             f"<header><h1>{escaped(title)}</h1></header>",
             _section("Table 10", _table(COLUMNS, map(cells_of, rows_of(record))), about(record)),
-            _section("Winners", _list(_winners(record))),
+            _section(
+                "Pairs", _table(PAIR_COLUMNS, map(pair_cells, pairs.pairs)), pair_words(pairs)
+            ),
+            _section("Winners", _table(WINNER_COLUMNS, map(winner_cells, record.winners))),
             _section("Figure 5", _image(figure5, "lDDT-Cα against trainable parameters")),
             _section("Learning curves", _image(curves, "Learning curves"), [_CURVES]),
             _section("Diverged trials", _list(ended_by(record))),
+            _section("Trials below frozen", _list(below_frozen(record))),
             _section(
                 "Trials", _table(TRIAL_COLUMNS, map(trial_cells, record.trials)), [hours(record)]
             ),
@@ -50,15 +58,6 @@ _CURVES = (
     "Dotted: the weights as they are. Dashed: diverged; the cross is where the guard ended it, and"
     " a loss that has grown beyond the others' leaves the picture."
 )
-
-
-def _winners(record: SearchRecord) -> list[str]:
-    return [
-        f"{label_of(ladder.arm.kind, ladder.arm.rank)}, seed {ladder.arm.seed}"
-        + ("" if ladder.winner.alpha is None else f": α = {ladder.winner.alpha:g}")
-        for ladder in record.ladders
-        if ladder.winner is not None
-    ]
 
 
 def _section(title: str, inner: str, said: Iterable[str] = ()) -> str:

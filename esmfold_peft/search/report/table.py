@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from esmfold_peft.search.ladder import OUT
+from esmfold_peft.search.outcomes import endings_text
 from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
+from esmfold_peft.search.report.logged import LOGGED_COLUMNS, logged_cells
 from esmfold_peft.search.report.paper import TABLE_10
 
 NAMES = {"lora": "LoRA", "lorta": "LoRTA", "none": "frozen", "full": "full"}
 """As papers write them; other kinds keep their names of the settings."""
-
-NO_SURVIVOR = "no survivor (all diverged down to the floor)"
 
 COLUMNS = (
     "model", "parameters", "alpha", "validation_lddt_ca", "validation_spread", "seeds",
@@ -19,8 +20,9 @@ COLUMNS = (
 )  # fmt: skip
 TRIAL_COLUMNS = (
     "model", "seed", "alpha", "multiple", "state", "step", "steps", "score", "rule", "message",
-    "attempts", "gpu_hours",
+    "attempts", "gpu_hours", *LOGGED_COLUMNS,
 )  # fmt: skip
+WINNER_COLUMNS = ("model", "seed", "alpha", *LOGGED_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,7 @@ def cells_of(row: Row) -> list[str]:
 def trial_cells(trial: TrialRecord) -> list[str]:
     """A row of trials.csv."""
     return [
-        label_of(trial.arm.kind, trial.arm.rank),
-        str(trial.arm.seed),
-        "" if trial.alpha is None else f"{trial.alpha:g}",
+        *_named(trial),
         f"{trial.trial.multiple:g}" if trial.arm.has_alpha else "",
         trial.state + (", beaten at halving" if trial.beaten else ""),
         str(trial.step),
@@ -135,12 +135,27 @@ def trial_cells(trial: TrialRecord) -> list[str]:
         trial.message or "",
         str(trial.attempts),
         f"{trial.gpu_seconds / 3600:.2f}",
+        *logged_cells(trial),
     ]
+
+
+def winner_cells(trial: TrialRecord) -> list[str]:
+    """A row of the table of winners: what they have logged for a comparison."""
+    return [*_named(trial), *logged_cells(trial)]
 
 
 def ended_by(record: SearchRecord) -> list[str]:
     """A sentence for each trial that has diverged."""
     return [_divergence(trial) for trial in record.trials if trial.state == "diverged"]
+
+
+def below_frozen(record: SearchRecord) -> list[str]:
+    """A sentence for each trial that does not beat the frozen one of its seed."""
+    return [
+        f"{_called(trial)}: at step {trial.step} {trial.message}"
+        for trial in record.trials
+        if trial.state == "below frozen"
+    ]
 
 
 def number(value: float | None) -> str:
@@ -153,7 +168,10 @@ def ending_of(ladder: LadderRecord) -> str:
     if ladder.winner is not None:
         return ladder.winner.state
     if ladder.exhausted:
-        return NO_SURVIVOR
+        out = [trial.state for trial in ladder.trials if trial.state in OUT]
+        return f"no survivor ({endings_text(out)} down to the floor)"
+    if ladder.waits:
+        return "waits for the frozen trial"
     if not ladder.trials:
         return "not begun"
     states = {trial.state for trial in ladder.trials}
@@ -180,9 +198,17 @@ def _endings(row: Row) -> str:
     return ", ".join(f"{ending} (seed {seed})" for seed, ending in endings.items())
 
 
+def _named(trial: TrialRecord) -> list[str]:
+    alpha = "" if trial.alpha is None else f"{trial.alpha:g}"
+    return [label_of(trial.arm.kind, trial.arm.rank), str(trial.arm.seed), alpha]
+
+
+def _called(trial: TrialRecord) -> str:
+    label, seed, alpha = _named(trial)
+    return f"{label}, seed {seed}" + (f", α = {alpha}" if alpha else "")
+
+
 def _divergence(trial: TrialRecord) -> str:
-    alpha = "" if trial.alpha is None else f", α = {trial.alpha:g}"
     rule = f"rule {trial.rule}" if trial.rule else "unknown rule"
     said = f": {trial.message}" if trial.message else ""
-    label = label_of(trial.arm.kind, trial.arm.rank)
-    return f"{label}, seed {trial.arm.seed}{alpha}: ended by {rule} at step {trial.step}{said}"
+    return f"{_called(trial)}: ended by {rule} at step {trial.step}{said}"
