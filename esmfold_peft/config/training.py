@@ -118,8 +118,8 @@ class OptimizerConfig:
         betas: Adam's decay rates of the two moments.
         eps: added to Adam's denominator (OpenFold 1e-5, AF2 1e-6). It damps the steps of parameters
             whose gradients are not much larger.
-        eps_adapter: the same for the adapter, or for all the language model's weights with
-            adapter.kind full; null takes `eps`.
+        eps_adapter: the same for an adapter, whose gradients depend on its rank, scale and start;
+            the default damps none of them. null takes `eps`, as adapter.kind full always does.
         warmup_steps: linear warm-up from 0.
         schedule: openfold (x 0.95 at every `decay_steps`), alphafold (once) or constant.
         decay_steps: steps until the learning rate falls.
@@ -134,7 +134,7 @@ class OptimizerConfig:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-5
-    eps_adapter: float | None = None
+    eps_adapter: float | None = 1e-15
     warmup_steps: int = 1000
     schedule: Literal["openfold", "alphafold", "constant"] = "openfold"
     decay_steps: int = 50_000

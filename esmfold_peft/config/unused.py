@@ -97,8 +97,9 @@ def _of_optimizer(config: TrainConfig) -> Iterator[_Unused]:
     optimizer = config.optimizer
     if optimizer.schedule == "constant":
         yield optimizer, "optimizer.", ("decay_steps",), "optimizer.schedule constant"
-    if config.adapter.kind == "none":
-        yield optimizer, "optimizer.", ("lr_adapter", "eps_adapter"), "adapter.kind none"
+    if (kind := config.adapter.kind) in ("none", "full"):
+        names = ("lr_adapter", "eps_adapter") if kind == "none" else ("eps_adapter",)
+        yield optimizer, "optimizer.", names, f"adapter.kind {kind}"
     for part in config.model.freeze:
         yield optimizer, "optimizer.", (f"lr_{part}",), f"model.freeze [{part}]"
 

@@ -75,7 +75,7 @@ def _damping(trainer: pl.Trainer, model: FoldingModel, config: OptimizerConfig) 
     state, device = adam(trainer).state, trainer.strategy.root_device
     sums: dict[str, Tensor] = {}
     for name, parameters in _factors(model).items():
-        eps = epsilon(config, name if name in ("trunk", "head") else "adapter")
+        eps = epsilon(model, config, name if name in ("trunk", "head") else "adapter")
         numbered = {str(i): parameter for i, parameter in enumerate(parameters)}
         sums[name] = torch.zeros(2, dtype=torch.float64, device=device)
         for place in places(trainer, numbered).values():

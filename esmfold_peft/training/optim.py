@@ -24,9 +24,10 @@ def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
     return _DECAY ** (decays if config.schedule == "openfold" else min(decays, 1))
 
 
-def epsilon(config: OptimizerConfig, group: str) -> float:
-    """Adam's ε for a group of parameters by the name of `parameter_groups`."""
-    own = config.eps_adapter if group == "adapter" else None
+def epsilon(model: FoldingModel, config: OptimizerConfig, group: str) -> float:
+    """Adam's ε for a group of `parameter_groups`; an adapter has its own."""
+    adapted = group == "adapter" and model.language_model.adapter is not None
+    own = config.eps_adapter if adapted else None
     return config.eps if own is None else own
 
 
@@ -61,7 +62,7 @@ def build_optimizer(
         for factor in dict.fromkeys(own.get(p, 1.0) for p in parameters):
             members = [p for p in parameters if own.get(p, 1.0) == factor]
             rate = config.lr * multipliers[name] * factor
-            eps = epsilon(config, name)
+            eps = epsilon(model, config, name)
             groups.append({"params": members, "lr": rate, "eps": eps, "name": name})
     optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
     schedule = optim.lr_scheduler.LambdaLR(

@@ -3,8 +3,10 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from esmfold_peft.adapters.insert import ADAPTERS
 from esmfold_peft.config import (
@@ -70,14 +72,42 @@ def test_every_factor_is_in_the_optimizer_once_at_its_rate(adapter, rates, tmp_p
             assert dict(found).get(id(parameter)) == pytest.approx(rates.get(name))
 
 
-@pytest.mark.parametrize("own", [None, 1e-15, 1e-6])
-def test_the_adapter_alone_has_its_own_epsilon(own: float | None, tmp_path: Path):
-    adapter = AdapterConfig(kind="lorta", lr_factors={"b": 16.0})
+@pytest.mark.parametrize(
+    ("kind", "own", "expected"),
+    [("lorta", 1e-6, 1e-6), ("lorta", None, 1e-4), ("full", 1e-6, 1e-4)],
+)
+def test_an_adapter_alone_has_its_own_epsilon(
+    kind: Any, own: float | None, expected: float, tmp_path: Path
+):
+    adapter = AdapterConfig(kind=kind, lr_factors={"b": 16.0} if kind == "lorta" else {})
     model, _ = build_model(_config(adapter, tmp_path))
     optimizer, _ = build_optimizer(model, OptimizerConfig(eps=1e-4, eps_adapter=own))
     found = {(group["name"], group["eps"]) for group in optimizer.param_groups}
-    expected = 1e-4 if own is None else own
     assert found == {("adapter", expected), ("trunk", 1e-4), ("head", 1e-4)}
+
+
+def test_the_size_of_the_loss_does_not_matter_to_an_adapter(tmp_path: Path):
+    """A clipped gradient of 25 M numbers has small ones, whatever the adapter."""
+
+    def path(scale: float, eps: float | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, _ = build_model(_config(AdapterConfig(kind="lorta", rank=8), tmp_path))
+        lm = model.language_model
+        settings = OptimizerConfig(warmup_steps=0, eps_adapter=eps)
+        optimizer, _ = build_optimizer(model, settings)
+        aatype = torch.arange(20)[None]
+        wanted = torch.randn(1, 20, 3, 16, generator=torch.Generator().manual_seed(1))
+        for _ in range(20):
+            optimizer.zero_grad()
+            hidden = lm(aatype, torch.ones_like(aatype, dtype=torch.bool))
+            (scale * (hidden - wanted).square().mean()).backward()
+            optimizer.step()
+        assert lm.adapter is not None
+        return torch.cat([p.detach().flatten() for p in lm.adapter.parameters()])
+
+    whole = path(1.0, 1e-15)
+    assert (path(2.0**-20, 1e-15) - whole).abs().max() < 1e-4
+    assert (path(2.0**-20, 1e-5) - whole).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", sorted(ADAPTERS))
