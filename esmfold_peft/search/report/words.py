@@ -66,9 +66,9 @@ def _why_nothing_to_beat(frozen: LadderRecord) -> str | None:
 def pair_words(pairs: ArmPairs) -> list[str]:
     """What the table of pairs has, and what it lacks."""
     said = (
-        "Second minus first, paired by validation chain; a chain's score is the mean over the seeds"
-        " that both have. low and high: 95 % bootstrap interval of the mean difference, of five"
-        " chains or more; p: Wilcoxon's signed-rank test."
+        "Second minus first, paired by validation chain; the winners were chosen on these chains."
+        " A chain's score is its mean over the seeds that both have. low and high: 95 % bootstrap"
+        " interval of the mean difference, of five chains or more; p: Wilcoxon's signed-rank test."
     )
     return [said, *pairs.missing]
 
