@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from esmfold_peft.adapters.insert import ADAPTERS
+from esmfold_peft.adapters.insert import ADAPTERS, insert_adapter
 from esmfold_peft.adapters.merge import merge, relative_update, unmerge
+from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.language_model import LanguageModel
 
 KINDS = pytest.mark.parametrize("kind", ["lora", "lorta", "dora"])
 
@@ -39,6 +41,28 @@ def test_the_relative_update_is_the_largest_over_the_matrices(make_lm, kind):
     sizes = [(merged[place] - before[place]).norm() / before[place].norm() for place in before]
     assert float(found) == pytest.approx(float(max(sizes)), rel=1e-4)
     assert (float(found) == 0) == (kind == "bitfit")
+
+
+@torch.no_grad()
+def test_at_ten_times_its_weights_a_language_model_has_lost_its_hidden_states():
+    """The default of guard.update_limit; with random weights and random updates."""
+    lm = LanguageModel.random("esm2_t12_35M_UR50D")
+    aatype = torch.randint(0, 20, (1, 60), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(aatype, dtype=torch.bool)
+    own = lm(aatype, mask)[:, :, -1]
+    torch.manual_seed(0)
+    for kind in ("lora", "lorta"):
+        adapter = insert_adapter(lm, AdapterConfig(kind=kind, rank=8, alpha=8.0))
+        for name, factor in adapter.named_parameters():
+            if name.startswith("b"):
+                factor.normal_()
+        whole = float(relative_update(lm))
+        for size, lowest, highest in ((0.1, 0.95, 1.0), (1.0, 0.2, 0.8), (10.0, -0.1, 0.1)):
+            adapter.scale = size / whole
+            assert float(relative_update(lm)) == pytest.approx(size, rel=1e-3)
+            cosine = torch.cosine_similarity(lm(aatype, mask)[:, :, -1], own, dim=-1).mean()
+            assert lowest < float(cosine) < highest, (kind, size)
+        lm.adapter = None
 
 
 def test_nothing_is_updated_without_an_adapter_or_by_one_that_is_not_linear(make_lm):
