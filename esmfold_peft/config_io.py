@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -101,15 +102,25 @@ def _check_groups(values: Any, kind: type, prefix: str) -> None:
             raise UserError(f"{prefix}{field.name}: null is no value")
 
 
+_UNKNOWN_BEFORE = {"optimizer.eps_adapter": None, "guard.update_limit": 0.0}
+"""What runs and searches had before there were these settings, whose defaults are others."""
+
+
 def read_config(path: Path, kind: type[Config]) -> Config:
-    """Reads settings from one YAML file.
+    """Reads the settings of a run or a search, as they were then.
 
     Raises:
         UserError: the file is missing, or a key or value in it is wrong.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such config")
-    return _read(kind, path, lambda parser: parser.parse_path(path))
+    return _read(kind, path, partial(_parse_stored, path=path))
+
+
+def _parse_stored(parser: ArgumentParser, path: Path) -> Any:
+    known = parser.get_defaults()
+    parser.set_defaults({n: v for n, v in _UNKNOWN_BEFORE.items() if n in known})
+    return parser.parse_path(path)
 
 
 def config_of(values: object, kind: type[Config], path: Path) -> Config:

@@ -78,6 +78,10 @@ WITHOUT_RANK = ("none", "full", "ia3", "bitfit")
 
 WITHOUT_ALPHA = (*WITHOUT_RANK, "vera")
 
+WITHOUT_UPDATE = ("none", "full", "bitfit", "loretta_adp")
+"""Kinds without a change ΔW of a matrix that could be measured: full keeps no copy of its start,
+bitfit changes biases, loretta_adp is not linear."""
+
 _ONLY_OF: dict[str, tuple[AdapterKind, ...]] = {
     "modes": ("lorta",),
     "orientation": ("lorta",),

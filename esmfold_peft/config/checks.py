@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from esmfold_peft.errors import UserError
@@ -33,10 +33,27 @@ def check_unchanged(config: Any, prefix: str, names: Collection[str], why: str) 
         UserError: names the first such setting.
     """
     for field in fields(config):
-        made = field.default_factory
-        default = field.default if made is MISSING else made()
+        default = default_of(field)
         if field.name in names and getattr(config, field.name) != default:
             raise UserError(f"{prefix}{field.name}: {why.format(default=default)}")
+
+
+def default_of(field: Field) -> Any:
+    """The default of a setting."""
+    made = field.default_factory
+    return field.default if made is MISSING else made()
+
+
+def check_above_zero(config: object, prefix: str, *names: str) -> None:
+    """Refuses numbers that are not above 0; None is left to whoever reads it.
+
+    Raises:
+        UserError: names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{prefix}{name}: {value} is not above 0")
 
 
 def check_device(device: str) -> None:

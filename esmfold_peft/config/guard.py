@@ -18,9 +18,9 @@ class GuardConfig:
         smoothing: steps over which loss and training lDDT-Cα are averaged, exponentially.
         update_limit: the language model counts as destroyed if the adapter's update of one of its
             matrices is more than this many times the matrix, ‖ΔW‖ / ‖W‖, at a logged step
-            (log.every); 0 switches this off. Layer norms keep the loss finite even then. With 10
-            on query, key and value an ESM-2 35M of random weights gives hidden states that have
-            nothing in common with its own (cosine 0.03 or less).
+            (log.every); 0 switches this off. Layer norms keep the loss finite even then. At 10 an
+            ESM-2 35M of random weights has lost its last hidden states. It is not known for full,
+            bitfit and loretta_adp.
         score_floor: lowest validation lDDT-Cα that a run may have at `score_step`.
         score_step: the first validation at this step or later is judged; null judges none.
         plateau_steps: steps without a gain that make a plateau; 0 switches this off.

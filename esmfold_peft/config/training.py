@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esmfold_peft.config.adapter import AdapterConfig
-from esmfold_peft.config.checks import check_lowest, check_shares
+from esmfold_peft.config.checks import check_above_zero, check_lowest, check_shares
 from esmfold_peft.config.guard import GuardConfig
 from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import ModelConfig
@@ -146,7 +146,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         numbers = (f.name for f in fields(self) if f.type in (int, float))
-        check_lowest(self, "optimizer.", 0, *numbers, "eps_adapter")
+        check_lowest(self, "optimizer.", 0, *numbers)
+        check_above_zero(self, "optimizer.", "eps", "eps_adapter")
         check_lowest(self, "optimizer.", 1, "decay_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")

@@ -6,11 +6,11 @@ evaluated and used to predict.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from esmfold_peft.config.adapter import WITHOUT_ALPHA, unused_settings
-from esmfold_peft.config.checks import check_unchanged
+from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_UPDATE, unused_settings
+from esmfold_peft.config.checks import check_unchanged, default_of
 from esmfold_peft.config.search import SearchConfig
 from esmfold_peft.config.training import TrainConfig
 from esmfold_peft.errors import UserError
@@ -35,6 +35,26 @@ def refuse_unused(*configs: TrainConfig) -> None:
             raise fault
 
 
+def without_unused(config: TrainConfig) -> TrainConfig:
+    """The training with every setting that has no effect at its default.
+
+    A search has one set of settings for all kinds of adapters, and some of them have no use for
+    part of it.
+    """
+    for part in _PARTS:
+        for settings, prefix, names, _ in part(config):
+            defaults = {f.name: default_of(f) for f in fields(settings) if f.name in names}
+            config = _replaced(config, prefix.removesuffix(".").split("."), defaults)
+    return config
+
+
+def _replaced(config: Any, path: list[str], values: dict[str, Any]) -> Any:
+    if not path:
+        return replace(config, **values)
+    first, *rest = path
+    return replace(config, **{first: _replaced(getattr(config, first), rest, values)})
+
+
 def refuse_unused_of_search(config: SearchConfig) -> None:
     """Refuses settings of a search that were changed and reach no trial; see `refuse_unused`.
 
@@ -51,6 +71,8 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
     if all(kind in WITHOUT_ALPHA for kind in kinds):
         names = ("multiples", "factor", "floor", "halve_at", "beat_frozen")
         _refuse([(config.ladder, "ladder.", names, f"the kinds {', '.join(kinds)}")])
+    if len(config.ladder.multiples) == 1:
+        _refuse([(config.ladder, "ladder.", ("halve_at",), "one of ladder.multiples")])
     if "none" not in kinds:
         _refuse([(config.ladder, "ladder.", ("beat_frozen",), "a grid without none")])
     names = {"cpus": ("ray", "slurm"), "gpus": ("ray",), "address": ("ray",), "slurm": ("slurm",)}
@@ -61,7 +83,7 @@ def refuse_unused_of_search(config: SearchConfig) -> None:
 def _faults(config: TrainConfig) -> dict[str, UserError]:
     """What is wrong with each setting that was changed and has no effect."""
     found = {}
-    for part in (_of_model, _of_loss, _of_optimizer, _of_guard, _of_validation):
+    for part in _PARTS:
         for settings, prefix, names, switch in part(config):
             for name in (f.name for f in fields(settings) if f.name in names):
                 try:
@@ -106,8 +128,8 @@ def _of_optimizer(config: TrainConfig) -> Iterator[_Unused]:
 
 def _of_guard(config: TrainConfig) -> Iterator[_Unused]:
     guard = config.guard
-    if config.adapter.kind in ("none", "full"):
-        yield guard, "guard.", ("update_limit",), f"adapter.kind {config.adapter.kind}"
+    if (kind := config.adapter.kind) in WITHOUT_UPDATE:
+        yield guard, "guard.", ("update_limit",), f"adapter.kind {kind}"
     if guard.score_step is None:
         yield guard, "guard.", ("score_floor",), "guard.score_step null"
     if not guard.loss_steps:
@@ -123,3 +145,6 @@ def _of_validation(config: TrainConfig) -> Iterator[_Unused]:
         switch = "data.validation null"
         yield config.engine, "engine.", ("validation_tokens", "validate_raw"), switch
         yield config.guard, "guard.", ("score_floor", "score_step"), switch
+
+
+_PARTS = (_of_model, _of_loss, _of_optimizer, _of_guard, _of_validation)

@@ -9,7 +9,7 @@ from esmfold_peft.config_io import config_text, read_config, with_absolute_weigh
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import LOCK, is_half_written, write_atomically
-from esmfold_peft.search.grid import Arm, arms_of, rules_of, trial_config
+from esmfold_peft.search.grid import Arm, arms_of, rules_of, shared_config
 from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.training.accumulation import accumulation
@@ -59,7 +59,7 @@ def check_search(config: SearchConfig) -> LeakCheck:
         refuse_unused_of_search(config)
     _check_engine(config)
     trials = [
-        trial_config(config, arm, Trial(multiple, config.engine.steps))
+        shared_config(config, arm, Trial(multiple, config.engine.steps))
         for arm in arms_of(config)
         for multiple in rules_of(config, arm).rungs[0]
     ]
@@ -116,7 +116,7 @@ def begin_folder(config: SearchConfig, inputs: dict[str, str | None]) -> None:
 def _changes(before: SearchConfig, now: SearchConfig) -> list[str]:
     trial = Trial(1.0, now.engine.steps)
     found = changed_settings(
-        trial_config(before, _ANY, trial), trial_config(replace(now, init={}), _ANY, trial)
+        shared_config(before, _ANY, trial), shared_config(replace(now, init={}), _ANY, trial)
     )
     pairs = {
         f"{part}.{f.name}": (getattr(old, f.name), getattr(new, f.name))

@@ -96,11 +96,13 @@ class Driver:
                 del self._running[key]
                 self._take_in(key)
         asked = list(self._asked())
-        waiting = [key for key in asked if key not in self._running]
+        # Halving parts a trial in two, which share its folder: never both at a time.
+        busy = {(arm, trial.multiple) for arm, trial in self._running}
+        waiting = [(arm, trial) for arm, trial in asked if (arm, trial.multiple) not in busy]
         free = max(0, self.config.executor.concurrent - len(self._running))
         self._begin(waiting[:free])
         # What runs of a ladder that the grid no longer has is not waited for.
-        return len(waiting) > free or any(key in self._running for key in asked)
+        return len(waiting) > free or any((arm, trial.multiple) in busy for arm, trial in asked)
 
     def _asked(self) -> Iterator[Key]:
         """What all ladders ask for, in order, without what was given up; writes down their ends."""

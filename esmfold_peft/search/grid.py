@@ -6,6 +6,7 @@ from pathlib import Path
 
 from esmfold_peft.config import AdapterConfig, SearchConfig, TrainConfig
 from esmfold_peft.config.adapter import WITHOUT_ALPHA, unused_settings
+from esmfold_peft.config.unused import without_unused
 from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.ladder import Rules, Trial, rungs_of
 
@@ -80,8 +81,7 @@ def rules_of(config: SearchConfig, arm: Arm) -> Rules:
     if arm.has_alpha:
         return Rules(rungs_of(ladder), steps, halve_at)
     # The frozen trial stops where halving compares the others with it.
-    compared = any(baseline_of(config, other) == arm for other in arms_of(config))
-    return Rules(((1.0,),), steps, halve_at if compared else None)
+    return Rules(((1.0,),), steps, halve_at if arm.kind == FROZEN else None)
 
 
 def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:
@@ -91,7 +91,12 @@ def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:
 
 
 def trial_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
-    """The settings of a trial's training.
+    """The settings of a trial's training, without what its kind of adapter has no use for."""
+    return without_unused(shared_config(config, arm, trial))
+
+
+def shared_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
+    """The settings of a trial as the search states them for all.
 
     Args:
         config: of the search.

@@ -72,7 +72,11 @@ def _ladder(
     # Before halving and after it a trial is one; the newest event tells of it.
     newest: dict[float, dict[str, Any]] = {}
     for event in events:
-        if "multiple" in event and event["event"] != "winner":
+        if "multiple" not in event or event["event"] == "winner":
+            continue
+        # A part may be written down after the whole, whose files have its score too.
+        last = newest.get(event["multiple"])
+        if last is None or last["event"] != "ended" or event["steps"] >= last["steps"]:
             newest[event["multiple"]] = event
     trials = {m: _trial(output, config, arm, event, outcomes) for m, event in newest.items()}
     going = {trial.multiple for trial in decision.asked}

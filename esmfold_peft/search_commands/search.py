@@ -3,9 +3,11 @@
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.console import report
 from esmfold_peft.protein.files import lock_folder, make_folder, write_atomically
+from esmfold_peft.search.attempt import LOG
 from esmfold_peft.search.beginning import absolute, begin_folder, check_search
 from esmfold_peft.search.driver import Driver, Summary
 from esmfold_peft.search.executors.choice import build_executor, gpus_of
+from esmfold_peft.search.grid import arms_of
 from esmfold_peft.search.inputs import inputs_of
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
@@ -56,11 +58,14 @@ def run(config: SearchConfig) -> int:
 def _conclude(config: SearchConfig, summary: Summary) -> None:
     files = write_report(read_search(config.output))
     report(
-        f"search {config.output}: {len(summary.winners)} of"
-        f" {len(summary.winners) + len(summary.exhausted)} ladders have a winner"
-        + (f", {len(summary.failed)} trials have failed" if summary.failed else "")
+        f"search {config.output}: {len(summary.winners)} of {len(arms_of(config))} ladders have a"
+        " winner"
+        + (f"; trials that have failed: {len(summary.failed)}" if summary.failed else "")
         + f"; report: {files[-1]}"
     )
     if summary.waiting:
         names = ", ".join(f"{arm.label} seed {arm.seed}" for arm in summary.waiting)
-        report(f"the frozen trial has failed, and these ladders wait for it: {names}")
+        report(
+            f"these ladders wait for the frozen trial of their seed, which has failed: {names};"
+            f" correct its cause ({LOG} in its folder) and give the same command again"
+        )

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from esmfold_peft.config import TrainConfig
+from esmfold_peft.config.unused import without_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.position import manifest_hash, order_of, require_order
 from esmfold_peft.errors import UserError
@@ -108,7 +109,7 @@ def require_same_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None
     Raises:
         UserError: names every setting that differs.
     """
-    changes = changed_settings(run_config(config.run), config)
+    changes = changed_settings(without_unused(run_config(config.run)), without_unused(config))
     if changes:
         raise UserError(
             f"resume: {config.run} was begun with other settings ({'; '.join(changes)}); give it"
@@ -126,6 +127,8 @@ def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
         now: with which it would be gone on with.
     """
     old, new = _flat(before), _flat(now)
+    for values in (old, new):  # null is the other one
+        values["optimizer.eps_adapter"] = values["optimizer.eps_adapter"] or values["optimizer.eps"]
     differing = [name for name in new if old.get(name) != new[name] and not _is_free(name)]
     return [f"{name} is {new[name]}, was {old.get(name)}" for name in differing]
 

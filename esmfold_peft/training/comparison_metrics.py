@@ -17,10 +17,9 @@ from esmfold_peft.adapters.merge import relative_update
 from esmfold_peft.config import OptimizerConfig, Target
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
 from esmfold_peft.training.optim import epsilon, parameter_groups
 from esmfold_peft.training.zero import adam, places, whole, zero_optimizer
-
-RELATIVE_UPDATE = "update/relative"
 
 
 def comparison_metrics(

@@ -15,6 +15,9 @@ from esmfold_peft.protein.files import write_atomically
 
 METRICS = "metrics.csv"
 
+RELATIVE_UPDATE = "update/relative"
+"""The column of the adapter's relative update."""
+
 _STEP = "step"
 _IGNORED = "epoch"  # Lightning adds it; our samples are drawn, and have no epochs
 _DELIMITERS = set(',"\r\n')

@@ -18,7 +18,7 @@ from esmfold_peft.training.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
-from esmfold_peft.training.comparison_metrics import RELATIVE_UPDATE, comparison_metrics
+from esmfold_peft.training.comparison_metrics import comparison_metrics
 from esmfold_peft.training.divergence import (
     GuardState,
     Observation,
@@ -29,6 +29,7 @@ from esmfold_peft.training.divergence import (
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engine_state import read_adam, read_parameters, write_adam
 from esmfold_peft.training.failures import explained
+from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.nonfinite import keep_evidence
 from esmfold_peft.training.progress import TrainingProgress

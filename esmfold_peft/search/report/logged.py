@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from esmfold_peft.search.outcomes import LAST_LINES, column_of, metrics_rows
 from esmfold_peft.search.records import TrialRecord
+from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
 
 LOGGED_COLUMNS = (
     "gradient_share_adapter", "gradient_share_trunk", "gradient_share_head",
@@ -12,7 +13,6 @@ LOGGED_COLUMNS = (
 )  # fmt: skip
 
 _SHARES = [f"gradient_share/{group}" for group in ("adapter", "trunk", "head")]
-_UPDATE = "update/relative"
 _DAMPING = "damping/"
 
 
@@ -27,7 +27,11 @@ def logged_cells(trial: TrialRecord) -> list[str]:
     factors = [name for name in (rows[0] if rows else {}) if name.startswith(_DAMPING)]
     last = {name: _last(rows, name) for name in factors}
     damping = [f"{name.removeprefix(_DAMPING)} {cell}" for name, cell in last.items() if cell]
-    return [*(_mean(rows, name) for name in _SHARES), _last(rows, _UPDATE), ", ".join(damping)]
+    return [
+        *(_mean(rows, name) for name in _SHARES),
+        _last(rows, RELATIVE_UPDATE),
+        ", ".join(damping),
+    ]
 
 
 def _is_of(row: Mapping[str, str], steps: int) -> bool:
