@@ -17,14 +17,20 @@ from esmfold_peft.config import (
     DataConfig,
     ExecutorConfig,
     LadderConfig,
+    OptimizerConfig,
     SearchConfig,
     TrainConfig,
 )
-from esmfold_peft.config.unused import refuse_unused, refuse_unused_of_search
+from esmfold_peft.config.unused import (
+    refuse_unused,
+    refuse_unused_of_search,
+    without_unused,
+)
 from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
 from esmfold_peft.errors import UserError
 from esmfold_peft.search.grid import Arm, arms_of, trial_config
 from esmfold_peft.search.ladder import Trial
+from esmfold_peft.training.beginning import changed_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEARCHES = [CONFIGS / "paper" / f"{name}.yaml" for name in ("figure5", "table10")]
@@ -140,6 +146,17 @@ def test_the_overlay_of_distillation_reaches_the_trials_of_a_search(path: Path):
     assert made.data.mix == {"chains/distilled": 0.75}
 
 
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_training_takes_the_settings_of_every_trial_of_the_searches(path: Path):
+    search = search_of(path)
+    for arm in arms_of(search):
+        made = trial_config(search, arm, Trial(2.0, 850_000))
+        refuse_unused(made)
+        own = None if arm.kind in ("none", "full") else 1e-5
+        assert made.optimizer.eps == 1e-5
+        assert made.optimizer.eps_adapter == (own or OptimizerConfig().eps_adapter)
+
+
 VALIDATED = TrainConfig(Path("run"), DataConfig(Path("train"), Path("validation")))
 
 
@@ -175,6 +192,7 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
         ("optimizer.eps_adapter", 1e-4, {"adapter.kind": "full"}),
         ("optimizer.lr_head", 2.0, {"model.trunk": "esmfold_v1", "model.freeze": ("head",)}),
         ("guard.update_limit", 3.0, {"adapter.kind": "full"}),
+        ("guard.update_limit", 3.0, {"adapter.kind": "loretta_adp"}),
         ("guard.score_floor", 0.1, {"guard.score_step": None}),
         ("guard.loss_factor", 3.0, {"guard.loss_steps": 0}),
         ("guard.plateau_gain", 0.1, {"guard.plateau_steps": 0}),
@@ -187,6 +205,18 @@ def test_a_setting_that_reaches_nothing_is_refused(setting: str, value: Any, swi
     refuse_unused(changed(VALIDATED, switch))
     with pytest.raises(UserError, match=rf"^{re.escape(setting)}: has no effect with .*; leave it"):
         refuse_unused(changed(VALIDATED, {setting: value, **switch}))
+
+
+def test_a_run_of_before_these_settings_is_read_as_it_was(tmp_path: Path):
+    stored = yaml.safe_load(config_text(VALIDATED))
+    del stored["optimizer"]["eps_adapter"], stored["guard"]["update_limit"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    found = read_config(tmp_path / "config.yaml", TrainConfig)
+    assert (found.optimizer.eps_adapter, found.guard.update_limit) == (None, 0.0)
+    # Going on takes the one that it was trained with, by either name, and no other.
+    same = changed(VALIDATED, {"optimizer.eps_adapter": found.optimizer.eps})
+    assert changed_settings(found, same) == []
+    assert changed_settings(found, VALIDATED) == ["optimizer.eps_adapter is 1e-15, was 1e-05"]
 
 
 def test_settings_written_out_at_their_defaults_are_taken(tmp_path: Path):
@@ -240,6 +270,8 @@ def test_each_kind_of_a_grid_takes_what_it_uses_of_the_common_settings():
     # What the frozen baseline has no use for is not refused for the sake of the others.
     of_adapters = {"optimizer.lr_adapter": 2.0, "guard.update_limit": 3.0}
     refuse_unused(*(changed(config, of_adapters) for config in made))
+    assert without_unused(changed(made[-1], of_adapters)) == made[-1]
+    assert without_unused(changed(made[0], of_adapters)) == changed(made[0], of_adapters)
     with pytest.raises(UserError, match=r"^optimizer\.lr_adapter: has no effect"):
         refuse_unused(changed(made[-1], of_adapters))
     of_none = {"optimizer.schedule": "constant", "optimizer.decay_steps": 7}

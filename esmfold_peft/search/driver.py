@@ -96,13 +96,15 @@ class Driver:
                 del self._running[key]
                 self._take_in(key)
         asked = list(self._asked())
-        # Halving parts a trial in two, which share its folder: never both at a time.
-        busy = {(arm, trial.multiple) for arm, trial in self._running}
-        waiting = [(arm, trial) for arm, trial in asked if (arm, trial.multiple) not in busy]
+        waiting = [key for key in asked if not self._is_busy(key)]
         free = max(0, self.config.executor.concurrent - len(self._running))
         self._begin(waiting[:free])
         # What runs of a ladder that the grid no longer has is not waited for.
-        return len(waiting) > free or any((arm, trial.multiple) in busy for arm, trial in asked)
+        return len(waiting) > free or any(map(self._is_busy, asked))
+
+    def _is_busy(self, key: Key) -> bool:
+        """Whether a trial runs, or the other part of it at halving, which has the same folder."""
+        return any((arm, t.multiple) == (key[0], key[1].multiple) for arm, t in self._running)
 
     def _asked(self) -> Iterator[Key]:
         """What all ladders ask for, in order, without what was given up; writes down their ends."""

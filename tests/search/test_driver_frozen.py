@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from esmfold_peft.config import LadderConfig, SearchConfig
 from esmfold_peft.search.costs import time_left
 from esmfold_peft.search.grid import Arm
+from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import read_ledger
 from esmfold_peft.search.records import LadderRecord, SearchRecord
 from esmfold_peft.search.status_view import status_json, status_text
@@ -54,6 +55,23 @@ def said_by(config: SearchConfig, executor: FakeExecutor) -> list[str]:
 
 def ladder_of(record: SearchRecord, arm: Arm) -> LadderRecord:
     return next(ladder for ladder in record.ladders if ladder.arm == arm)
+
+
+def test_a_frozen_trial_that_has_trained_whole_keeps_its_score_and_its_folder(tmp_path: Path):
+    """As in a search that was begun before the frozen trial stopped at the halving."""
+    whole, halved = config_of(tmp_path), config_of(tmp_path, halve_at=4)
+    halved = replace(halved, executor=replace(halved.executor, concurrent=2))
+    executor = FakeExecutor(ends(("converged", 0.5), *converged(0.6, 0.4, 0.7)))
+    driver(whole, executor).advance()
+    assert executor.jobs.keys() == {"none_seed0/run"}
+    executor.jobs["none_seed0/run"] = -3  # it runs on while the search is gone on with
+    # The executor would refuse to begin the part of a trial in whose folder the whole one runs.
+    assert driver(halved, executor).run().winners == {ARM: Trial(256.0, 10), NONE: Trial(1.0, 10)}
+    assert executor.begun.count(FROZEN) == 1
+    metrics = tmp_path / "trials" / "none_seed0" / "run" / "run" / "metrics.csv"
+    metrics.write_text("step,validation/lddt_ca\n4,0.3\n10,0.5\n")
+    (frozen,) = ladder_of(read_search_of(halved), NONE).trials
+    assert (frozen.trial.steps, frozen.score, frozen.beaten) == (10, 0.5, False)
 
 
 def test_a_rung_below_frozen_is_divided_and_told_as_such(tmp_path: Path):

@@ -69,19 +69,16 @@ def test_a_ladder_where_there_is_an_alpha_and_one_trial_where_there_is_none():
             assert (rules.rungs, rules.halve_at) == (rungs_of(config.ladder), 1000)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"ladder": LadderConfig(multiples=(8.0,), halve_at=1000)},  # nothing to choose from
-        {"ladder": LadderConfig(halve_at=1000, beat_frozen=False)},
-        {"ladder": LadderConfig(halve_at=1000), "grid": {"none": [], "vera": [16]}},
-    ],
-)
-def test_the_frozen_trial_is_whole_where_halving_compares_nothing_with_it(changes: dict):
-    config = search(**changes)
+def test_one_multiple_is_not_halved():
+    config = search(ladder=LadderConfig(multiples=(8.0,), halve_at=1000))
     assert rules_of(config, Arm("none", None, 0)).halve_at is None
-    lone = len(config.ladder.multiples) == 1
-    assert rules_of(config, Arm("lora", 1, 0)).halve_at == (None if lone else 1000)
+    assert rules_of(config, Arm("lora", 1, 0)).halve_at is None
+
+
+def test_the_frozen_trial_stops_at_the_halving_whether_it_is_to_be_beaten_or_not():
+    for beat in (True, False):
+        config = search(ladder=LadderConfig(halve_at=1000, beat_frozen=beat))
+        assert rules_of(config, Arm("none", None, 0)).halve_at == 1000
 
 
 def test_what_is_to_beat_the_frozen_model_of_its_seed():

@@ -18,7 +18,8 @@ STILL = ("--model.evoformer.dropout_msa", 0)  # processes draw dropout for thems
 BETWEEN = [pytest.param(engine, marks=pytest.mark.proof) for engine in ("zero1", "zero2")]
 # With these a parameter's first step is its clipped gradient.
 GRADIENT = (
-    *("--optimizer.lr", 1e3, "--optimizer.eps", 1e3, "--optimizer.warmup_steps", 0),
+    *("--optimizer.lr", 1e3, "--optimizer.eps", 1e3, "--optimizer.eps_adapter", "null"),
+    *("--optimizer.warmup_steps", 0, "--guard.update_limit", 0),
     *("--optimizer.schedule", "constant", "--engine.steps", 1),
 )  # fmt: skip
 
