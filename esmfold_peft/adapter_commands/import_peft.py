@@ -10,7 +10,7 @@ from esmfold_peft.config import ImportConfig
 from esmfold_peft.console import report
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_language_model, language_model_shape
-from esmfold_peft.model.checkpoint_files import read_pt
+from esmfold_peft.model.checkpoint_files import only_tensors, read_pt
 from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.protein.files import read_json
 
@@ -37,9 +37,12 @@ def _read(config: ImportConfig, shape: AttentionShape) -> Adapter:
     """The adapter, by the program that wrote it."""
     if config.adapter.is_file():
         if config.alpha is None or config.order is None:
-            raise UserError(f"{config.adapter}: cores of TT-LoRA alone; give alpha and order")
+            raise UserError(
+                f"{config.adapter}: a file is read as cores of TT-LoRA: give alpha and order"
+                " (reconstruction or contraction); for PEFT give the folder"
+            )
         _refuse_lora_fa(config)
-        cores = read_pt(config.adapter)
+        cores = only_tensors(read_pt(config.adapter), config.adapter)
         return read_cores(cores, shape, config.alpha, config.order, config.adapter)
     path = config.adapter / CONFIG_FILE
     header = read_json(path)
@@ -49,9 +52,10 @@ def _read(config: ImportConfig, shape: AttentionShape) -> Adapter:
         raise UserError("alpha and order: for a .pth file of TT-LoRA alone; leave them out")
     if "targets" in header and "peft_type" not in header:
         _refuse_lora_fa(config)
-        cores = read_pt(config.adapter / CORES_FILE)
+        file = config.adapter / CORES_FILE
+        cores = only_tensors(read_pt(file), file)
         alpha = library_alpha(header, cores, path)
-        return read_cores(cores, shape, alpha, "contraction", config.adapter / CORES_FILE)
+        return read_cores(cores, shape, alpha, "contraction", file)
     read = read_fork if header.get("peft_type") == "LORTA" else read_peft
     return read(config.adapter, shape, config.kind)
 

@@ -356,8 +356,8 @@ def _check_numbers(config: AdapterConfig) -> None:
     for name, factor in config.lr_factors.items():
         if not 0 < factor < math.inf:
             raise UserError(
-                f"adapter.lr_factors: {factor} of {name} is no number above 0;"
-                " adapter.freeze keeps a factor as it starts"
+                f"adapter.lr_factors: {name} has {factor}, but a multiplier must be above 0 and"
+                " finite; use adapter.freeze to keep a factor as it starts"
             )
 
 

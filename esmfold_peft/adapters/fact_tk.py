@@ -38,7 +38,9 @@ class FacTTK(SharedFactorAdapter):
         self.v = nn.Parameter(torch.zeros(rank, width))
 
     def useful_ranks(self) -> dict[str, int]:
-        """See `Adapter`: r is the rank of U and V, and of P."""
+        """See `Adapter`: r is the rank of U and V, and of P; a frozen C has no such limit."""
+        if not self.core.requires_grad:
+            return {}
         return {"rank": max(self.shape.width, self.shape.layers * self.p.shape[1])}
 
     def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:

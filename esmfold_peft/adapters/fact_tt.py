@@ -34,6 +34,10 @@ class FacTTT(SharedFactorAdapter):
         self.sigma = nn.Parameter(sigma)
         self.v = nn.Parameter(torch.zeros(rank, width))
 
+    def useful_ranks(self) -> dict[str, int]:
+        """See `SharedFactorAdapter`: where Σ is frozen, one wider than d reaches further."""
+        return super().useful_ranks() if self.sigma.requires_grad else {}
+
     def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
         """See `SharedFactorAdapter`."""
         return wide(self.u), wide(self.v)

@@ -45,6 +45,16 @@ class NOLA(LowRankAdapter):
             self.set_factor("a", target, torch.zeros(shape.layers, k))
             self.set_factor("b", target, torch.zeros(shape.layers, k))
 
+    def useful_ranks(self) -> dict[str, int]:
+        """See `Adapter`: with as many bases as a factor has numbers, it is arbitrary."""
+        fans = [self.shape.fan_out(target) for target in self.targets]
+        fans += [
+            self.shape.fan_in(target)
+            for target in self.targets
+            if self.get_parameter(f"a_{target}").requires_grad
+        ]
+        return {"bases": self.config.rank * max(fans)}
+
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""
         assert self.scale is not None

@@ -48,7 +48,7 @@ class TTLoRA(LowRankAdapter):
     6.0 for r = 64. That is computed when the adapter is attached, not when one is read.
 
     With "direct" each core is uniform with a norm of 1 in every layer, as the later programs draw
-    them: at d = 480 the norm of ΔW / s is 0.006 for r = 8 and 0.0002 for r = 64.
+    them: at d = 480 the norm of ΔW / s is 0.0055 for r = 8 and 0.0002 for r = 64.
 
     DISCREPANCY: the authors' program sets the global seed to 42 for each matrix, so that all start
     with the same ΔW; here each one draws for itself. The paper says Gaussian where the program's
@@ -90,6 +90,12 @@ class TTLoRA(LowRankAdapter):
         """See `Adapter`: the widest bond that a train of full rank has."""
         fans = [(self.shape.fan_in(target), self.shape.fan_out(target)) for target in self.targets]
         return {"rank": max(max(bonds(train_modes(*fan), fan[0] * fan[1])) for fan in fans)}
+
+    def rank_warnings(self) -> list[str]:
+        """See `Adapter`: bonds are cut, but the scale is that of the rank that was asked for."""
+        scaling, rank = self.config.scaling, self.config.rank
+        note = "" if scaling == "constant" else f"; r in {scaling} is still {rank}"
+        return [line + note for line in super().rank_warnings()]
 
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""

@@ -53,15 +53,23 @@ def library_alpha(header: dict[str, Any], tensors: dict[str, Tensor], path: Path
     Raises:
         UserError: a matrix has no alpha, or two have different ones.
     """
-    modules = {match[1] for key in tensors if (match := _CORE.fullmatch(key))}
+    modules = sorted({match[1] for key in tensors if (match := _CORE.fullmatch(key))})
     try:
-        alphas = {
-            float(own["alpha"])
-            for own in header["targets"]
-            if any(re.search(own["module_name_pattern"], module) for module in modules)
+        found = {
+            module: {
+                float(own["alpha"])
+                for own in header["targets"]
+                if re.search(own["module_name_pattern"], module)
+            }
+            for module in modules
         }
     except (KeyError, TypeError, ValueError, re.error) as error:
         raise UserError(f"{path}: targets: no settings of TT-LoRA ({error!r})") from error
+    unmatched = [module for module in modules if not found[module]]
+    if unmatched or not modules:
+        what = "a core" if unmatched == modules else unmatched[0]
+        raise UserError(f"{path}: targets: no pattern matches {what} of {CORES_FILE}")
+    alphas = set().union(*found.values())
     if len(alphas) != 1:
         raise UserError(f"{path}: targets: alpha is {sorted(alphas)}, where an adapter has one")
     return alphas.pop()
@@ -73,7 +81,7 @@ def read_cores(
     """The adapter of published cores: its ΔW is that program's.
 
     Args:
-        tensors: the cores by their names.
+        tensors: the cores by their names, one at least.
         shape: sizes of the language model that they were trained on.
         alpha: the factor on ΔW.
         order: what the program makes of its cores. "contraction": the library, in both of its
@@ -84,7 +92,8 @@ def read_cores(
         The adapter on the CPU, trainable.
 
     Raises:
-        UserError: a core is missing or unexpected, or the cores of a matrix do not fit it.
+        UserError: a core is missing or unexpected, there twice or not of finite real numbers, or
+            the cores of a matrix do not fit it.
     """
     found = _trains(tensors, shape, path)
     trains: Trains = {}
@@ -104,13 +113,29 @@ def read_cores(
         kind="tt_lora", rank=rank, alpha=alpha, scaling="constant", targets=targets
     )
     adapter = fresh_adapter(shape, config)
-    state = {name: torch.zeros_like(tensor) for name, tensor in adapter.state_dict().items()}
+    fill(adapter, _padded(trains, adapter.state_dict()), path)
+    return adapter
+
+
+def _padded(trains: Trains, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The cores with bonds as wide as the adapter's.
+
+    An added channel is a column of zeros that meets a row of random numbers, as large as init
+    "direct" has them: ΔW stays. If both were zero, no gradient would ever reach them.
+    """
+    # A generator of its own, so that a file is always imported to the same numbers.
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(slot.shape, generator=generator) / slot[0].numel() ** 0.5
+        for name, slot in slots.items()
+    }
     for (layer, target), train in trains.items():
         for i, core in enumerate(train, start=1):
             left, _, right = core.shape
-            state[f"g{i}_{target}"][layer, :left, :, :right] = core
-    fill(adapter, state, path)
-    return adapter
+            whole = state[f"g{i}_{target}"][layer]
+            whole[..., right:] = 0
+            whole[:left, :, :right] = core
+    return state
 
 
 def _trains(tensors: dict[str, Tensor], shape: AttentionShape, path: Path) -> Trains:
@@ -120,9 +145,14 @@ def _trains(tensors: dict[str, Tensor], shape: AttentionShape, path: Path) -> Tr
         match = _CORE.fullmatch(key)
         if match is None or int(match[2]) >= shape.layers:
             raise UserError(f'{path}: tensor "{key}" is no core of a matrix of the language model')
-        found.setdefault((int(match[2]), _TARGETS[match[3]]), {})[int(match[4])] = tensor
-    if not found:
-        raise UserError(f"{path}: no cores of TT-LoRA")
+        layer, target, n = int(match[2]), _TARGETS[match[3]], int(match[4])
+        cores = found.setdefault((layer, target), {})
+        if n in cores:
+            raise UserError(
+                f'{path}: tensor "{key}": a second core {n} of {target} in layer {layer}'
+            )
+        _require_numbers(tensor, f'{path}: tensor "{key}"')
+        cores[n] = tensor.detach().double()
     trains: Trains = {}
     adapted: Group = tuple(t for t in TARGETS if any(own == t for _, own in found))
     for target in adapted:
@@ -130,8 +160,19 @@ def _trains(tensors: dict[str, Tensor], shape: AttentionShape, path: Path) -> Tr
             cores = found.get((layer, target), {})
             if not cores or max(cores) >= len(cores):
                 raise UserError(f"{path}: a core of {target} in layer {layer} is missing")
-            trains[layer, target] = [cores[i].double() for i in range(len(cores))]
+            trains[layer, target] = [cores[i] for i in range(len(cores))]
     return trains
+
+
+def _require_numbers(tensor: Tensor, place: str) -> None:
+    """Refuses what no adapter can hold: it is saved in float32."""
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
+        raise UserError(
+            f"{place} is of type {tensor.dtype} ({tensor.layout}, {tensor.device}),"
+            " not plain floating-point numbers"
+        )
+    if not tensor.float().isfinite().all():
+        raise UserError(f"{place} has a number that is not finite in float32")
 
 
 def _converted(cores: Train, fan_in: int, fan_out: int, order: Order) -> Train | None:

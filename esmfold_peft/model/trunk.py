@@ -79,7 +79,8 @@ class RecyclingDistogram(nn.Module):
     """Embedding of the last pass's virtual Cβ distances in 15 bins (AF2 Suppl. Alg. 32).
 
     The bounds 3.375 and 21.375 Å are ESMFold's; AlphaFold 2 has 3.25 and 20.75. The first bin,
-    where all pairs of the first pass are, starts at zero as in ESMFold; AlphaFold 2 has none.
+    where all pairs of the first pass are, starts at zero as in ESMFold. AlphaFold 2 has no such
+    bin: such pairs get the bias of its linear layer alone.
     """
 
     BINS = 15

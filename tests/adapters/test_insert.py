@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import insert_adapter, trainable_adapter_parameters
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.language_model import LanguageModel
 
 ALL = ("query", "key", "value", "output", "fc1", "fc2")
 
@@ -80,8 +82,8 @@ def test_the_scale_reaches_the_update(make_lm, chains):
             AdapterConfig(kind="bitfit", freeze=("bias",)),
             "adapter.freeze: nothing is left to train",
         ),
-        (AdapterConfig(lr_factors={"b": -2.0}), "lr_factors: -2.0 of b is no number"),
-        (AdapterConfig(lr_factors={"b": 0.0}), "0.0 of b .* adapter.freeze keeps a factor"),
+        (AdapterConfig(lr_factors={"b": -2.0}), "lr_factors: b has -2.0, but a multiplier must"),
+        (AdapterConfig(lr_factors={"b": 0.0}), "b has 0.0, but .* use adapter.freeze to keep a"),
         (AdapterConfig(init="direct"), "adapter.init: direct has no meaning for lorta"),
         (
             AdapterConfig(kind="loretta_rep", init="direct"),
@@ -142,6 +144,9 @@ def test_what_a_method_can_do_without_may_be_frozen_at_zero(
         # 40 is 5 · 4 · 2 (and 8 for the rank): 5 | 64, 20 | 16, 40 | 8.
         ("loretta_rep", "tt_rank", 16, {"rank": 8}),
         ("loretta_adp", "tt_rank", 16, {"rank": 8}),
+        ("nola", "bases", 320, {"rank": 2, "targets": ("query", "fc1")}),
+        ("nola", "bases", 320, {"rank": 2, "targets": ("query", "fc2")}),
+        ("nola", "bases", 80, {"rank": 2, "targets": ("fc2",), "freeze": ("a",)}),
     ],
 )
 def test_a_rank_beyond_use_is_warned_of(make_lm, kind, name, useful, settings):
@@ -156,3 +161,46 @@ def test_a_rank_beyond_use_is_warned_of(make_lm, kind, name, useful, settings):
 def test_kinds_without_an_exact_limit_warn_of_none(make_lm):
     for kind in ("lorta", "vera", "nola"):
         assert make_lm(kind, rank=500).adapter.rank_warnings() == []
+    for kind, frozen in (("fact_tt", "sigma"), ("fact_tk", "core")):
+        assert make_lm(kind, rank=41, freeze=(frozen,)).adapter.rank_warnings() == []
+
+
+def dimensions(kind, freeze=(), **settings):
+    """In how many directions a method can move its updates of three layers from a random point."""
+    lm = LanguageModel.random(AttentionShape(layers=3, width=8, heads=2), seed=3)
+    torch.manual_seed(0)
+    config = AdapterConfig(kind=kind, targets=("query", "key"), freeze=freeze, **settings)
+    adapter = insert_adapter(lm, config).double()
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    updates = torch.stack([adapter.delta_weight(*place) for place in adapter.matrices()]).flatten()
+    trained = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
+    each = torch.eye(len(updates), dtype=torch.float64)
+    parts = torch.autograd.grad(updates, trained, each, is_grads_batched=True)
+    jacobian = torch.cat([part.flatten(1) for part in parts], dim=1)
+    return int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
+
+
+@pytest.mark.parametrize(("kind", "inner"), [("fact_tt", "sigma"), ("fact_tk", "core")])
+def test_shared_factors_stop_at_their_width_unless_the_inner_one_is_frozen(kind, inner):
+    # Six matrices of 8 x 8.
+    assert [dimensions(kind, rank=rank) for rank in (7, 8, 9)] == [6 * 49 + 2 * 7, 384, 384]
+    frozen = [dimensions(kind, (inner,), rank=rank) for rank in (8, 9, 10)]
+    assert frozen[0] < frozen[1] < frozen[2] < 384
+
+
+def test_nola_stops_at_as_many_bases_as_a_factor_has_numbers():
+    # 28 is the dimension of the 8 x 8 matrices of rank 2, 16 that of B.
+    found = [dimensions("nola", rank=2, bases=k) for k in (10, 16, 17, 24)]
+    assert found == [6 * 20, 6 * 28, 6 * 28, 6 * 28]
+    found = [dimensions("nola", ("a",), rank=2, bases=k) for k in (15, 16, 17, 24)]
+    assert found == [6 * 15, 6 * 16, 6 * 16, 6 * 16]
+
+
+@pytest.mark.parametrize("scaling", ["alpha/r", "constant"])
+def test_tt_lora_says_that_its_scale_is_that_of_the_rank_asked_for(make_lm, scaling):
+    adapter = make_lm("tt_lora", rank=64, alpha=6.0, scaling=scaling).adapter
+    (line,) = adapter.rank_warnings()
+    assert line.endswith("; r in alpha/r is still 64") == (adapter.scale == 6 / 64)
+    assert line.endswith("can be reached") == (adapter.scale == 6)

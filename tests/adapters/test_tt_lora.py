@@ -1,6 +1,7 @@
 """TT-LoRA: the order of its modes, its published starts, and cores of its authors' programs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from esmfold_peft.adapters.insert import build_adapter, insert_adapter
 from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
 from esmfold_peft.adapters.tensor_train import tt_svd
 from esmfold_peft.adapters.tt_lora import train_of
+from esmfold_peft.adapters.tt_lora_files import read_cores
 from esmfold_peft.config import AdapterConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import weights_hash
@@ -170,10 +172,12 @@ OWN = {"query": (5, 4, 2, 2, 4, 5), "fc1": (5, 4, 2, 4, 5, 8)}
 OTHERS = {"query": (10, 4, 4, 10), "fc1": (8, 5, 2, 2, 2, 20)}
 
 
-def write_library(folder, tensors, alphas=(3.0, 3.0)):
+PATTERNS = (r"\.self\.query$", r"layer\.\d+\.intermediate\.dense$")
+
+
+def write_library(folder, tensors, alphas=(3.0, 3.0), patterns=PATTERNS):
     """A folder as the authors' library writes it, every pattern with an alpha of its own."""
     folder.mkdir()
-    patterns = [r"\.self\.query$", r"layer\.\d+\.intermediate\.dense$"]
     targets = [
         {
             "module_name_pattern": pattern,
@@ -245,7 +249,7 @@ def test_cores_of_earlier_programs_need_their_alpha_and_order(tmp_path, order, m
         shaped = {target: sizes[::-1] for target, sizes in modes.items()}
     tensors = published_cores(shaped, 2, seed=3, prefix="roberta.", name="ttlora_cores")
     torch.save({k: torch.nn.Parameter(t) for k, t in tensors.items()}, tmp_path / "task.pth")
-    with pytest.raises(UserError, match=r"task\.pth: cores of TT-LoRA alone; give alpha and order"):
+    with pytest.raises(UserError, match=r"task\.pth: a file is read as cores of TT-LoRA: give"):
         imported(tmp_path, tmp_path / "task.pth", order=order)
     adapter = imported(tmp_path, tmp_path / "task.pth", alpha=8.0, order=order)
     assert_published(adapter, tensors, 8.0, order)
@@ -259,13 +263,33 @@ def with_core(name, *shape):
     return lambda tensors: tensors | {name: torch.zeros(*shape)}
 
 
+def changed(function):
+    """One core of query in layer 1, put through a function."""
+    return lambda tensors: tensors | {f"{QUERY}.2": function(tensors[f"{QUERY}.2"])}
+
+
 QUERY = "encoder.layer.1.attention.self.query.tt_cores"
+TTLORA = "encoder.layer.1.attention.self.query.ttlora_cores"
+SECOND = r'tensor ".+\.2": a second core 2 of query in layer 1'
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: {}, "no settings|alpha is"),
+        (lambda tensors: {}, "there are no tensors in it"),
+        (lambda tensors: {0: torch.zeros(1, 5, 2)}, '"0" is no tensor'),
+        (lambda tensors: tensors | {f"{QUERY}.2": [1.0]}, r'2" is no tensor \(list\)'),
+        (lambda tensors: {"weight": torch.zeros(4)}, "targets: no pattern matches a core of adapt"),
+        (lambda tensors: tensors | {f"model.{QUERY}.2": tensors[f"{QUERY}.2"]}, SECOND),
+        (lambda tensors: tensors | {f"{TTLORA}.2": tensors[f"{QUERY}.2"]}, SECOND),
+        (changed(lambda core: core.to(torch.complex64)), r"2\" is of type torch.complex64"),
+        (changed(lambda core: core > 0), r"2\" is of type torch.bool"),
+        (changed(lambda core: core.long()), r"2\" is of type torch.int64"),
+        (changed(torch.Tensor.to_sparse), r"2\" is of type .*sparse"),
+        (changed(lambda core: core.to("meta")), r"2\" is of type .*meta"),
+        (changed(lambda core: core.double() * 1e39), r"2\" has a number that is not finite"),
+        (changed(lambda core: core * torch.nan), r"2\" has a number that is not finite"),
+        (changed(lambda core: core / 0), r"2\" has a number that is not finite"),
         (without(f"{QUERY}.2"), "a core of query in layer 1 is missing"),
         (without("layer.2.attention"), "a core of query in layer 2 is missing"),
         (with_core(f"{QUERY}.6", 1, 1, 1, 1), "cores of query in layer 1 do not fit"),
@@ -280,6 +304,69 @@ def test_cores_that_make_no_adapter_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         imported(tmp_path, tmp_path / "tt")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("modes", [OWN, OTHERS], ids=["own", "others"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_files_are_refused_by_their_name(tmp_path, modes, value):
+    tensors = published_cores(modes, 2, seed=1)
+    tensors[f"{QUERY}.2"][0, 0, 0] = value
+    damages = [({0: torch.zeros(1, 5, 2)}, '"0" is no tensor'), (tensors, '2" has a number')]
+    for content, message in damages:
+        torch.save(content, tmp_path / "task.pth")
+        with pytest.raises(UserError, match=rf"task\.pth: .*{message}"):
+            imported(tmp_path, tmp_path / "task.pth", alpha=8.0, order="contraction")
+
+
+def test_unequal_bonds_keep_the_updates_and_every_number_learns():
+    # Layers and matrices with bonds of their own, where an adapter has one rank.
+    tensors = {
+        key: published_cores(OWN, rank, seed=rank)[key]
+        for rank, part in ((1, "0.attention"), (4, "1.attention"), (3, "2.attention"), (2, "inter"))
+        for key in published_cores(OWN, rank, seed=rank)
+        if part in key
+    }
+    before = torch.random.get_rng_state()
+    adapter = read_cores(tensors, SHAPE, 8.0, "contraction", Path("task.pth"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(5)
+    again = read_cores(tensors, SHAPE, 8.0, "contraction", Path("task.pth")).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.state_dict().items())
+    assert adapter.config.rank == 4
+    adapter = adapter.double()
+    for layer, target in adapter.matrices():
+        fans = SHAPE.fan_in(target), SHAPE.fan_out(target)
+        expected = 8.0 * contraction(cores_of(tensors, layer, target), *fans)
+        found = adapter.delta_weight(layer, target)
+        assert (found - expected).norm() < 1e-12 * expected.norm()
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-3)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = sum(adapter.delta_weight(*place).cos().sum() for place in adapter.matrices())
+        loss.backward()
+        assert all(not (p.grad == 0).all() for p in adapter.parameters())
+        optimizer.step()
+    start = read_cores(tensors, SHAPE, 8.0, "contraction", Path("task.pth")).double()
+    for name, parameter in adapter.named_parameters():
+        assert (parameter != start.get_parameter(name)).all()
+
+
+ALPHAS = [
+    ((r"\.self\.query$", r"dense$"), r"alpha is \[3.0, 4.0\]"),
+    ((r"\.self\.query$", r"\.key$"), "pattern matches encoder.layer.0.intermediate.dense of"),
+    (
+        (r"\.self\.query$", r"layer\.[02]\.inter"),
+        "pattern matches encoder.layer.1.intermediate.dense of",
+    ),
+    ((r"lin$", r"\.key$"), "no pattern matches a core of adapter_model.bin"),
+]
+
+
+@pytest.mark.parametrize(("patterns", "message"), ALPHAS)
+def test_every_matrix_needs_a_pattern_and_the_same_alpha(tmp_path, patterns, message):
+    write_library(tmp_path / "tt", published_cores(OWN, 2, seed=1), (3.0, 4.0), patterns)
+    with pytest.raises(UserError, match=rf"adapter_config\.json: targets: .*{message}"):
+        imported(tmp_path, tmp_path / "tt")
 
 
 def test_settings_that_make_no_adapter_are_refused(tmp_path):
