@@ -61,7 +61,8 @@ def test_a_frozen_trial_that_has_trained_whole_keeps_its_score_and_its_folder(tm
     """As in a search that was begun before the frozen trial stopped at the halving."""
     whole, halved = config_of(tmp_path), config_of(tmp_path, halve_at=4)
     halved = replace(halved, executor=replace(halved.executor, concurrent=2))
-    executor = FakeExecutor(ends(("converged", 0.5), *converged(0.6, 0.4, 0.7)))
+    own = {256.0: converged(0.6, 0.7), 128.0: converged(0.4)}
+    executor = FakeExecutor({FROZEN: converged(0.5)} | own)
     driver(whole, executor).advance()
     assert executor.jobs.keys() == {"none_seed0/run"}
     executor.jobs["none_seed0/run"] = -3  # it runs on while the search is gone on with
@@ -147,7 +148,11 @@ def test_a_frozen_trial_that_was_given_up_leaves_the_ladders_open(tmp_path: Path
     said: list[str] = []
     monkeypatch.setattr(command, "report", said.append)
     command._conclude(config, summary)
-    assert said[1] == "the frozen trial has failed, and these ladders wait for it: lorta r=8 seed 0"
+    assert said[0].startswith(f"search {tmp_path}: 0 of 2 ladders have a winner; trials that have")
+    assert said[1] == (
+        "these ladders wait for the frozen trial of their seed, which has failed: lorta r=8 seed 0;"
+        " correct its cause (train.log in its folder) and give the same command again"
+    )
     # The next search tries the frozen trial again, and goes on from there.
     executor = FakeExecutor(ends(("converged", 0.2)))
     assert searched(config, executor, []).winners[ARM].multiple == 256.0
