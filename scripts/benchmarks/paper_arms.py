@@ -7,8 +7,9 @@ Each arm of `configs/paper` is trained as its file says, optimizer and language 
 from data/example, in float32 on a CPU: once with OpenFold's epsilon of Adam (1e-5), once with
 AlphaFold 2's (1e-6), once with one that damps nothing. Printed for each, at the last step: the
 largest relative update ‖ΔW‖ / ‖W‖, the adapter's share of the squared norm of the gradient, for
-every factor the share of Adam's step that epsilon leaves, the training loss, and the cosine of the
-language model's last hidden states with those of the frozen one, mean over residues.
+every factor the share of Adam's step that epsilon leaves, the loss of the training chains as a
+whole by the moving average of the weights, and the cosine of the language model's last hidden
+states with those of the frozen one, mean over residues.
 
 The weights are random, so that losses say nothing of accuracy. Other steps, warm-ups, scales and
 starts are flags.
@@ -17,9 +18,9 @@ starts are flags.
 import argparse
 import csv
 import json
-import statistics
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def main(words: list[str] | None = None) -> None:
     add("--warmup", type=int, default=1000, help="of the learning rate (default: the paper's)")
     add("--multiple", type=float, help="alpha / rank of all arms, instead of their own")
     add("--init", help="of LoRTA's factors, instead of the paper's")
-    add("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    add("--seeds", nargs="+", type=int, default=(0,), help="of weights and order (default: 0)")
     add("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
@@ -84,12 +85,11 @@ def main(words: list[str] | None = None) -> None:
         chains = Path(folder) / "chains"
         files = (ROOT / "data" / "example" / "train",)
         prepare(PrepareConfig(files, chains, clusters="none", workers=1))
-        for arm in args.arms:
-            for eps in args.eps:
-                run = Path(folder) / f"{arm}_{eps:g}"
-                if code := train(settings(arm, run, chains, eps, args)):
-                    raise SystemExit(code)
-                rows.append({"arm": arm, "eps": eps} | measured(run, chains))
+        for arm, eps, seed in product(args.arms, args.eps, args.seeds):
+            run = Path(folder) / f"{arm}_{eps:g}_{seed}"
+            if code := train(settings(arm, run, chains, eps, seed, args)):
+                raise SystemExit(code)
+            rows.append({"arm": arm, "eps": eps, "seed": seed} | measured(run, chains))
     Console(highlight=False, width=160).print(table(rows))
     if args.output is not None:
         report = {
@@ -101,25 +101,28 @@ def main(words: list[str] | None = None) -> None:
 
 
 def settings(
-    arm: str, run: Path, chains: Path, eps: float, args: argparse.Namespace
+    arm: str, run: Path, chains: Path, eps: float, seed: int, args: argparse.Namespace
 ) -> TrainConfig:
     """An arm of the paper, made small."""
     own: dict[str, object] = {
         "run": run,
         "data.train": chains,
+        "data.validation": chains,
         "optimizer.eps_adapter": eps,
         "optimizer.warmup_steps": args.warmup,
         "engine.steps": args.steps,
+        "engine.validate_every": args.steps,
+        "engine.validate_raw": "false",
         "log.every": max(1, args.steps // 20),
         "checkpoints.every": args.steps,
-        "seed": args.seed,
+        "seed": seed,
     }
     kind, rank = arm.split("_r")
     if args.multiple is not None:
         own["adapter.alpha"] = args.multiple * int(rank)
     if args.init is not None and kind == "lorta":
         own["adapter.init"] = args.init
-    flags = [f"--{name}={value}" for name, value in (SMALL | own).items()]
+    flags = ["--allow_leaks", *(f"--{name}={value}" for name, value in (SMALL | own).items())]
     parser = config_parser(TrainConfig)
     file = str(ROOT / "configs" / "paper" / f"{arm}.yaml")
     return to_config(parser, parser.parse_args(["--config", file, *flags]), TrainConfig)
@@ -134,7 +137,7 @@ def measured(run: Path, chains: Path) -> dict[str, object]:
         "relative_update": last["update/relative"],
         "gradient_share": last["gradient_share/adapter"],
         "damping": {n.removeprefix("damping/"): v for n, v in last.items() if "damping/" in n},
-        "loss": statistics.fmean(float(row["train/loss"]) for row in rows[-5:]),
+        "loss": last["validation/loss"],
         "cosine": cosine(run, chains),
     }
 
