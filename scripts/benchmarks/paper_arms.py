@@ -157,13 +157,13 @@ def cosine(run: Path, chains: Path) -> float:
 def table(rows: Sequence[dict]) -> Table:
     """The numbers for people."""
     drawn = Table(title="Table 10's arms, small, with random weights")
-    for name in ("arm", "ε of the adapter", "‖ΔW‖ / ‖W‖", "gradient share", "damping", "loss"):
+    for name in ("arm", "ε", "seed", "‖ΔW‖ / ‖W‖", "gradient share", "damping", "loss", "cosine"):
         drawn.add_column(name, justify="right" if name not in ("arm", "damping") else "left")
-    drawn.add_column("cosine", justify="right")
     for row in rows:
         drawn.add_row(
             row["arm"],
             f"{row['eps']:g}",
+            str(row["seed"]),
             f"{row['relative_update']:.2g}",
             f"{row['gradient_share']:.2g}",
             ", ".join(f"{name} {value:.2g}" for name, value in row["damping"].items()),
