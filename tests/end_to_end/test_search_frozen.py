@@ -78,7 +78,7 @@ def relative_update(run: Path) -> float:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_rung_that_destroys_the_language_model_is_left(tmp_path: Path, nursery: Nursery):
     files = [ROOT / "data" / "example" / "train" / f"{name}.cif.gz" for name in CHAINS]
     prepare(PrepareConfig(tuple(files), tmp_path / "store", clusters="none", workers=1))
