@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esmfold_peft.adapters.base import AdaptedModel, Adapter, MergedPart, wide
 from esmfold_peft.config import Target
+from esmfold_peft.config.adapter import WITHOUT_UPDATE
 from esmfold_peft.errors import UserError
 
 MOST_LOST = 0.1
@@ -80,17 +81,13 @@ def relative_update(lm: AdaptedModel) -> Float[Tensor, ""] | None:
         lm: a language model; it is left as it is.
 
     Returns:
-        In float32, 0 for bitfit, which changes no matrix; None where there is no ΔW: without an
-        adapter, and for loretta_adp, which is not linear.
+        In float32; None where no ΔW can be measured: without an adapter, and for the kinds of
+        `WITHOUT_UPDATE`.
     """
-    if lm.adapter is None:
+    if lm.adapter is None or lm.adapter.config.kind in WITHOUT_UPDATE:
         return None
     with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
-        try:
-            parts = lm.adapter.merged(lm)
-        except UserError:
-            return None
-        return torch.stack([_relative(part, lm) for part in parts]).max()
+        return torch.stack([_relative(part, lm) for part in lm.adapter.merged(lm)]).max()
 
 
 def _relative(part: MergedPart, lm: AdaptedModel) -> Float[Tensor, ""]:

@@ -22,8 +22,8 @@ class TrialRecord:
         trial: multiple and steps asked for last.
         alpha: None where there is none.
         folder: of the trial; its training is in folder/run.
-        state: interrupted will be gone on with; failed ended by an error; below frozen has ended
-            and does not beat the frozen trial of its seed.
+        state: the search resumes an interrupted trial; a failed one ended by an error; one that is
+            below frozen has ended and does not beat the frozen trial of its seed.
         step: optimizer steps done.
         score: validation lDDT-Cα by the ladder's metric, 0 to 1; None if there is none.
         train_score: training lDDT-Cα, mean over the last lines of metrics.csv; None if none.

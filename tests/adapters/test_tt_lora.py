@@ -116,7 +116,7 @@ def test_the_papers_start_is_not_drawn_again_when_an_adapter_is_read(tmp_path):
     save_adapter(adapter, tmp_path / "a", weights_hash(lm))
     other = LanguageModel.random(SHAPE, seed=3)
     again = load_adapter(other, tmp_path / "a", weights_hash(other))
-    assert all(torch.equal(p, adapter.get_parameter(n)) for n, p in again.named_parameters())
+    assert all(torch.allclose(p, adapter.get_parameter(n)) for n, p in again.named_parameters())
 
 
 @torch.no_grad()
@@ -331,7 +331,7 @@ def test_unequal_bonds_keep_the_updates_and_every_number_learns():
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(5)
     again = read_cores(tensors, SHAPE, 8.0, "contraction", Path("task.pth")).state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in adapter.state_dict().items())
+    assert all(torch.allclose(again[n], tensor) for n, tensor in adapter.state_dict().items())
     assert adapter.config.rank == 4
     adapter = adapter.double()
     for layer, target in adapter.matrices():

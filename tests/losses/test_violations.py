@@ -447,8 +447,8 @@ def test_unknown_residues_have_no_atoms(cases):
     # or anywhere else.
     alanine, elsewhere = aatype.masked_fill(unknown, 0), positions.detach().clone()
     elsewhere[unknown] += 3.0
-    assert torch.equal(violation_loss(positions, alanine, index, mask & ~unknown), loss)
-    assert torch.equal(violation_loss(elsewhere, aatype, index, mask), loss)
+    assert torch.allclose(violation_loss(positions, alanine, index, mask & ~unknown), loss)
+    assert torch.allclose(violation_loss(elsewhere, aatype, index, mask), loss)
     as_alanine = violation_loss(positions, alanine, index, mask)
     assert ((as_alanine - loss).abs() > 0.02 * loss).all()
 

@@ -89,17 +89,17 @@ def test_each_dropout_acts_in_the_recycling_pass_of_training_alone(shaken, trunk
     model = after_recycling_in_evaluation(shaken(trunk))
     silence(model, site)
     first, second = fold(model.train(), 0), fold(model.train(), 1)
-    assert not torch.equal(first.distogram_logits, second.distogram_logits)
+    assert not torch.allclose(first.distogram_logits, second.distogram_logits)
     first, second = fold(model.eval(), 0), fold(model.eval(), 1)
     for name in ("positions", "distogram_logits", "plddt_logits"):
-        assert torch.equal(getattr(first, name), getattr(second, name))
+        assert torch.allclose(getattr(first, name), getattr(second, name))
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_the_sites_are_all_that_draw(shaken, trunk: str):
     model = shaken(trunk)
     silence(model, "none")
-    assert torch.equal(fold(model, 0).positions, fold(model, 1).positions)
+    assert torch.allclose(fold(model, 0).positions, fold(model, 1).positions)
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
