@@ -110,6 +110,8 @@ def _reason(error: BaseException) -> str:
         found = re.search(r"(?:WeightsUnpickler error: |\n\n(?=.+\n\nCheck the doc))(.+)", text)
         detail = "damaged" if found is None else found[1].partition(" Please use ")[0]
         return f"Weights only load failed: {detail}"
+    if isinstance(error, LookupError):  # whose text is a byte of the file
+        return "no file of torch.save, or damaged"
     return text.partition("\n")[0] or type(error).__name__
 
 

@@ -15,6 +15,7 @@ from esmfold_peft.adapters.tt_lora import train_of
 from esmfold_peft.adapters.tt_lora_files import read_cores
 from esmfold_peft.config import AdapterConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
+from esmfold_peft.model.checkpoint_files import read_pt
 from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.language_model import LanguageModel
 
@@ -381,3 +382,10 @@ def test_settings_that_make_no_adapter_are_refused(tmp_path):
     (tmp_path / "tt" / "adapter_config.json").write_text('{"targets": [{"alpha": 2.0}]}')
     with pytest.raises(UserError, match="targets: no settings of TT-LoRA"):
         imported(tmp_path, tmp_path / "tt")
+
+
+def test_a_file_that_is_none_of_torchs_is_refused_in_words(tmp_path: Path):
+    path = tmp_path / "task.pth"
+    path.write_text("junk\n")
+    with pytest.raises(UserError, match=r"task\.pth: cannot be read \(no file of torch\.save"):
+        read_pt(path)
