@@ -21,8 +21,8 @@ from esmfold_peft.model.heads import (
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.structure_module import StructureModule
-from esmfold_peft.model.tracks import Tracks
 from esmfold_peft.model.trunk import Trunk
+from esmfold_peft.model.trunks.tracks import Tracks
 
 
 class FoldingModel(nn.Module):

@@ -14,9 +14,9 @@ from esmfold_peft.datasets.buckets import length_buckets
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.devices import is_out_of_memory
-from esmfold_peft.model.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import Head
+from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.protein.residues import ATOM37_INDEX, encode
 
 _CHUNKS = (64, 16, 4, 1)

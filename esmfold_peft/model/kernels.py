@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.trunks.openfold import Evoformer
 
 LARGEST_ERROR = 0.02
 """Kernels round to half precision inside; a wrong one is off by the size of what it computes."""

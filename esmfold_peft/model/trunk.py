@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.distances import pairwise_distances
-from esmfold_peft.model.esmfold import EsmfoldStack
-from esmfold_peft.model.evoformer import Evoformer
-from esmfold_peft.model.tracks import Tracks
+from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
+from esmfold_peft.model.trunks.openfold import Evoformer
+from esmfold_peft.model.trunks.tracks import Tracks
 
 _AMINO_ACID_ENTRIES = (
     23  # ESMFold: padding, the twenty and X, and a mask token that it never trained

@@ -44,10 +44,10 @@ from esmfold_peft.config import (
 )
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.model.build import build_model
-from esmfold_peft.model.evoformer import KERNEL_FLAGS
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
 from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
+from esmfold_peft.model.trunks.openfold import KERNEL_FLAGS
 
 
 def main(words: list[str] | None = None) -> None:

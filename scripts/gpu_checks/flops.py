@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import Training
 
-from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.trunks.openfold import Evoformer
 
 PEAKS = (
     (("B200",), 2250.0),

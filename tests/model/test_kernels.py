@@ -8,8 +8,8 @@ import torch
 
 from esmfold_peft.config import EvoformerConfig, ModelConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.evoformer import KERNEL_FLAGS
 from esmfold_peft.model.kernels import check_kernels
+from esmfold_peft.model.trunks.openfold import KERNEL_FLAGS
 
 CPU = torch.device("cpu")
 SIZES = EvoformerConfig(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.models.esm.configuration_esm import TrunkConfig
 from transformers.models.esm.modeling_esmfold import EsmFoldTriangularSelfAttentionBlock
 
-from esmfold_peft.model.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
 
 PUBLISHED = {
     "sequence_state_dim": 1024,

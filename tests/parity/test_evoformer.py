@@ -12,8 +12,8 @@ from transformers.models.esm.modeling_esmfold import (
 )
 
 from esmfold_peft.config import EvoformerConfig, ModelConfig
-from esmfold_peft.model.evoformer import KERNEL_FLAGS, Evoformer
 from esmfold_peft.model.kernels import check_kernels
+from esmfold_peft.model.trunks.openfold import KERNEL_FLAGS, Evoformer
 
 SIZES = EvoformerConfig(
     blocks=2,

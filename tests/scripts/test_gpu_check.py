@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from esmfold_peft.config import EvoformerConfig
-from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.trunks.openfold import Evoformer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 HARDWARE_OR_PACKAGE = ("absent: ", "not installed", "no peak is known", "tiny: ")
@@ -245,7 +245,7 @@ def test_only_the_checks_that_are_named_are_run(script):
 
 
 def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
-    from esmfold_peft.model.blocks import run_blocks
+    from esmfold_peft.model.trunks.blocks import run_blocks
 
     profiling = script("gpu_checks.profiling")
 

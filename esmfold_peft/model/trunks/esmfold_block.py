@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.model.linear import linear
-from esmfold_peft.model.triangle import (
+from esmfold_peft.model.trunks.triangles import (
     RowFunction,
     TriangleAttention,
     TriangleMultiplication,

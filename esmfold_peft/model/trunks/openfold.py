@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import EvoformerConfig, Kernels
-from esmfold_peft.model.blocks import rows_at_a_time, run_blocks
-from esmfold_peft.model.tracks import Tracks
+from esmfold_peft.model.trunks.blocks import rows_at_a_time, run_blocks
+from esmfold_peft.model.trunks.tracks import Tracks
 
 _INF = 1e9  # added to masked attention logits; finite in bfloat16
 _EPS = 1e-8

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from esmfold_peft.model import triangle
-from esmfold_peft.model.esmfold_block import EsmfoldBlock
-from esmfold_peft.model.triangle import TriangleAttention
+from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks.triangles import TriangleAttention
 
 ROOT = Path(__file__).parents[2]
 B, N, C_S, C_Z = 2, 13, 24, 16
@@ -225,7 +225,7 @@ def run_alone(program: str, *arguments: str) -> str:
 
 PEAK = """
 import sys, torch
-from esmfold_peft.model.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
 def megabytes(key):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
@@ -258,7 +258,7 @@ def test_peak_memory(mode, tracks):
 
 COMPILED = """
 import torch
-from esmfold_peft.model.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
 block = EsmfoldBlock(16, 8, 2, 2, 0.0).train()
 for parameter in block.parameters():
     torch.nn.init.normal_(parameter, std=0.3)

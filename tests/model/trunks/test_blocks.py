@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from esmfold_peft.config import EvoformerConfig
-from esmfold_peft.model.blocks import NUMBERS_AT_ONCE, rows_at_a_time
-from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE, rows_at_a_time
+from esmfold_peft.model.trunks.openfold import Evoformer
 
 COMPILED = """
 import functools, torch
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
 from esmfold_peft.config import EsmfoldConfig, EvoformerConfig
-from esmfold_peft.model.esmfold import EsmfoldStack
-from esmfold_peft.model.evoformer import Evoformer
+from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
+from esmfold_peft.model.trunks.openfold import Evoformer
 from torch._dynamo.utils import counters
 
 def stack(kind, compile):

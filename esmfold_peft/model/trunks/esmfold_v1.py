@@ -5,9 +5,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import EsmfoldConfig
-from esmfold_peft.model.blocks import run_blocks
-from esmfold_peft.model.esmfold_block import EsmfoldBlock
-from esmfold_peft.model.tracks import Tracks
+from esmfold_peft.model.trunks.blocks import run_blocks
+from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks.tracks import Tracks
 
 
 class EsmfoldStack(nn.Module):

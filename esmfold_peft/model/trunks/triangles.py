@@ -7,8 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from esmfold_peft.model.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.model.linear import linear
+from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
 
 RowFunction = Callable[[slice], Tensor]
 """Computes something for some rows; rows are the second dimension of the pair track."""

@@ -1,0 +1,1 @@
+"""Trunks: what stands between the language model and the structure module."""
