@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esmfold_peft.model import triangle
+from esmfold_peft.model.trunks import triangles as triangle
 from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
 from esmfold_peft.model.trunks.triangles import TriangleAttention
 
