@@ -83,7 +83,7 @@ def modules_imported(file: Path) -> set[str]:
 
 def test_openfold3_has_one_importer():
     importers = [f.name for f in FILES if "openfold3" in modules_imported(f)]
-    assert importers == ["evoformer.py"]
+    assert importers == ["openfold.py"]
 
 
 def test_proteins_need_no_torch():
