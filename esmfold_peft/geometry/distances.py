@@ -10,7 +10,7 @@ def pairwise_distances(
 ) -> Float[Tensor, "b n m"]:
     """Distances from every point to every other, in the unit of the coordinates.
 
-    Computed from differences: torch.cdist's matrix product loses digits to cancellation, by an
-    amount that depends on the number of points, so on padding.
+    Computed from differences: a matrix product loses digits to cancellation, and torch.cdist
+    chooses one by the number of points, so by padding.
     """
-    return torch.linalg.vector_norm(points[:, :, None] - others[:, None], dim=-1)
+    return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")

@@ -75,6 +75,10 @@ class Rigid:
             self.rotation.unsqueeze(rotation_dim), self.translation.unsqueeze(translation_dim)
         )
 
+    def flatten(self, first: int, last: int) -> "Rigid":
+        """Makes one axis of the batch axes from `first` to `last`, counted from the front."""
+        return Rigid(self.rotation.flatten(first, last), self.translation.flatten(first, last))
+
     def compose(self, inner: "Rigid") -> "Rigid":
         """The frame that applies `inner` first and this one after it."""
         return Rigid(self.rotation @ inner.rotation, self.apply(inner.translation))

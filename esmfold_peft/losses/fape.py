@@ -45,16 +45,11 @@ def fape(
         eps: added to squared errors, in Å², so that the gradient is finite at 0: a perfect
             prediction has loss sqrt(eps) / scale.
     """
-    error = _summed_error(
-        predicted_frames,
-        true_frames,
-        frame_mask,
-        predicted_points,
-        true_points,
-        point_mask,
-        clamp,
-        eps,
-    )
+    with torch.autocast(predicted_points.device.type, enabled=False):
+        rows, columns = _coordinates(
+            predicted_frames, true_frames, frame_mask, predicted_points, true_points, point_mask
+        )
+        error = _summed_error(rows, columns, frame_mask, point_mask, clamp, eps)
     return error / (scale * _count(frame_mask, point_mask))
 
 
@@ -68,20 +63,13 @@ def backbone_fape(
         truth: of the same b chains.
         clamp: largest error of each chain in Å; infinity does not cut.
     """
-    true_frames, mask = truth.backbone_frames, truth.backbone_mask
-    layers = [
-        fape(
-            frames[layer],
-            true_frames,
-            mask,
-            frames.translation[layer],
-            true_frames.translation,
-            mask,
-            clamp=clamp,
-        )
-        for layer in range(frames.shape[0])
-    ]
-    return torch.stack(layers).mean(0)
+    layers = frames.shape[0]
+    true_frames = Rigid.stack([truth.backbone_frames] * layers).flatten(0, 1)
+    frames, mask = frames.flatten(0, 1), truth.backbone_mask.repeat(layers, 1)
+    points, true_points = frames.translation, true_frames.translation
+    clamp = clamp.repeat(layers)
+    error = fape(frames, true_frames, mask, points, true_points, mask, clamp=clamp)
+    return error.unflatten(0, (layers, -1)).mean(0)
 
 
 def sidechain_fape(
@@ -94,8 +82,8 @@ def sidechain_fape(
 ) -> Float[Tensor, "b"]:
     """FAPE of all atoms in all rigid groups, cut at 10 Å (AF2 Suppl. Alg. 20 line 28).
 
-    The (8 n x 14 n) errors are made one group at a time, and again in the backward pass: measured
-    at 256 residues, the peak is 46 MB instead of 120.
+    The (6 n x 14 n) errors are made n rows at a time, and again in the backward pass: measured
+    at 256 residues, the peak is 47 MB instead of 134.
 
     Args:
         frames: the eight predicted frames of each residue, of shape (b, n, 8).
@@ -104,53 +92,85 @@ def sidechain_fape(
         scale: error that counts as 1, in Å.
         eps: added to squared errors, in Å².
     """
+    groups, parts = list(_SIDECHAIN_GROUPS), len(_SIDECHAIN_GROUPS)
+    true_frames = truth.group_frames[:, :, groups].flatten(1, 2)
+    frame_mask = truth.group_mask[:, :, groups].flatten(1, 2)
     points, true_points = positions.flatten(1, 2), truth.positions.flatten(1, 2)
     point_mask = truth.atom_mask.flatten(1, 2)
     clamp = points.new_full((len(points),), SIDECHAIN_CLAMP)
-    error = points.new_zeros(len(points))
-    for group in _SIDECHAIN_GROUPS:
-        error = error + checkpoint(
-            _summed_error,
-            frames[:, :, group],
-            truth.group_frames[:, :, group],
-            truth.group_mask[:, :, group],
+    with torch.autocast(points.device.type, enabled=False):
+        rows, columns = _coordinates(
+            frames[:, :, groups].flatten(1, 2),
+            true_frames,
+            frame_mask,
             points,
             true_points,
             point_mask,
-            clamp,
-            eps,
-            use_reentrant=False,
-            preserve_rng_state=False,
         )
-    frame_mask = truth.group_mask[:, :, list(_SIDECHAIN_GROUPS)].flatten(1, 2)
+        error = points.new_zeros(len(points))
+        for part, mask in zip(rows.chunk(parts, 1), frame_mask.chunk(parts, 1), strict=True):
+            error = error + checkpoint(
+                _summed_error,
+                part,
+                columns,
+                mask,
+                point_mask,
+                clamp,
+                eps,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
     return error / (scale * _count(frame_mask, point_mask))
 
 
-def _summed_error(
+def _coordinates(
     predicted_frames: Rigid,
     true_frames: Rigid,
     frame_mask: Bool[Tensor, "b f"],
     predicted_points: Float[Tensor, "b p 3"],
     true_points: Float[Tensor, "b p 3"],
     point_mask: Bool[Tensor, "b p"],
+) -> tuple[Float[Tensor, "b f 3 7"], Float[Tensor, "b 7 p"]]:
+    """Factors of every point in every frame, less the same of the truth: Rᵀ(x - t) - Sᵀ(y - u).
+
+    One matrix product a chain, [Rᵀ, -Sᵀ, Sᵀu - Rᵀt] (x, y, 1), whose terms are the smaller, and
+    so the finer, the nearer the center is to the origin. `Rigid.apply_inverse` would copy the
+    rotations for every point, and rows of three numbers take several times as long.
+    """
+    # Only the truth is replaced where unknown; a NaN of the prediction is to stay one.
+    true_frames = Rigid(
+        torch.where(frame_mask[..., None, None], true_frames.rotation, 0.0),
+        torch.where(frame_mask[..., None], true_frames.translation, 0.0),
+    )
+    true_points = torch.where(point_mask[..., None], true_points, 0.0)
+    frames, points = _centered(predicted_frames, predicted_points, point_mask)
+    true_frames, true_points = _centered(true_frames, true_points, point_mask)
+    turns = torch.cat((frames.rotation, -true_frames.rotation), -2).mT
+    places = torch.cat((frames.translation, true_frames.translation), -1)[..., None]
+    rows = torch.cat((turns, -(turns @ places)), -1)
+    ones = torch.ones_like(points[..., :1])
+    return rows, torch.cat((points, true_points, ones), -1).mT
+
+
+def _summed_error(
+    rows: Float[Tensor, "b f 3 7"],
+    columns: Float[Tensor, "b 7 p"],
+    frame_mask: Bool[Tensor, "b f"],
+    point_mask: Bool[Tensor, "b p"],
     clamp: Float[Tensor, "b"],
     eps: float,
 ) -> Float[Tensor, "b"]:
-    mask = frame_mask[:, :, None] & point_mask[:, None, :]
-    with torch.autocast(predicted_points.device.type, enabled=False):
-        # Only the truth is replaced where unknown; a NaN of the prediction is to stay one (0 x NaN
-        # below).
-        true_frames = Rigid(
-            torch.where(frame_mask[..., None, None], true_frames.rotation, 0.0),
-            torch.where(frame_mask[..., None], true_frames.translation, 0.0),
-        )
-        true_points = torch.where(point_mask[..., None], true_points, 0.0)
-        deviation = _deviation(
-            *_centered(predicted_frames, predicted_points, point_mask),
-            *_centered(true_frames, true_points, point_mask),
-        )
-        error = torch.sqrt(deviation.square().sum(2) + eps)
-    return (torch.minimum(error, clamp[:, None, None]) * mask).sum((1, 2))
+    """The sum of known errors, each cut.
+
+    Few passes over (f x p) numbers: the masks as matrix products take half the time of `where` on
+    one core.
+    """
+    deviation = (rows.flatten(1, 2) @ columns).unflatten(1, (-1, 3))
+    error = torch.sqrt(deviation.square().sum(2) + eps)
+    cut = torch.minimum(error, clamp[:, None, None])
+    # 0 x NaN is NaN.
+    of_frames = (cut @ point_mask[..., None].to(cut.dtype)).squeeze(-1)
+    return (of_frames * frame_mask).sum(1)
 
 
 def _centered(
@@ -160,26 +180,6 @@ def _centered(
     known = torch.where(mask[..., None], points.detach(), 0.0)
     center = known.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
     return Rigid(frames.rotation, frames.translation - center), points - center
-
-
-def _deviation(
-    frames: Rigid,
-    points: Float[Tensor, "b p 3"],
-    true_frames: Rigid,
-    true_points: Float[Tensor, "b p 3"],
-) -> Float[Tensor, "b f 3 p"]:
-    """Every point in every frame, less the same of the truth: Rᵀ(x - t) - Sᵀ(y - u).
-
-    One matrix product a chain, [Rᵀ, -Sᵀ, Sᵀu - Rᵀt] (x, y, 1), whose terms are the smaller, and
-    so the finer, the nearer the center is to the origin. `Rigid.apply_inverse` would copy the
-    rotations for every point, and rows of three numbers take several times as long.
-    """
-    turns = torch.cat((frames.rotation, -true_frames.rotation), -2).mT
-    places = torch.cat((frames.translation, true_frames.translation), -1)[..., None]
-    rows = torch.cat((turns, -(turns @ places)), -1).flatten(1, 2)
-    ones = torch.ones_like(points[..., :1])
-    columns = torch.cat((points, true_points, ones), -1).mT
-    return (rows @ columns).unflatten(1, (-1, 3))
 
 
 def _count(frame_mask: Bool[Tensor, "b f"], point_mask: Bool[Tensor, "b p"]) -> Tensor:

@@ -26,12 +26,12 @@ class AngleResnet(nn.Module):
         self.linear_out = linear(hidden, 2 * TORSIONS)
 
     def forward(
-        self, s: Float[Tensor, "b n c_s"], s_initial: Float[Tensor, "b n c_s"]
-    ) -> tuple[Float[Tensor, "b n 7 2"], Float[Tensor, "b n 7 2"]]:
-        """Predicts the torsions.
+        self, s: Float[Tensor, "k b n c_s"], s_initial: Float[Tensor, "b n c_s"]
+    ) -> tuple[Float[Tensor, "k b n 7 2"], Float[Tensor, "k b n 7 2"]]:
+        """Predicts the torsions of all layers of the structure module.
 
         Args:
-            s: single track of this layer.
+            s: single track after each layer.
             s_initial: single track before the first layer.
 
         Returns:
@@ -53,5 +53,5 @@ class _Block(nn.Module):
         self.linear_1 = linear(hidden, hidden, init="relu")
         self.linear_2 = linear(hidden, hidden, init="zero")
 
-    def forward(self, a: Float[Tensor, "b n hidden"]) -> Float[Tensor, "b n hidden"]:
+    def forward(self, a: Float[Tensor, "k b n hidden"]) -> Float[Tensor, "k b n hidden"]:
         return a + self.linear_2(self.linear_1(a.relu()).relu())

@@ -13,6 +13,9 @@ from esmfold_peft.model.linear import linear
 MASKED_LOGIT = -1e9
 SOFTPLUS_INVERSE_OF_ONE = math.log(math.e - 1)
 
+_THIRD = math.sqrt(1 / 3)
+"""w_L of Alg. 22: the logits are three terms of variance 1 at initialisation."""
+
 
 class InvariantPointAttention(nn.Module):
     """Attention over residues, their pairs and points in their frames (AF2 Suppl. Alg. 22).
@@ -56,7 +59,7 @@ class InvariantPointAttention(nn.Module):
 
     def pair_bias(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b h n n"]:
         """What the pair track adds to the logits; the same in all layers, so computed once."""
-        return self.linear_b(z).movedim(-1, 1)
+        return self.linear_b(z).movedim(-1, 1) * _THIRD
 
     def forward(
         self,
@@ -75,58 +78,59 @@ class InvariantPointAttention(nn.Module):
             frames: backbone frames of shape (b, n) in units of 10 Å.
             mask: which residues exist. Rows of others are finite and meaningless.
         """
-        q = self._by_head(self.linear_q(s))
+        frames = _centered(frames, mask)
+        q = self._by_head(self.linear_q(s)) * (_THIRD / math.sqrt(self.c_hidden))
         k, v = self._by_head(self.linear_kv(s)).chunk(2, dim=-1)
-        q_points = self._points(self.linear_q_points(s), frames)
-        k_points, v_points = self._points(self.linear_kv_points(s), frames).split(
-            (self.query_points, self.value_points), dim=3
+        q_points = self._points(self.linear_q_points(s), frames).flatten(-2)
+        k_points, v_points = (
+            points.flatten(-2)
+            for points in self._points(self.linear_kv_points(s), frames).split(
+                (self.query_points, self.value_points), dim=-1
+            )
         )
-        # Three terms of variance 1 at initialisation, hence the thirds (w_L of Alg. 22).
-        logits = (q @ k.mT) * math.sqrt(1 / (3 * self.c_hidden)) + bias * math.sqrt(1 / 3)
-        logits = logits - self._point_term(q_points, k_points)
-        weights = logits.masked_fill(~mask[:, None, None, :], MASKED_LOGIT).softmax(-1)
+        # Of -w |q - k|², w |q|² is the same for all keys of a query: the softmax does not see it.
+        w = self._point_weights()
+        of_keys = (-w * k_points.square().sum(-1)).masked_fill(~mask[:, None], MASKED_LOGIT)
+        queries = torch.cat((q, 2 * w[..., None] * q_points), dim=-1)
+        logits = queries @ torch.cat((k, k_points), dim=-1).mT + bias
+        weights = (logits + of_keys[:, :, None]).softmax(-1)
 
-        of_residues = (weights @ v).transpose(1, 2).flatten(2)
-        of_points = self._attend_points(weights, v_points, frames)
+        average = weights @ torch.cat((v, v_points), dim=-1)
+        of_residues, average_points = average.split((self.c_hidden, v_points.shape[-1]), dim=-1)
+        of_residues = of_residues.transpose(1, 2).flatten(2)
+        of_points = _seen_points(average_points, frames)
         of_pairs = (weights.transpose(1, 2) @ z).flatten(2)
         return self.linear_out(torch.cat((of_residues, of_points, of_pairs), dim=-1))
 
     def _by_head(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b h n c_head"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _points(self, x: Float[Tensor, "b n c"], frames: Rigid) -> Float[Tensor, "b h n p 3"]:
+    def _points(self, x: Float[Tensor, "b n c"], frames: Rigid) -> Float[Tensor, "b h n 3 p"]:
         """Points out of their residues' frames; channels hold all x, then all y, then all z."""
-        local = x.unflatten(-1, (3, -1)).mT
-        return frames.unsqueeze(-1).apply(local).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        points = frames.rotation @ x.unflatten(-1, (3, -1)) + frames.translation[..., None]
+        return points.unflatten(-1, (self.heads, -1)).movedim(3, 1)
 
-    def _point_term(
-        self, q_points: Float[Tensor, "b h n p 3"], k_points: Float[Tensor, "b h n p 3"]
-    ) -> Float[Tensor, "b h n n"]:
-        """Weighted squared distances between query and key points.
+    def _point_weights(self) -> Float[Tensor, "h 1"]:
+        """The weight of a squared distance: w_L w_C γ / 2 of Alg. 22."""
+        w_c = math.sqrt(2 / (9 * self.query_points))
+        return (_THIRD * w_c / 2 * functional.softplus(self.head_weights))[:, None]
 
-        The sum over a head's points is one squared distance in 3 p dimensions. `cdist` computes it
-        from differences (the expansion |q|² + |k|² - 2 q·k cancels for residues far from the
-        origin) and keeps (b, h, n, n) for the backward pass where the differences would be 3 p
-        times that.
-        """
-        distance = torch.cdist(
-            q_points.flatten(-2),
-            k_points.flatten(-2),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        # w_L w_C / 2 of Alg. 22, with w_L = √(1/3) and w_C = √(2 / (9 points))
-        scale = math.sqrt(1 / 3) * math.sqrt(2 / (9 * self.query_points)) / 2
-        weight = scale * functional.softplus(self.head_weights)
-        return weight[:, None, None] * distance**2
 
-    def _attend_points(
-        self,
-        weights: Float[Tensor, "b h n n"],
-        v_points: Float[Tensor, "b h n p 3"],
-        frames: Rigid,
-    ) -> Float[Tensor, "b n c"]:
-        """Averages value points, brings them into the frames, appends their norms."""
-        average = (weights @ v_points.flatten(-2)).unflatten(-1, (-1, 3))
-        points = frames.unsqueeze(-1).apply_inverse(average.transpose(1, 2).flatten(2, 3))
-        norms = torch.sqrt((points * points).sum(-1) + 1e-8)
-        return torch.cat((points.mT.flatten(2), norms), dim=-1)
+def _centered(frames: Rigid, mask: Bool[Tensor, "b n"]) -> Rigid:
+    """The frames, moved together so that their mean origin is 0.
+
+    Attention does not see the motion. It makes squares of coordinates about as small, and so about
+    as finely rounded, as squared distances are: of a straight chain of 200 residues the result
+    differs by 2e-5 from that in float64.
+    """
+    known = torch.where(mask[..., None], frames.translation.detach(), 0.0)
+    center = known.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
+    return Rigid(frames.rotation, frames.translation - center)
+
+
+def _seen_points(average: Float[Tensor, "b h n c"], frames: Rigid) -> Float[Tensor, "b n c_out"]:
+    """Brings averaged points, all x before all y and z, into the frames; appends their norms."""
+    points = average.unflatten(-1, (3, -1)).movedim(1, 3).flatten(3)
+    points = frames.rotation.mT @ (points - frames.translation[..., None])
+    norms = torch.sqrt(points.square().sum(2) + 1e-8)
+    return torch.cat((points.flatten(2), norms), dim=-1)

