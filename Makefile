@@ -24,8 +24,10 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
-# And what proves them at length: every adapter compiled, long chains, Ray, all launchers.
+# The long tests too: every adapter compiled, long chains, Ray, all launchers, and the GPU kernels
+# compiled. These need Triton; 3.7.1 is the version that PyTorch 2.13 for CUDA installs.
 test-all: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --no-compile 'triton==3.7.1; sys_platform == "linux"'
 	$(PYTEST)
 
 check: $(INSTALLED)

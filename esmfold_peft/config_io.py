@@ -1,5 +1,6 @@
 """Settings from YAML files and flags, and back to YAML. Imports no torch."""
 
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -102,8 +103,15 @@ def _check_groups(values: Any, kind: type, prefix: str) -> None:
             raise UserError(f"{prefix}{field.name}: null is no value")
 
 
-_UNKNOWN_BEFORE = {"optimizer.eps_adapter": None, "guard.update_limit": 0.0}
+_UNKNOWN_BEFORE = {
+    "optimizer.eps_adapter": None,
+    "guard.update_limit": 0.0,
+    "model.pair_track": "float32",
+}
 """What runs and searches had before there were these settings, whose defaults are others."""
+
+_KERNELS_BEFORE = re.compile(r"^(  kernels: )(none|deepspeed|cuequivariance|triton)$", re.M)
+"""Values that model.kernels had: other ways to compute what `fused` computes."""
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
@@ -120,7 +128,8 @@ def read_config(path: Path, kind: type[Config]) -> Config:
 def _parse_stored(parser: ArgumentParser, path: Path) -> Any:
     known = parser.get_defaults()
     parser.set_defaults({n: v for n, v in _UNKNOWN_BEFORE.items() if n in known})
-    return parser.parse_path(path)
+    text = _KERNELS_BEFORE.sub(r"\1fused", path.read_text())
+    return parser.parse_string(text)
 
 
 def config_of(values: object, kind: type[Config], path: Path) -> Config:
@@ -152,9 +161,10 @@ def config_text(config: object) -> str:
 def with_absolute_weights(config: Config) -> Config:
     """The settings of a run with the files of weights named so that any folder finds them."""
     model = config.model  # pyright: ignore[reportAttributeAccessIssue]
+    parts = {section.name: section for section in model.sections if section.published}
     absolute = {
         name: replace(part, weights=_absolute(part.weights))
-        for name, part in (("language_model", model.language_model), ("esmfold", model.esmfold))
+        for name, part in {"language_model": model.language_model, **parts}.items()
     }
     return replace(config, model=replace(model, **absolute))  # pyright: ignore
 

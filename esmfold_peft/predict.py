@@ -137,7 +137,6 @@ def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank |
         local_rank=shard.local_rank,
         precision=config.precision,
         chunk_size=config.chunk_size,
-        kernels=config.kernels,
     )
     if config.pae and not predictor.predicts_pae:
         raise UserError(

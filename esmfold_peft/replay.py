@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from esmfold_peft.config import ReplayConfig, TrainConfig
+from esmfold_peft.config import ReplayConfig
 from esmfold_peft.console import report
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.devices import choose_device
@@ -37,7 +36,8 @@ def run(config: ReplayConfig) -> int:
     evidence = read_evidence(path)
     device = choose_device(config.accelerator)
     folder, home = path.parent, path.parents[2]
-    settings = _settings(run_config(home), device)
+    settings = run_config(home)
+    settings = replace(settings, engine=replace(settings.engine, compile=False))
     model = rebuild_model(home, settings, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     module = FoldingModule(settings, model).to(device).train()
     report(
@@ -56,12 +56,6 @@ def run(config: ReplayConfig) -> int:
     Console().print(table)
     report("it is not finite again" if broken else "all is finite this time")
     return 1 if broken else 0
-
-
-def _settings(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """The run's settings; without a GPU its kernels are not there."""
-    model = config.model if device.type == "cuda" else replace(config.model, kernels="none")
-    return replace(config, model=model, engine=replace(config.engine, compile=False))
 
 
 def _again(

@@ -18,7 +18,6 @@ from esmfold_peft.datasets.leaks import Leak
 from esmfold_peft.errors import LostProcessError, UserError
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.protein.files import lock_folder, make_folder
 from esmfold_peft.training.beginning import (
     first_state,
@@ -58,9 +57,9 @@ def run(config: TrainConfig) -> int:
         on.
 
     Raises:
-        UserError: a setting, a store, the base weights or the kernels are wrong, training chains
-            leak validation chains, or the run exists already; nothing has been written then. Later:
-            there is not enough memory, or the disk is full.
+        UserError: a setting, a store or the base weights are wrong, training chains leak validation
+            chains, or the run exists already; nothing has been written then. Later: there is not
+            enough memory, or the disk is full.
         KeyboardInterrupt: by Ctrl-C; the run is saved.
     """
     _quiet()
@@ -110,7 +109,7 @@ def _begin(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> _Tra
     if trainer.is_global_zero and data.validation is not None and checkpoint is None:
         known = config.run.parent / LEAK_CHECK  # of the search that this is a trial of
         leaks = guard(data.train, data.validation, allow=config.allow_leaks, known=known)
-    model, state = _model(config, trainer, checkpoint)
+    model, state = _model(config, checkpoint)
     if trainer.is_global_zero:
         if not begun:  # another command may have begun it in the meantime
             make_folder(config.run)
@@ -147,9 +146,7 @@ def _fit(training: _Training) -> Status:
     return status
 
 
-def _model(
-    config: TrainConfig, trainer: pl.Trainer, checkpoint: Checkpoint | None
-) -> tuple[FoldingModel, State]:
+def _model(config: TrainConfig, checkpoint: Checkpoint | None) -> tuple[FoldingModel, State]:
     """The model at the start of this process, and where the run stands."""
     model, base_hash = build_model(config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -158,12 +155,6 @@ def _model(
         load_checkpoint(config, model, base_hash, checkpoint)
     elif config.start_from is not None:
         load_start(config, model, base_hash)
-    check_kernels(
-        config.model,
-        trainer.strategy.root_device,
-        length=max(config.data.crop, CHECKED_LENGTH),  # short chains never reach some kernels
-        bf16=model.bf16,
-    )
     state = first_state(config, model, base_hash) if checkpoint is None else checkpoint.state
     return model, state
 

@@ -3,12 +3,13 @@
     python scripts/gpu_check.py                  # on a GPU
     python scripts/gpu_check.py --tiny           # everything at tiny sizes on a CPU: does it run?
 
-Checks: outputs, losses and gradients as on the CPU in float32, and in bfloat16; each fused kernel;
-training in bfloat16 on the chains of data/example; DeepSpeed ZeRO 2 against the plain engine;
-going on with a run; predictions, also with too little memory. Benchmarks: an optimizer step of the
-paper's configuration (crop 256, 12 blocks, 32 chains by accumulation, recycling) with its parts,
-memory, operations and profile, with kernels and compiled; adapters; inference by length. Language
-models are random; nothing is downloaded.
+Checks: the attention kernel against its formula; outputs, losses and gradients as on the CPU in
+float32, and in bfloat16; training in bfloat16 on the chains of data/example; DeepSpeed ZeRO 2
+against the plain engine; going on with a run; predictions, also with too little memory. Benchmarks:
+an optimizer step of the paper's configuration (crop 256, 12 blocks, 32 chains by accumulation,
+recycling) with its parts, memory, operations and profile, also by openfold3's blocks, with a pair
+track in bfloat16 and compiled; one block and its attention alone, beside others'; adapters;
+inference by length. Language models are random; nothing is downloaded.
 
 A table on stdout, and JSON that is written after every row. Exit code 1 if a check failed. What no
 longer fits into --minutes is left out: a benchmark is skipped, a check has then failed.
@@ -25,10 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from gpu_checks.attention import attention_kernel, attention_times
+from gpu_checks.block import block
 from gpu_checks.costs import adapters, inference
 from gpu_checks.environment import environment, environment_rows
-from gpu_checks.fused_kernels import deepspeed_kernel, fused_kernels
-from gpu_checks.paper_step import compiled, fastest, paper_step, with_kernels
+from gpu_checks.paper_step import compiled, fastest, otherwise, paper_step
 from gpu_checks.parity import parity
 from gpu_checks.predicting import predicting
 from gpu_checks.profiling import profiling
@@ -41,6 +43,7 @@ from rich.console import Console
 
 CHECKS = [
     Check("environment", environment_rows, 60),
+    Check("attention kernel", attention_kernel, 120),
     Check("parity", parity, 120),
     Check("training", learning, 120),
     Check("DeepSpeed ZeRO 2", zero2, 120),
@@ -52,10 +55,10 @@ CHECKS = [
     Check("profile", profiling, 60, benchmark=True, needs=10),
     Check("inference", inference, 60, benchmark=True, needs=5),
     Check("adapters", adapters, 60, benchmark=True, needs=5),
-    Check("fused kernels", fused_kernels, 160),
-    Check("step with kernels", with_kernels, 100, benchmark=True, needs=10),
-    Check("step compiled", compiled, 240, benchmark=True, needs=20),
-    Check("DeepSpeed's kernel", deepspeed_kernel, 1000, benchmark=True, needs=60),
+    Check("attention", attention_times, 60, benchmark=True, needs=5),
+    Check("step otherwise", otherwise, 60, benchmark=True, needs=10),
+    Check("step compiled", compiled, 120, benchmark=True, needs=20),
+    Check("block", block, 300, benchmark=True, needs=10),
 ]
 """In order, with the most seconds of each: the most telling first, compiling last."""
 

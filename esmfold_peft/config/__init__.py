@@ -24,6 +24,7 @@ from esmfold_peft.config.model import (
     LanguageModelConfig,
     ModelConfig,
     StructureConfig,
+    TrunkConfig,
 )
 from esmfold_peft.config.prediction import PredictConfig
 from esmfold_peft.config.preparation import FilterConfig, PlddtConfig, PrepareConfig
@@ -85,4 +86,5 @@ __all__ = [
     "StructureConfig",
     "Target",
     "TrainConfig",
+    "TrunkConfig",
 ]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from esmfold_peft.config.checks import check_device, check_lowest, check_unchanged
-from esmfold_peft.config.model import Kernels
 from esmfold_peft.config.training import Precision
 from esmfold_peft.errors import UserError
 
@@ -15,7 +14,7 @@ Split = Literal["train", "validation"]
 _FILES = ("predictions", "references", "pairs", "match")
 _FOLDING = (
     *("store", "splits", "checkpoint", "raw_weights", "device", "precision"),
-    *("num_recycles", "max_tokens_per_batch", "chunk_size", "kernels"),
+    *("num_recycles", "max_tokens_per_batch", "chunk_size"),
 )
 
 
@@ -54,7 +53,6 @@ class EvaluateConfig:
         max_tokens_per_batch: residues folded at a time, padding included; a longer chain is folded
             alone.
         chunk_size: rows of the pair track at a time (`model.chunk`): less memory for long chains.
-        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
     """
 
     output: Path
@@ -76,7 +74,6 @@ class EvaluateConfig:
     num_recycles: int | None = None
     max_tokens_per_batch: int = 1024
     chunk_size: int | None = None
-    kernels: Kernels = "none"
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 1, "max_tokens_per_batch", "chunk_size")

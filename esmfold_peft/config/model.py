@@ -1,12 +1,12 @@
 """Sizes of the folding model."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from esmfold_peft.config.checks import check_lowest, check_shares
 from esmfold_peft.errors import UserError
 
-Kernels = Literal["none", "deepspeed", "cuequivariance", "triton"]
+Kernels = Literal["fused", "openfold"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,40 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
-class EvoformerConfig:
+class TrunkConfig:
+    """Settings of one trunk. Its class attributes tell the other settings what the trunk can do.
+
+    Attributes:
+        trunk: the value of model.trunk that takes the section.
+        name: of the section.
+        published: whether there are weights to start from, which a run can keep; the section then
+            has the setting `weights`.
+        missing_heads: heads that the published weights lack.
+        kernels: the values of model.kernels that it knows.
+        checkpoint: recompute each block's activations in the backward pass.
+        weights: of trunk, structure module and heads.
+    """
+
+    trunk: ClassVar[str]
+    name: ClassVar[str]
+    published: ClassVar[bool] = False
+    missing_heads: ClassVar[tuple[str, ...]] = ()
+    kernels: ClassVar[tuple[Kernels, ...]] = ("fused",)
+    checkpoint = False
+    weights = "random"
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Channels of the sequence and pair tracks, and of the structure module's single track."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        sizes = (f.name for f in fields(self) if f.type is int)
+        check_lowest(self, f"model.{self.name}.", 1, *sizes)
+
+
+@dataclass(frozen=True)
+class EvoformerConfig(TrunkConfig):
     """The reduced Evoformer between the language model and the structure module.
 
     Attributes:
@@ -53,6 +86,10 @@ class EvoformerConfig:
         checkpoint: recompute each block's activations in the backward pass to save memory.
     """
 
+    trunk = "evoformer"
+    name = "evoformer"
+    kernels = ("fused", "openfold")
+
     blocks: int = 12
     c_m: int = 256
     c_z: int = 128
@@ -68,14 +105,17 @@ class EvoformerConfig:
     dropout_pair: float = 0.25
     checkpoint: bool = True
 
+    @property
+    def widths(self) -> tuple[int, int, int]:  # noqa: D102
+        return self.c_m, self.c_z, self.c_s
+
     def __post_init__(self) -> None:
-        sizes = (f.name for f in fields(self) if f.type is int)
-        check_lowest(self, "model.evoformer.", 1, *sizes)
+        super().__post_init__()
         check_shares(self, "model.evoformer.", "dropout_msa", "dropout_pair")
 
 
 @dataclass(frozen=True)
-class EsmfoldConfig:
+class EsmfoldConfig(TrunkConfig):
     """The trunk of the released ESMFold (Lin et al. 2023), and where its weights are.
 
     The sizes are those of the release; a file of other sizes is refused by the name of the size.
@@ -97,6 +137,11 @@ class EsmfoldConfig:
         checkpoint: recompute each block's activations in the backward pass to save memory.
     """
 
+    trunk = "esmfold_v1"
+    name = "esmfold"
+    published = True
+    missing_heads = ("resolved",)
+
     weights: str = "pretrained"
     blocks: int = 48
     c_s: int = 1024
@@ -107,9 +152,12 @@ class EsmfoldConfig:
     dropout: float = 0.0
     checkpoint: bool = True
 
+    @property
+    def widths(self) -> tuple[int, int, int]:  # noqa: D102
+        return self.c_s, self.c_z, self.c_structure
+
     def __post_init__(self) -> None:
-        sizes = (f.name for f in fields(self) if f.type is int)
-        check_lowest(self, "model.esmfold.", 1, *sizes)
+        super().__post_init__()
         check_shares(self, "model.esmfold.", "dropout")
         if self.dropout >= 0.5:
             raise UserError(f"model.esmfold.dropout: {self.dropout} would drop all pairs")
@@ -176,9 +224,11 @@ class ModelConfig:
         chunk: rows of the pair track that its attention and transitions handle at a time: less
             memory for long chains, in more steps. null takes as many as keep what grows with them
             under 2^28 numbers.
-        kernels: fused kernels of the Evoformer on a GPU, checked against the plain path before the
-            run: none, deepspeed, cuequivariance or triton. With them, several chains at a time are
-            not chunked.
+        kernels: how the trunk evoformer computes a block: fused (few large operations), or openfold
+            (openfold3's own forward pass: slower, with a float32 pair track, never compiled).
+        pair_track: type in which the pair track is kept between updates if engine.precision is
+            bf16 and model.kernels is fused: bf16 (less memory and traffic), or float32 (less
+            rounding).
     """
 
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -194,17 +244,31 @@ class ModelConfig:
     pae_bins: int = 64
     c_plddt: int = 128
     chunk: int | None = None
-    kernels: Kernels = "none"
+    kernels: Kernels = "fused"
+    pair_track: Literal["float32", "bf16"] = "bf16"
 
     def __post_init__(self) -> None:
         check_lowest(self, "model.", 0, "max_recycles")
         check_lowest(self, "model.", 1, "relative_positions", "c_plddt", "chunk")
         check_lowest(self, "model.", 2, "distogram_bins", "plddt_bins")
         check_lowest(self, "model.", 3, "pae_bins")
-        if self.freeze and self.trunk == "evoformer":
+        if self.freeze and not self.section.published:
+            published = ", ".join(section.trunk for section in self.sections if section.published)
             raise UserError(
                 f"model.freeze: {' and '.join(self.freeze)} would stay random with the trunk"
-                " evoformer; only published weights (esmfold_v1) can be kept"
+                f" {self.trunk}; only published weights ({published}) can be kept"
             )
-        if self.kernels != "none" and self.trunk != "evoformer":
-            raise UserError(f"model.kernels: {self.kernels} is for the trunk evoformer only")
+        if self.kernels not in self.section.kernels:
+            own = (s.trunk for s in self.sections if self.kernels in s.kernels)
+            raise UserError(f"model.kernels: {self.kernels} is for the trunk {', '.join(own)} only")
+
+    @property
+    def sections(self) -> tuple[TrunkConfig, ...]:
+        """The sections of all trunks."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return tuple(value for value in values if isinstance(value, TrunkConfig))
+
+    @property
+    def section(self) -> TrunkConfig:
+        """The section of the trunk in use."""
+        return next(section for section in self.sections if section.trunk == self.trunk)

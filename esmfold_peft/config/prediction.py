@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.config.checks import check_device, check_lowest
-from esmfold_peft.config.model import Kernels
 from esmfold_peft.config.training import Precision
 from esmfold_peft.errors import UserError
 
@@ -45,7 +44,6 @@ class PredictConfig:
             process takes the one of its number).
         precision: float32, or bf16 autocast around language model and trunk; null takes that of
             the training.
-        kernels: fused kernels of the Evoformer on a GPU (`model.kernels`), checked first.
         adapter: adapters that records may use instead of the model's own, each as name=folder (of
             an adapter or a run). A record names one in its header by the word adapter=name. All
             stay in memory together, and have the same settings (kind, rank, alpha, targets and so
@@ -69,7 +67,6 @@ class PredictConfig:
     max_length: int = 10_000
     device: str = "auto"
     precision: Precision | None = None
-    kernels: Kernels = "none"
     adapter: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

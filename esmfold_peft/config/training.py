@@ -257,8 +257,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 0, "seed")
-        if "head" in self.model.freeze and self.loss.weights.resolved:
+        if self.engine.compile and self.model.kernels == "openfold":
             raise UserError(
-                "loss.weights.resolved: the released ESMFold has no such head, and model.freeze"
-                " keeps it from learning"
+                "engine.compile: openfold3's own forward pass (model.kernels) is not compiled"
             )
+        for head in self.model.section.missing_heads if "head" in self.model.freeze else ():
+            if getattr(self.loss.weights, head):
+                raise UserError(
+                    f"loss.weights.{head}: the published weights of {self.model.trunk} have no such"
+                    " head, and model.freeze keeps it from learning"
+                )

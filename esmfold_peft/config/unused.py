@@ -11,6 +11,7 @@ from typing import Any
 
 from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_UPDATE, unused_settings
 from esmfold_peft.config.checks import check_unchanged, default_of
+from esmfold_peft.config.model import ModelConfig
 from esmfold_peft.config.search import SearchConfig
 from esmfold_peft.config.training import TrainConfig
 from esmfold_peft.errors import UserError
@@ -45,6 +46,9 @@ def without_unused(config: TrainConfig) -> TrainConfig:
         for settings, prefix, names, _ in part(config):
             defaults = {f.name: default_of(f) for f in fields(settings) if f.name in names}
             config = _replaced(config, prefix.removesuffix(".").split("."), defaults)
+    if config.engine.precision == "float32" or config.model.kernels == "openfold":
+        # Both of its values are right there: the pair track is float32 in any case.
+        config = _replaced(config, ["model"], {"pair_track": ModelConfig.pair_track})
     return config
 
 
@@ -101,9 +105,10 @@ def _refuse(unused: Iterable[_Unused]) -> None:
 
 def _of_model(config: TrainConfig) -> Iterator[_Unused]:
     model, kind = config.model, config.adapter.kind
-    other = "esmfold" if model.trunk == "evoformer" else "evoformer"
-    trunk = getattr(model, other)
-    yield trunk, f"model.{other}.", [f.name for f in fields(trunk)], f"model.trunk {model.trunk}"
+    for section in model.sections:
+        if section is not model.section:
+            names = [f.name for f in fields(section)]
+            yield section, f"model.{section.name}.", names, f"model.trunk {model.trunk}"
     yield config.adapter, "adapter.", unused_settings(kind), f"adapter.kind {kind}"
 
 

@@ -14,7 +14,6 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.pairs import FoldedChain, Pair
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Failed, Folded, Query, fold
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.training.run_directory import load_model, run_config
 
 _CHAINS_AT_A_TIME = 1024
@@ -60,7 +59,7 @@ def open_model(config: EvaluateConfig) -> Folder:
     """The model of a run, on the device to use.
 
     Raises:
-        UserError: the run has no such model, or the device or kernels cannot be used.
+        UserError: the run has no such model, or the device cannot be used.
     """
     assert config.run is not None
     device = choose_device(config.device)
@@ -70,11 +69,9 @@ def open_model(config: EvaluateConfig) -> Folder:
         checkpoint=config.checkpoint,
         raw=config.raw_weights,
         chunk=config.chunk_size,
-        kernels=config.kernels,
     )
     if config.precision is not None:
         model.bf16 = config.precision == "bf16"
-    check_kernels(trained.model, device, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(device)
     recycles = trained.model.max_recycles if config.num_recycles is None else config.num_recycles
     return Folder(config.run, model, recycles, config.max_tokens_per_batch)

@@ -8,7 +8,6 @@ from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import LanguageModelConfig, TrainConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.esm2_weights import find_weights, load_esm2, weights_hash
-from esmfold_peft.model.esmfold_weights import find_esmfold, load_esmfold
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
 from esmfold_peft.model.language_model import LanguageModel
@@ -36,8 +35,8 @@ def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
             bf16=config.engine.precision == "bf16",
             compile=config.engine.compile,
         )
-        if config.model.trunk == "esmfold_v1" and config.model.esmfold.weights != "random":
-            load_esmfold(model, find_esmfold(config.model.esmfold.weights))
+        if (weights := config.model.section.weights) != "random":
+            model.trunk.stack.load_published(model, weights)
             model.published = True
         _freeze(model, config)
         # Last, so that runs that differ in the adapter start from the same trunk and head.

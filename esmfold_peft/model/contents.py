@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.sizes import SIZES
-from esmfold_peft.config import ModelConfig
+from esmfold_peft.config import EsmfoldConfig, ModelConfig
 from esmfold_peft.config_io import config_of
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.checkpoint_files import (
@@ -253,7 +253,7 @@ def _esmfold_settings(path: Path, sizes: Sizes, shape: AttentionShape | None) ->
     elif settings["model.language_model.name"] == "custom":
         # The heads of a language model that is not in the file cannot be seen.
         settings |= {n: s for n, s in sizes.items() if n not in of_trunk}
-    settings |= {"model.trunk": "esmfold_v1", "model.esmfold.weights": str(path)}
+    settings |= {"model.trunk": EsmfoldConfig.trunk, "model.esmfold.weights": str(path)}
     return settings | of_trunk
 
 

@@ -1,6 +1,7 @@
 """The folding model: language model, trunk with recycling, structure module, heads."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,20 +10,12 @@ from torch import Tensor, nn
 from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.atoms import virtual_cb
-from esmfold_peft.model.heads import (
-    HEADS,
-    AtomPLDDTHead,
-    DistogramHead,
-    Head,
-    PAEHead,
-    PLDDTHead,
-    ResolvedHead,
-)
+from esmfold_peft.model.heads import HEADS, DistogramHead, Head, PAEHead, ResolvedHead
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.structure_module import StructureModule
 from esmfold_peft.model.trunk import Trunk
-from esmfold_peft.model.trunks.tracks import Tracks
+from esmfold_peft.model.trunks.base import Tracks
 
 
 class FoldingModel(nn.Module):
@@ -57,10 +50,8 @@ class FoldingModel(nn.Module):
         self.published = False
         shape = language_model.shape
         self.trunk = Trunk(config, levels=shape.layers + 1, width=shape.width, compile=compile)
-        released = config.trunk == "esmfold_v1"
-        c_s = config.esmfold.c_structure if released else config.evoformer.c_s
-        c_z = config.esmfold.c_z if released else config.evoformer.c_z
-        structure = config.structure
+        _, c_z, c_s = config.section.widths
+        structure, stack = config.structure, self.trunk.stack
         self.structure_module = StructureModule(
             c_s=c_s,
             c_z=c_z,
@@ -73,9 +64,8 @@ class FoldingModel(nn.Module):
             angle_blocks=structure.angle_blocks,
             dropout=structure.dropout,
         )
-        self.distogram_head = DistogramHead(c_z, config.distogram_bins, mean=released)
-        plddt_head = AtomPLDDTHead if released else PLDDTHead
-        self.plddt_head = plddt_head(c_s, config.c_plddt, config.plddt_bins)
+        self.distogram_head = DistogramHead(c_z, config.distogram_bins, mean=stack.mean_distogram)
+        self.plddt_head = stack.plddt_head(c_s, config.c_plddt, config.plddt_bins)
         self.resolved_head = ResolvedHead(c_s)
         self.pae_head = PAEHead(c_z, config.pae_bins)
 
@@ -104,15 +94,16 @@ class FoldingModel(nn.Module):
         with self._autocast(aatype.device):
             levels = self.language_model(aatype, mask, choice, hidden=hidden)
             m, z = self.trunk.embed(levels, aatype, residue_index, mask)
+            weights = self.trunk.stack.pack()
         del levels
         tracks: Tracks | None = None
         cb = torch.zeros(*aatype.shape, 3, device=aatype.device)
         for _ in range(recycles):
             with torch.no_grad():
-                tracks = self._trunk_pass(m, z, mask, tracks, cb)
+                tracks = self._trunk_pass(m, z, mask, tracks, cb, weights)
                 structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask)
                 cb = virtual_cb(structure.positions)
-        tracks = self._trunk_pass(m, z, mask, tracks, cb)
+        tracks = self._trunk_pass(m, z, mask, tracks, cb, weights)
         structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask)
         return FoldOutput(
             frames=structure.frames,
@@ -133,9 +124,10 @@ class FoldingModel(nn.Module):
         mask: Bool[Tensor, "b n"],
         tracks: Tracks | None,
         cb: Float[Tensor, "b n 3"],
+        weights: Any,
     ) -> Tracks:
         with self._autocast(m.device):
-            return self.trunk(m, z, mask, tracks, cb).float()
+            return self.trunk(m, z, mask, tracks, cb, weights).float()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)

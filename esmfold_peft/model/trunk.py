@@ -1,6 +1,6 @@
 """Around the trunk's blocks: inputs from the language model, relative positions, recycling."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.geometry.distances import pairwise_distances
-from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
-from esmfold_peft.model.trunks.openfold import Evoformer
-from esmfold_peft.model.trunks.tracks import Tracks
+from esmfold_peft.model.trunks import TRUNKS
+from esmfold_peft.model.trunks.base import Tracks
 
 _AMINO_ACID_ENTRIES = (
     23  # ESMFold: padding, the twenty and X, and a mask token that it never trained
@@ -110,23 +109,15 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, *, levels: int, width: int, compile: bool) -> None:
         super().__init__()
-        if config.trunk == "evoformer":
-            c_m, c_z = config.evoformer.c_m, config.evoformer.c_z
-        else:
-            c_m, c_z = config.esmfold.c_s, config.esmfold.c_z
-        # DISCREPANCY: ESMFold reserves entry 0 for padding, but its code and weights do not shift
-        # the amino acids, so that alanine has it.
-        shift = 0 if config.trunk == "esmfold_v1" else 1
-        self.sequence_embedding = SequenceEmbedding(levels, width, c_m, shift=shift)
+        kind, (c_m, c_z, _) = TRUNKS[config.trunk], config.section.widths
+        self.sequence_embedding = SequenceEmbedding(levels, width, c_m, shift=kind.first_amino_acid)
         self.relative_position = RelativePosition(config.relative_positions, c_z)
         self.recycle_m = nn.LayerNorm(c_m)
         self.recycle_z = nn.LayerNorm(c_z)
         self.recycle_distogram = RecyclingDistogram(c_z)
-        self.stack = (
-            Evoformer(config.evoformer, chunk=config.chunk, kernels=config.kernels, compile=compile)
-            if config.trunk == "evoformer"
-            else EsmfoldStack(config.esmfold, chunk=config.chunk, compile=compile)
-        )
+        self.stack = kind.of(config, compile=compile)
+        rounded = config.pair_track == "bf16" and config.kernels == "fused"
+        self.pair_type = torch.bfloat16 if rounded else torch.float32
 
     def embed(
         self,
@@ -146,6 +137,7 @@ class Trunk(nn.Module):
         mask: Bool[Tensor, "b n"],
         previous: Tracks | None,
         previous_cb: Float[Tensor, "b n 3"],
+        weights: Any,
     ) -> Tracks:
         """Runs one pass.
 
@@ -156,9 +148,12 @@ class Trunk(nn.Module):
             previous: the pass before; None for the first, which recycles zeros so that every
                 parameter takes part in every pass.
             previous_cb: its virtual Cβ in Å; zeros for the first.
+            weights: of the blocks, from `Stack.pack`.
         """
         last_m = torch.zeros_like(m) if previous is None else previous.m
         last_z = torch.zeros_like(z) if previous is None else previous.z
         m = m + self.recycle_m(last_m)
         z = z + self.recycle_z(last_z) + self.recycle_distogram(previous_cb)
-        return self.stack(m, z, mask)
+        if torch.is_autocast_enabled(z.device.type):
+            z = z.to(self.pair_type)
+        return self.stack(m, z, mask, weights)

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 
 from esmfold_peft.adapters.bank import AdapterChoice
-from esmfold_peft.config import Kernels, ModelConfig, Precision, TrainConfig
+from esmfold_peft.config import ModelConfig, Precision, TrainConfig
 from esmfold_peft.config_io import config_of
 from esmfold_peft.devices import choose_device, make_current
 from esmfold_peft.errors import UserError
@@ -20,7 +20,6 @@ from esmfold_peft.model.esm2_weights import hash_of, weights_hash
 from esmfold_peft.model.esmfold_weights import find_esmfold, folding_hash, load_esmfold
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Failed, Folded, Query, fold
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
 from esmfold_peft.prediction.complexes import query, read_sequence
 from esmfold_peft.prediction.result import Prediction
 from esmfold_peft.protein.files import read_json
@@ -113,7 +112,6 @@ def load(
     local_rank: int = 0,
     precision: Precision | None = None,
     chunk_size: int | None = None,
-    kernels: Kernels = "none",
 ) -> Predictor:
     """Loads the model of a training run, or the released ESMFold.
 
@@ -129,7 +127,6 @@ def load(
         local_rank: which GPU of its machine a process takes, where several share them out.
         precision: float32 or bf16; None takes that of the training, float32 for ESMFold.
         chunk_size: rows of the pair track at a time; None chooses.
-        kernels: fused kernels of the Evoformer on a GPU; they are checked first.
 
     Raises:
         UserError: neither or both are given, the files cannot be read or do not fit together, or
@@ -143,16 +140,15 @@ def load(
     make_current(place)
     if run is not None:
         model, config = load_model(
-            Path(run), checkpoint=checkpoint, raw=raw_weights, chunk=chunk_size, kernels=kernels
+            Path(run), checkpoint=checkpoint, raw=raw_weights, chunk=chunk_size
         )
         sizes, found = config.model, _of_run(model, config, Path(run))
     else:
         assert esmfold is not None
-        model, sizes = _released(esmfold, language_model, chunk_size, kernels)
+        model, sizes = _released(esmfold, language_model, chunk_size)
         found = _of_released(model, sizes)
     if precision is not None:
         model.bf16 = precision == "bf16"
-    check_kernels(sizes, place, length=CHECKED_LENGTH, bf16=model.bf16)
     model.to(place)
     return found
 
@@ -162,12 +158,14 @@ def _of_run(model: FoldingModel, config: TrainConfig, run: Path) -> Predictor:
     base = [str(provenance.get(f"{part}_sha256")) for part in ("language_model", "esmfold")]
     kept = hash_of((name, tensor.detach()) for name, tensor in kept_tensors(model).items())
     sizes = config.model
-    computed = sizes.structure, sizes.evoformer, replace(sizes.esmfold, weights="")
+    trunk = replace(sizes.section, weights="") if sizes.section.published else sizes.section
+    computed = sizes.structure, trunk
+    starts_with_pae = model.published and "pae" not in sizes.section.missing_heads
     return Predictor(
         model=model,
         recycles=sizes.max_recycles,
         identity=_identity(*base, kept, repr(computed), repr(config.adapter)),
-        predicts_pae=model.published or _trains_pae(config),
+        predicts_pae=starts_with_pae or _trains_pae(config),
     )
 
 
@@ -191,7 +189,7 @@ def _of_released(model: FoldingModel, sizes: ModelConfig) -> Predictor:
 
 
 def _released(
-    weights: str, language_model: str | None, chunk: int | None, kernels: Kernels
+    weights: str, language_model: str | None, chunk: int | None
 ) -> tuple[FoldingModel, ModelConfig]:
     """The released ESMFold in the sizes that its file has."""
     path = find_esmfold(weights)
@@ -202,7 +200,7 @@ def _released(
     own = config.language_model
     if language_model is not None:
         own = replace(own, weights=language_model)
-    config = replace(config, language_model=own, chunk=chunk, kernels=kernels)
+    config = replace(config, language_model=own, chunk=chunk)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the one head that ESMFold does not have
         model = FoldingModel(build_language_model(own, seed=0), config, bf16=False)

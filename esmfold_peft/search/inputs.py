@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from esmfold_peft.config import SearchConfig
+from esmfold_peft.config import SearchConfig, TrunkConfig
 from esmfold_peft.datasets.position import manifest_hash, order_of
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.files import read_json, write_atomically
@@ -38,7 +38,7 @@ def inputs_of(config: SearchConfig) -> dict[str, str | None]:
         "model.language_model.weights": _content(
             "model.language_model.weights", config.model.language_model.weights
         ),
-        "model.esmfold.weights": _content("model.esmfold.weights", config.model.esmfold.weights),
+        **_published(config.model.section),
         "start_from": start and _content("start_from", str(start / WEIGHTS)),
     }
 
@@ -64,6 +64,11 @@ def require_same_inputs(output: Path, found: dict[str, str | None]) -> None:
             f"output: {output} was begun with other files ({'; '.join(changes)}), and its trials"
             " could not be compared; give it the same, or begin another search"
         )
+
+
+def _published(section: TrunkConfig) -> dict[str, str]:
+    setting = f"model.{section.name}.weights"
+    return {setting: _content(setting, section.weights)} if section.published else {}
 
 
 def _content(setting: str, weights: str) -> str:

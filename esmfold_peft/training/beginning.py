@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from esmfold_peft.config import TrainConfig
+from esmfold_peft.config import ModelConfig, TrainConfig
 from esmfold_peft.config.unused import without_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.position import manifest_hash, order_of, require_order
@@ -28,6 +28,8 @@ from esmfold_peft.training.run_directory import (
 )
 from esmfold_peft.training.status import read_status
 
+_TRUNKS = ModelConfig().sections
+
 _FREE = (
     "run",
     "resume",
@@ -51,19 +53,20 @@ _FREE = (
     "engine.validation_tokens",
     "engine.validate_raw",
     "model.chunk",
-    "model.kernels",
-    "model.evoformer.checkpoint",
-    "model.esmfold.checkpoint",
+    *(f"model.{trunk.name}.checkpoint" for trunk in _TRUNKS),
     "model.language_model.checkpoint",
     "model.language_model.weights",  # files may have moved: their hashes are compared
-    "model.esmfold.weights",
+    *(f"model.{trunk.name}.weights" for trunk in _TRUNKS if trunk.published),
 )
 """Settings that may change when a run is gone on with."""
 
 _SHAPELESS = (
     *(f"adapter.{name}" for name in ("alpha", "scaling", "init", "freeze", "lr_factors")),
-    *(f"model.{part}.dropout" for part in ("evoformer", "esmfold", "structure")),
+    *(f"model.{trunk.name}.dropout" for trunk in _TRUNKS),
+    "model.structure.dropout",
     "model.max_recycles",
+    "model.kernels",
+    "model.pair_track",
 )
 """Beginnings of settings of a model that change no tensor's shape."""
 

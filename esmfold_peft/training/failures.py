@@ -34,14 +34,13 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
 def _advice(config: TrainConfig) -> str:
     """The two settings that help most, those first that do not change what is computed."""
     model = config.model
-    trunk = "esmfold" if model.trunk == "esmfold_v1" else "evoformer"
     advice = []
     if config.engine.micro_batch > 1:
         advice.append("a smaller engine.micro_batch (the rest is accumulated)")
-    if not getattr(model, trunk).checkpoint:
-        advice.append(f"model.{trunk}.checkpoint true (activations are computed again)")
-    if not model.language_model.checkpoint:
-        advice.append("model.language_model.checkpoint true (activations are computed again)")
+    parts = (model.section.name, model.section), ("language_model", model.language_model)
+    for name, part in parts:
+        if not part.checkpoint:
+            advice.append(f"model.{name}.checkpoint true (activations are computed again)")
     advice.append("a smaller data.crop")
     advice.append("a smaller engine.validation_tokens, if it was a validation")
     return f"{advice[0]} or {advice[1]} helps"

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from esmfold_peft.adapters.io import save_adapter
-from esmfold_peft.config import Kernels, TrainConfig
+from esmfold_peft.config import TrainConfig
 from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.console import report
 from esmfold_peft.csv_text import csv_text
@@ -214,7 +214,6 @@ def load_model(
     checkpoint: str | None = None,
     raw: bool = False,
     chunk: int | None = None,
-    kernels: Kernels = "none",
 ) -> tuple[FoldingModel, TrainConfig]:
     """Rebuilds the model of a run, in evaluation mode on the CPU.
 
@@ -223,7 +222,6 @@ def load_model(
         checkpoint: last, best or a step; None takes model.safetensors, which is the last one's.
         raw: take the trained weights as they were, not their moving average.
         chunk: rows of the pair track at a time, whatever the training had; None chooses.
-        kernels: those of the Evoformer, whatever the training had.
 
     Returns:
         The model with its trained tensors, and the run's settings.
@@ -236,9 +234,11 @@ def load_model(
     tensors, place = _stored_tensors(run, checkpoint, raw)
     config = run_config(run)
     # How it was trained fast says nothing of this machine; what it computes is the same.
+    exact = config.model.kernels == "openfold"
+    track = "float32" if exact else config.model.pair_track
     config = replace(
         config,
-        model=replace(config.model, chunk=chunk, kernels=kernels),
+        model=replace(config.model, chunk=chunk, kernels="fused", pair_track=track),
         engine=replace(config.engine, compile=False),
     )
     model = rebuild_model(run, config, tensors, place)

@@ -26,6 +26,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from adapters import chosen_device
@@ -37,17 +38,11 @@ from torch import Tensor
 from training_step import FINETUNING, Training, end_to_end, parts, run_of, whole_step
 from transformers import EsmConfig, EsmForProteinFolding
 
-from esmfold_peft.config import (
-    EsmfoldConfig,
-    LanguageModelConfig,
-    ModelConfig,
-)
+from esmfold_peft.config import EsmfoldConfig, Kernels, LanguageModelConfig, ModelConfig
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
-from esmfold_peft.model.kernels import CHECKED_LENGTH, check_kernels
-from esmfold_peft.model.trunks.openfold import KERNEL_FLAGS
 
 
 def main(words: list[str] | None = None) -> None:
@@ -91,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     add("--recycles", type=int, default=0, help="passes without gradient (default: 0)")
     add("--precision", choices=("float32", "bf16"), default="float32", help="bf16: autocast")
     add("--compile", action="store_true", help="compile the trunk's blocks")
-    add("--kernels", choices=KERNEL_FLAGS, default="none", help="of the Evoformer, fused")
+    add("--kernels", choices=get_args(Kernels), default="fused", help="of the Evoformer")
+    add("--pair_track", choices=("float32", "bf16"), default="bf16", help="under bf16")
     for command in (inference, training):
         command.add_argument("--rounds", type=int, default=5, help="timings (default: 5)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -209,15 +205,15 @@ def same_weights(blocks: int, width: int) -> tuple[EsmForProteinFolding, Folding
 def measure_training(args: argparse.Namespace, device: torch.device, console: Console) -> dict:
     """Seconds and memory of a step and its parts."""
     model_config = ModelConfig(
-        language_model=LanguageModelConfig(weights="random"), kernels=args.kernels
+        language_model=LanguageModelConfig(weights="random"),
+        kernels=args.kernels,
+        pair_track=args.pair_track,
     )
     evoformer = replace(model_config.evoformer, blocks=args.blocks)
     config = run_of(
         replace(model_config, evoformer=evoformer), precision=args.precision, compile=args.compile
     )
     config = replace(config, loss=replace(config.loss, weights=FINETUNING))
-    bf16 = args.precision == "bf16"
-    check_kernels(config.model, device, length=max(args.crop, CHECKED_LENGTH), bf16=bf16)
     model, _ = build_model(config)
     chain = end_to_end(args.crop)
     batch = collate([chain] * args.batch, [True] * args.batch).to(device)

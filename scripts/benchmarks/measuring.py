@@ -1,5 +1,6 @@
-"""What one training step costs (time, kernels, memory), and on what it was measured."""
+"""What one training step costs (time, kernels, bytes, memory), and on what it was measured."""
 
+import math
 import os
 import platform
 import statistics
@@ -10,30 +11,49 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Step = Callable[[], None]
 
-NO_KERNEL = {"detach", "alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
+NO_KERNEL = {
+    "detach", "alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty",
+    "new_empty_strided", "device",
+}  # fmt: skip
 """Operations that are not marked as views, yet compute nothing."""
+
+OVERWRITE = {"copy_", "fill_", "zero_", "bernoulli_"}
+"""Operations that do not read their first tensor."""
+
+GATHER = {"embedding", "gather", "index", "index_select"}
+"""Operations that read of their first tensor only what they return."""
 
 
 class KernelCounter(TorchDispatchMode):
     """Counts the operations that compute, in the forward and the backward pass.
 
     It is the number of kernels on any device, up to operations that launch several.
+
+    Attributes:
+        count: operations so far.
+        bytes: what they read and wrote, each tensor once an operation.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Calls the operation."""
-        if not func.is_view and func.overloadpacket.__name__ not in NO_KERNEL:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in NO_KERNEL:
             self.count += 1
-        return func(*args, **(kwargs or {}))
+            self.bytes += _bytes_moved(name, _tensors((args, kwargs)), _tensors(result))
+        return result
 
 
 def kernels(step: Step) -> int:
@@ -82,6 +102,20 @@ def seconds(step: Step, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def milliseconds(step: Step, rounds: int, device: torch.device) -> float:
+    """Median time of a step after two that warm up; each timing is of several steps in a row."""
+    calls = 5 if device.type == "cuda" else 1
+
+    def several() -> None:
+        for _ in range(calls):
+            step()
+
+    for _ in range(2):
+        step()
+    times = [seconds(several, device) for _ in range(rounds)]
+    return 1e3 * statistics.median(times) / calls
+
+
 def interleaved(
     steps: dict[str, Step], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
@@ -118,6 +152,28 @@ def circumstances(device: torch.device) -> dict[str, object]:
         "git_commit": _git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _bytes_moved(name: str, read: list[Tensor], written: list[Tensor]) -> int:
+    """Bytes that an operation reads and writes, by its name, arguments and results."""
+    if name in OVERWRITE:
+        read = read[1:]
+    elif name.startswith("new_") or name.endswith("_like"):  # of the argument's shape alone
+        read = []
+    reads, writes = [_distinct_bytes(t) for t in read], sum(map(_distinct_bytes, written))
+    if name in GATHER:
+        reads[0] = min(reads[0], writes)
+    return sum(reads) + writes
+
+
+def _distinct_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor; an expanded dimension counts once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in sizes if stride or not size)
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _events(profiler: profile) -> list:

@@ -90,7 +90,8 @@ def parts(training: Training) -> dict[str, Step]:
         hidden = model.language_model(batch.aatype, batch.mask)
         m, z = model.trunk.embed(hidden, batch.aatype, batch.residue_index, batch.mask)
         cb = torch.zeros(*batch.aatype.shape, 3, device=z.device)
-        tracks = model.trunk(m, z, batch.mask, None, cb).float()
+        weights = model.trunk.stack.pack()
+        tracks = model.trunk(m, z, batch.mask, None, cb, weights).float()
         output = training.fold()
 
     def language_model() -> tuple[Tensor, ...]:
@@ -99,7 +100,7 @@ def parts(training: Training) -> dict[str, Step]:
 
     def trunk(m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-            tracks = model.trunk(m, z, batch.mask, None, cb)
+            tracks = model.trunk(m, z, batch.mask, None, cb, model.trunk.stack.pack())
         return tracks.s, tracks.z
 
     def structure_module(s: Tensor, z: Tensor) -> tuple[Tensor, ...]:

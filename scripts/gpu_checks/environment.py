@@ -14,7 +14,7 @@ from gpu_checks.running import Context
 PACKAGES = (
     *("esmfold-peft", "torch", "numpy", "openfold3", "pytorch-lightning", "deepspeed", "fair-esm"),
     *("triton", "cuequivariance-torch", "cuequivariance-ops-torch-cu12"),
-    *("cuequivariance-ops-torch-cu13", "nvidia-cutlass", "peft", "transformers"),
+    *("cuequivariance-ops-torch-cu13", "peft", "transformers"),
 )
 
 
@@ -63,9 +63,9 @@ def environment_rows(context: Context) -> Iterator[Row]:
     packages = installed_versions(PACKAGES)
     present = ", ".join(f"{name} {text}" for name, text in packages.items() if text)
     yield measured("packages", f"torch {torch.__version__}", detail=present)
-    modules = ("triton", "cuequivariance_torch", "deepspeed.ops.deepspeed4science")
+    modules = ("triton", "cuequivariance_torch", "cuequivariance_ops_torch")
     there = [name for name in modules if has_module(name)]
-    yield measured("modules of fused kernels", str(len(there)), detail=", ".join(there) or "none")
+    yield measured("kernel modules", str(len(there)), detail=", ".join(there) or "none")
     yield measured("commit", str(found["git_commit"] or "unknown (no clone)"))
 
 

@@ -2,13 +2,14 @@
 
 PyTorch's counter sees matrix products, convolutions and CUDA's fused attention. It does not see
 what is element by element, norms, softmax, distances (`cdist`), which memory bounds and not the
-card's peak, or a kernel that it does not know, such as fused attention on a CPU.
+card's peak. Our own attention is told to it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import Training
@@ -67,13 +68,32 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def _attention_flops(qkvg: Sequence[int], *others: object, **more: object) -> int:
+    """Logits and mixed values."""
+    b, r, n, channels = qkvg
+    return 4 * b * r * n**2 * channels // 4
+
+
+def _backward_flops(grad: object, qkvg: Sequence[int], *others: object, **more: object) -> int:
+    """Gradients of the weights, queries, keys and values; logits are what is computed again."""
+    return 2 * _attention_flops(qkvg)
+
+
+OURS = torch.ops.esmfold_peft
+ATTENTION = {
+    OURS.gated_attention: _attention_flops,
+    OURS.gated_attention_backward: _backward_flops,
+}
+"""The counter does not look into operators that it does not know."""
+
+
 def counted(step: Callable[[], object]) -> int:
     """Operations of matrix products in a step, as PyTorch counts them.
 
     Args:
         step: forward, or forward and backward.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         step()
     return counter.get_total_flops()
 

@@ -7,13 +7,14 @@ device already; not the loader, the scores that `train` logs, or validation.
 import statistics
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from measuring import Step, interleaved, peak_memory, seconds
+from measuring import Step, interleaved, peak_memory, ratio, seconds
 from torch import nn
 from training_step import Training, parts
 
-from esmfold_peft.config import AdapterConfig, LossWeights
+from esmfold_peft.config import AdapterConfig, Kernels, LossWeights
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
@@ -40,19 +41,20 @@ class Setup:
     Attributes:
         micro_batch: chains at a time.
         recompute: blocks keep only their inputs for the backward pass.
-        kernels: of the Evoformer.
+        kernels: how the Evoformer computes a block.
+        pair_track: its type.
         compile: the trunk's blocks.
     """
 
     micro_batch: int
     recompute: bool
-    kernels: str = "none"
+    kernels: Kernels = "fused"
+    pair_track: Literal["float32", "bf16"] = "bf16"
     compile: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.micro_batch} at a time"]
         words += ["recomputing" if self.recompute else "keeping activations"]
-        words += [f"kernels {self.kernels}"] if self.kernels != "none" else []
         return ", ".join(words + ["compiled"] * self.compile)
 
 
@@ -126,12 +128,11 @@ def recycle_rows(
     return mean
 
 
-def with_kernels(context: Context) -> Iterator[Row]:
-    """The same step without recycling with each kernel that passed, beside the plain one."""
-    if not context.kernels:
-        yield skipped("step with kernels", "absent: no kernel has passed its self-check")
-    for name in context.kernels:
-        yield from beside(replace(chosen_setup(context), kernels=name), context)
+def otherwise(context: Context) -> Iterator[Row]:
+    """The same step without recycling by openfold3's blocks, and with a float32 pair track."""
+    yield from beside("by openfold3", replace(chosen_setup(context), kernels="openfold"), context)
+    other = replace(chosen_setup(context), pair_track="float32")
+    yield from beside("with a float32 pair track", other, context)
 
 
 def compiled(context: Context) -> Iterator[Row]:
@@ -139,32 +140,35 @@ def compiled(context: Context) -> Iterator[Row]:
     if context.sizes.tiny:
         yield skipped("step compiled", "tiny: compiling takes a minute of a CPU core")
     else:
-        yield from beside(replace(chosen_setup(context), compile=True), context)
+        yield from beside("compiled", replace(chosen_setup(context), compile=True), context)
 
 
-def beside(setup: Setup, context: Context) -> Iterator[Row]:
+def beside(how: str, setup: Setup, context: Context) -> Iterator[Row]:
     """Time of a setup over that of the plain one, and the seconds of its first step.
 
     Args:
-        setup: with kernels, or compiled.
+        how: for the names of the rows.
+        setup: the other one.
         context: see there.
     """
-    plain = chosen_setup(context)
-    batch = batch_of(context, plain.micro_batch).to(context.device)
+    batch = batch_of(context, setup.micro_batch).to(context.device)
     steps: dict[str, Step] = {}
-    for each in (plain, setup):
+    for key, each in {"plain": chosen_setup(context), how: setup}.items():
         model = paper_model(each, context)
-        steps[str(each)] = optimizer_step([training_of(model, batch, 0)], adam(model))
-    steps[str(plain)]()
-    name = f"step {'compiled' if setup.compile else setup.kernels} / plain"
-    first = seconds(steps[str(setup)], context.device)
+        steps[key] = optimizer_step([training_of(model, batch, 0)], adam(model))
+    steps["plain"]()
+    name = f"step {how} / plain"
+    try:
+        first = seconds(steps[how], context.device)
+    except torch.OutOfMemoryError:
+        yield skipped(name, "does not fit into the card's memory")
+        return
     yield measured(f"{name}: first step", first, "s")
     times = interleaved(steps, 2 * context.sizes.rounds + 1, context.device)
-    ratios = [b / a for a, b in zip(times[str(plain)], times[str(setup)], strict=True)]
-    ours = statistics.median(times[str(setup)]) / plain.micro_batch
+    ours = statistics.median(times[how]) / setup.micro_batch
     detail = f"{ours:.3f} s a chain without recycling, {setup}"
-    yield measured(name, statistics.median(ratios), detail=detail)
-    peak = peak_memory(steps[str(setup)], context.device)
+    yield measured(name, ratio(times[how], times["plain"]), detail=detail)
+    peak = peak_memory(steps[how], context.device)
     yield measured(f"{name}: peak memory", peak / 2**30, "GiB")
 
 
@@ -253,7 +257,7 @@ def paper_model(setup: Setup, context: Context) -> FoldingModel:
     paper = context.sizes.paper
     evoformer = replace(paper.evoformer, checkpoint=setup.recompute)
     config = settings(
-        replace(paper, evoformer=evoformer, kernels=setup.kernels),
+        replace(paper, evoformer=evoformer, kernels=setup.kernels, pair_track=setup.pair_track),
         precision="bf16",
         weights=LossWeights(),
         adapter=LORTA,

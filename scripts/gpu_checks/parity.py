@@ -190,15 +190,15 @@ def compare(name: str, found: Results, expected: Results, limits: Limits) -> Ite
     distance = farthest(found.positions, expected.positions)
     yield at_most(f"{name}: positions", distance, limits.positions, unit="Å")
     off = {k: _largest(found.logits[k] - value) for k, value in expected.logits.items()}
-    yield _worst(f"{name}: logits", off, limits.logits)
+    yield worst(f"{name}: logits", off, limits.logits)
     off = {k: _relative(found.terms[k], value) for k, value in expected.terms.items()}
     sharp = {k: value for k, value in off.items() if k not in BINNED}
-    yield _worst(f"{name}: losses", sharp, limits.losses)
+    yield worst(f"{name}: losses", sharp, limits.losses)
     binned = {k: value for k, value in off.items() if k in BINNED}
-    yield _worst(f"{name}: losses by bins", binned, limits.binned)
+    yield worst(f"{name}: losses by bins", binned, limits.binned)
     sharp, binned = gradient_errors(found, expected)
-    yield _worst(f"{name}: gradients", sharp, limits.gradients)
-    yield _worst(f"{name}: gradients of bins", binned, limits.binned_gradients)
+    yield worst(f"{name}: gradients", sharp, limits.gradients)
+    yield worst(f"{name}: gradients of bins", binned, limits.binned_gradients)
 
 
 def gradient_errors(found: Results, expected: Results) -> tuple[dict[str, float], dict[str, float]]:
@@ -264,6 +264,19 @@ def farthest(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm(dim=-1).max())
 
 
+def worst(name: str, errors: dict[str, float], limit: float) -> Row:
+    """A row of the largest error, which it names; NaN is the largest.
+
+    Args:
+        name: of the row.
+        errors: by what they are of.
+        limit: the largest that passes.
+    """
+    # max() would pass over NaN.
+    key = max(errors, key=lambda key: errors[key] if errors[key] == errors[key] else torch.inf)
+    return at_most(name, errors[key], limit, detail=f"worst of {len(errors)}: {key}")
+
+
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
     """Float32's matrix products for a while: highest without TF32, high with it.
@@ -289,9 +302,3 @@ def _largest(difference: Tensor) -> float:
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return _largest(found - expected) / max(_largest(expected), 1e-6)
-
-
-def _worst(name: str, errors: dict[str, float], limit: float) -> Row:
-    # max() would pass over NaN.
-    worst = max(errors, key=lambda key: errors[key] if errors[key] == errors[key] else torch.inf)
-    return at_most(name, errors[worst], limit, detail=f"worst of {len(errors)}: {worst}")

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -34,14 +34,12 @@ class Context:
         device: under check.
         sizes: of everything.
         scratch: folder that is removed at the end.
-        kernels: fused kernels that passed their check.
         setup: the fastest way to compute a training step, once it is known.
     """
 
     device: torch.device
     sizes: Sizes
     scratch: Path
-    kernels: list[str] = field(default_factory=list)
     setup: "Setup | None" = None
 
 

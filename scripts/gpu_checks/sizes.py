@@ -36,6 +36,8 @@ class Sizes:
         largest_loss: the loss at the end as a share of that at the start, at most.
         least_gain: of lDDT-Cα from start to end.
         compared_steps: of the runs by other engines, and of the resumed one.
+        attention: residues in a row of the attention that is checked and timed, and in a longer one
+            that is checked.
         paper: the model of the benchmarks.
         paper_crop: residues of its crops.
         batch: chains of an optimizer step.
@@ -57,6 +59,7 @@ class Sizes:
     largest_loss: float
     least_gain: float
     compared_steps: int
+    attention: tuple[int, int]
     paper: ModelConfig
     paper_crop: int
     batch: int
@@ -161,6 +164,7 @@ def full_sizes() -> Sizes:
         largest_loss=0.8,
         least_gain=0.1,
         compared_steps=10,
+        attention=(256, 384),
         paper=paper,
         paper_crop=256,
         batch=32,
@@ -186,6 +190,7 @@ def tiny_sizes() -> Sizes:
         largest_loss=0.95,
         least_gain=0.01,
         compared_steps=4,
+        attention=(16, 24),
         paper=small_model(2, 2),
         paper_crop=12,
         batch=2,

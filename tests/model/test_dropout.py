@@ -118,9 +118,8 @@ def test_every_pass_of_training_draws_the_same_dropouts(
     monkeypatch.setattr(nn.functional, "dropout", counted)
     model = shaken(trunk, chunk)
     fold(model, 0)
-    if chunk is None:  # in pieces, ESMFold's transition has one dropout for each
-        layers = model.structure_module.layers
-        assert len(drawn[True]) == len(TRUNKS[trunk]) + layers * len(STRUCTURE)
+    layers = model.structure_module.layers
+    assert len(drawn[True]) == len(TRUNKS[trunk]) + layers * len(STRUCTURE)
     assert drawn[False] == drawn[True]
     fold(model, 0, recycles=2)
     assert drawn[False] == 3 * drawn[True][: len(drawn[True]) // 2]

@@ -20,6 +20,7 @@ from esmfold_peft.losses.total import LossTerms, fold_loss
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import PLDDTHead
+from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.read import read_structure
 from tests.tiny import TINY
 
@@ -254,6 +255,57 @@ def test_the_seed_decides_the_weights_and_leaves_the_generators_alone():
     assert all(torch.equal(p, q) for (_, p), q in pairs)
     name = "trunk.stack.blocks.0.msa_att_row.mha.linear_q.weight"
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
+
+
+def test_a_model_folds_as_before_the_blocks_were_fused():
+    model, _ = build_model(TINY)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # layers that start at zero would hide what is before them
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    batch = collate([sequence_features("x", "MKTAYIAKQRQISFVKSHFSRQ")], [False])
+    with torch.no_grad():
+        output = model.eval()(batch.aatype, batch.residue_index, batch.mask, 2)
+    # Cα of every seventh residue, in Å, by openfold3's forward pass at commit 7b5fa74. The weights
+    # are those that PyTorch's generator gives since then.
+    before = [
+        [-3.529778, -2.739773, -8.911214],
+        [-0.595137, -4.151362, 2.341923],
+        [-2.608881, -1.264334, -6.419294],
+        [-4.613479, -1.521821, 6.101560],
+    ]
+    torch.testing.assert_close(
+        output.positions[0, ::7, 1], torch.tensor(before), atol=1e-4, rtol=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernels", "pair_track", "precision", "expected"),
+    [
+        ("fused", "bf16", "bf16", torch.bfloat16),
+        ("fused", "float32", "bf16", torch.float32),
+        ("fused", "bf16", "float32", torch.float32),
+        ("openfold", "bf16", "bf16", torch.float32),
+    ],
+)
+def test_the_settings_of_blocks_and_pair_track_reach_the_model(
+    kernels, pair_track, precision, expected
+):
+    config = replace(
+        TINY,
+        model=replace(TINY.model, kernels=kernels, pair_track=pair_track),
+        engine=replace(TINY.engine, precision=precision),
+    )
+    stack = (model := build_model(config)[0]).trunk.stack
+    seen: list[torch.dtype] = []
+    stack.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].dtype))
+    block = stack.blocks[0]
+    calls: list[int] = []
+    block.register_forward_hook(lambda *_: calls.append(1))
+    batch = collate([sequence_features("x", "MKTAYIAK")], [False])
+    model.eval()(batch.aatype, batch.residue_index, batch.mask, 0)
+    assert seen == [expected]
+    assert bool(calls) == (kernels == "openfold")  # openfold3's own forward pass
 
 
 def test_the_evoformer_has_alphafold2s_biases_and_zeros():

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.models.esm.configuration_esm import TrunkConfig
 from transformers.models.esm.modeling_esmfold import EsmFoldTriangularSelfAttentionBlock
 
-from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
+from tests.model.trunks.one_block import OneBlock
 
 PUBLISHED = {
     "sequence_state_dim": 1024,
@@ -35,11 +35,11 @@ def randomize(module: nn.Module) -> None:
                 parameter.uniform_(0.3, 1).mul_(torch.rand_like(parameter).sub_(0.3).sign_())
 
 
-def pair(sizes: dict[str, int]) -> tuple[EsmfoldBlock, EsmFoldTriangularSelfAttentionBlock]:
+def pair(sizes: dict[str, int]) -> tuple[OneBlock, EsmFoldTriangularSelfAttentionBlock]:
     torch.manual_seed(0)
     reference = EsmFoldTriangularSelfAttentionBlock(TrunkConfig(**sizes)).eval()
     randomize(reference)
-    ours = EsmfoldBlock(
+    ours = OneBlock(
         sizes["sequence_state_dim"],
         sizes["pairwise_state_dim"],
         sizes["sequence_state_dim"] // sizes["sequence_head_width"],

@@ -1,6 +1,7 @@
-"""Evoformer blocks: openfold3's options against each other, its layers against transformers'."""
+"""Our forward pass of the Evoformer against openfold3's, its layers against transformers' too."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers.models.esm.modeling_esmfold import (
     EsmFoldTriangleMultiplicativeUpdate,
 )
 
-from esmfold_peft.config import EvoformerConfig, ModelConfig
-from esmfold_peft.model.kernels import check_kernels
-from esmfold_peft.model.trunks.openfold import KERNEL_FLAGS, Evoformer
+from esmfold_peft.config import EvoformerConfig, Kernels
+from esmfold_peft.model.trunks import packed
+from esmfold_peft.model.trunks.openfold import Evoformer
+from esmfold_peft.model.trunks.triangles import attend_triangles, multiply_triangles
 
 SIZES = EvoformerConfig(
     blocks=2,
@@ -23,189 +25,167 @@ SIZES = EvoformerConfig(
     heads_msa=4,
     heads_pair=2,
     c_head_msa=8,
-    c_head_pair=8,
+    c_head_pair=16,
     c_opm=4,
-    c_mul=16,
+    c_mul=12,
     transition=2,
-    dropout_msa=0.0,
-    dropout_pair=0.0,
+    dropout_msa=0.15,
+    dropout_pair=0.25,
     checkpoint=False,
 )
 LENGTHS = (19, 26)
+UNSEEN = "msa_att_row.layer_norm_z.bias"
+"""Adds the same to all logits of a head, which softmax ignores: its gradient is rounding errors."""
 
 
-def shaken(module: nn.Module) -> nn.Module:
-    """Layers that start at zero get weight, so that nothing is hidden behind them."""
+def evoformer(kernels: Kernels = "fused", sizes: EvoformerConfig = SIZES) -> Evoformer:
+    """With weights everywhere: layers that start at zero would hide what is before them."""
+    torch.manual_seed(0)
+    model = Evoformer(sizes, kernels=kernels)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return module
-
-
-def evoformer() -> Evoformer:
-    torch.manual_seed(0)
-    model = shaken(Evoformer(SIZES))
-    assert isinstance(model, Evoformer)
     return model
 
 
-def tracks() -> tuple[Tensor, Tensor, Tensor]:
+def tracks(sizes: EvoformerConfig = SIZES) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
     n = max(LENGTHS)
     mask = torch.arange(n) < torch.tensor(LENGTHS)[:, None]
-    return torch.randn(2, n, SIZES.c_m), torch.randn(2, n, n, SIZES.c_z), mask
+    return torch.randn(2, n, sizes.c_m), torch.randn(2, n, n, sizes.c_z), mask
 
 
-def real(m: Tensor, z: Tensor, mask: Tensor) -> list[Tensor]:
-    """What belongs to residues, chain by chain."""
-    parts = []
-    for row, n in enumerate(mask.sum(1).tolist()):
-        parts += [m[row, :n], z[row, :n, :n]]
-    return parts
-
-
-def run_block(model: Evoformer, **options: object) -> tuple[list[Tensor], list[Tensor]]:
-    """Output of the first block, and the gradients of its inputs and weights."""
-    m, z, mask = tracks()
+def trained(
+    model: Evoformer, sizes: EvoformerConfig = SIZES
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What all blocks make of the residues of two chains, and the gradients of everything."""
+    m, z, mask = tracks(sizes)
     m, z = m.requires_grad_(), z.requires_grad_()
-    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
-    block = model.blocks[0]
-    block.zero_grad()
-    row, pair = block(m[:, None], z, msa_mask=mask[:, None].float(), pair_mask=pair_mask, **options)
-    outputs = real(row[:, 0], pair, mask)
-    sum((part**2).sum() for part in outputs).backward()
-    return outputs, [m.grad, z.grad, *(p.grad for p in block.parameters())]
+    model.zero_grad()
+    torch.manual_seed(7)
+    found = model(m, z, mask)
+    outputs = []
+    for row, n in enumerate(LENGTHS):
+        outputs += [found.m[row, :n], found.z[row, :n, :n], found.s[row, :n]]
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(part.shape, generator=generator) for part in outputs]
+    sum((a * b).sum() for a, b in zip(outputs, weights, strict=True)).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if not name.endswith(UNSEEN)}
+    return [part.detach() for part in outputs], {"m": m.grad, "z": z.grad, **gradients}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_lma": True},
-        {"chunk_size": 1},
-        {"chunk_size": 7},
-        {"chunk_size": 4, "use_lma": True},
-        {"transition_ckpt_chunk_size": 8},
-    ],
-    ids=str,
-)
-def test_each_reference_option_of_a_block_gives_the_plain_outputs_and_gradients(options: dict):
+def error(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected).norm() / expected.norm()).detach())
+
+
+def assert_same(
+    found: tuple[list[Tensor], dict[str, Tensor]],
+    expected: tuple[list[Tensor], dict[str, Tensor]],
+    outputs: float = 1e-5,
+    gradients: float = 1e-4,
+) -> None:
+    for a, b in zip(found[0], expected[0], strict=True):
+        assert error(a, b) < outputs
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert error(found[1][name], gradient) < gradients, name
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("training", [False, True], ids=["no dropout", "dropout"])
+def test_the_fused_blocks_are_openfold3s(training: bool, chunk: int | None, recompute: bool):
+    # With dropout too: the same numbers are drawn in the same order.
+    expected = trained(evoformer("openfold").train(training))
+    model = evoformer(sizes=replace(SIZES, checkpoint=recompute)).train(training)
+    model.chunk = chunk
+    assert_same(trained(model), expected)
+
+
+def test_what_a_compiled_block_computes_again_is_the_same():
     model = evoformer()
-    plain, plain_gradients = run_block(model)
-    found, gradients = run_block(model, **options)
-    for a, b in zip(found, plain, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    # Some gradients are zero in theory (of a bias that softmax ignores) and noise in practice.
-    noise = 1e-6 * max(float(gradient.abs().max()) for gradient in plain_gradients)
-    for a, b in zip(gradients, plain_gradients, strict=True):
-        torch.testing.assert_close(a, b, atol=noise, rtol=1e-3)
+    model.lean = True
+    assert_same(trained(model), trained(evoformer("openfold")))
 
 
-@pytest.mark.parametrize("kernels", [name for name in KERNEL_FLAGS if name != "none"])
-def test_each_kernel_gives_the_plain_outputs_and_gradients(kernels: str):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU: the fused kernels run on no CPU")
-    # The check is the comparison, of outputs and gradients; up to 100 residues cuEquivariance takes
-    # the plain path.
-    config = ModelConfig(evoformer=SIZES, kernels=kernels)
-    check_kernels(config, torch.device("cuda"), length=144, bf16=True)
+@pytest.mark.slow
+def test_a_fused_block_of_the_papers_size_is_openfold3s():
+    sizes = EvoformerConfig(blocks=1, checkpoint=False)
+    expected = trained(evoformer("openfold", sizes), sizes)
+    assert_same(trained(evoformer("fused", sizes), sizes), expected)
 
 
-def test_cuequivariance_does_attention_but_no_triangle_multiplication(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    # openfold3 gives its triangle multiplication no biases, which AlphaFold 2 has.
-    asked: dict[str, set[bool]] = {}
-
-    def spied(module: nn.Module, name: str) -> None:
-        forward = module.forward
-
-        def spy(*arguments, use_cueq_triangle_kernels: bool = False, **others):
-            asked.setdefault(name, set()).add(use_cueq_triangle_kernels)
-            return forward(*arguments, **others)
-
-        monkeypatch.setattr(module, "forward", spy)
-
-    model = evoformer()
-    plain = run(model)
-    for block in model.blocks:
-        spied(block.msa_att_row, "msa_att_row")
-        for name in ("tri_mul_out", "tri_mul_in", "tri_att_start", "tri_att_end"):
-            spied(getattr(block.pair_stack, name), name)
-    model.flags = KERNEL_FLAGS["cuequivariance"]
-    for found in (run(model), run(model, training=False)):
-        for a, b in zip(found, plain, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    multiplications, attentions = {False}, {True}
-    assert asked == {
-        "msa_att_row": attentions,
-        "tri_mul_out": multiplications,
-        "tri_mul_in": multiplications,
-        "tri_att_start": attentions,
-        "tri_att_end": attentions,
-    }
+@pytest.mark.parametrize("chunk", [None, 1, 7])
+def test_without_gradients_the_result_is_the_same(chunk: int | None):
+    expected, _ = trained(evoformer("openfold").eval())
+    model = evoformer().eval()
+    model.chunk = chunk
+    with torch.no_grad():
+        found = model(*tracks())
+    for row, n in enumerate(LENGTHS):
+        m, z, s = expected[3 * row : 3 * row + 3]
+        assert error(found.m[row, :n], m) < 1e-5
+        assert error(found.z[row, :n, :n], z) < 1e-5
+        assert error(found.s[row, :n], s) < 1e-5
 
 
-def run(model: Evoformer, *, training: bool = True) -> list[Tensor]:
-    """All blocks, with gradients or without."""
+def test_in_bfloat16_the_error_is_openfold3s_and_little_more_with_such_a_pair_track():
+    exact, _ = trained(evoformer("openfold").eval())
+    n, errors = LENGTHS[0], {}
+    for kernels, track in (
+        ("openfold", torch.float32),
+        ("fused", torch.float32),
+        ("fused", torch.bfloat16),
+    ):
+        m, z, mask = tracks()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = evoformer(kernels).eval()(m, z.to(track), mask)
+        assert found.z.dtype == track
+        of_m, of_z = error(found.m[0, :n], exact[0]), error(found.z[0, :n, :n], exact[1])
+        errors[kernels, track] = max(of_m, of_z)
+    usual = errors["openfold", torch.float32]
+    assert usual < 0.05
+    assert errors["fused", torch.float32] < 1.5 * usual
+    assert errors["fused", torch.bfloat16] < 2 * usual
+
+
+def test_padding_reaches_no_residue():
     m, z, mask = tracks()
-    with torch.set_grad_enabled(training):
-        found = model(m, z, mask)
-    return real(found.m, found.z, mask)
+    pairs = (mask[:, :, None] & mask[:, None])[..., None]
+    found = []
+    for padding in (-5.0, 7.0):
+        given = torch.where(mask[..., None], m, padding), torch.where(pairs, z, padding)
+        result = evoformer().eval()(*given, mask)
+        assert result.z.isfinite().all()
+        found.append((result.m[mask], result.z[pairs[..., 0]]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_our_loop_over_blocks_is_openfold3s_own():
     from openfold3.core.model.latent.evoformer import EvoformerStack
 
-    model = evoformer()
+    model = evoformer("openfold").eval()
     stack = EvoformerStack.__new__(EvoformerStack)
     nn.Module.__init__(stack)
     stack.blocks, stack.linear = model.blocks, model.linear
     stack.blocks_per_ckpt, stack.use_reentrant = None, False
     stack.clear_cache_between_blocks, stack.chunk_size_tuner = False, None
+    stack.eval()
     m, z, mask = tracks()
     pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
     ours = model(m, z, mask)
     rows, pairs, single = stack(m[:, None], z, msa_mask=mask[:, None].float(), pair_mask=pair_mask)
-    for mine, other in ((ours.m, rows[:, 0]), (ours.z, pairs), (ours.s, single)):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
-
-
-def test_without_gradients_the_result_is_the_same():
-    model = evoformer()
-    m, z, mask = tracks()
-    plain = model(m, z, mask)
-    with torch.no_grad():
-        lean = model(m.clone(), z.clone(), mask)
-    for a, b in zip(real(lean.m, lean.z, mask), real(plain.m, plain.z, mask), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    for row, n in enumerate(LENGTHS):
+        assert error(ours.m[row, :n], rows[row, 0, :n]) < 1e-5
+        assert error(ours.z[row, :n, :n], pairs[row, :n, :n]) < 1e-5
+        assert error(ours.s[row, :n], single[row, :n]) < 1e-5
 
 
 def copied(reference: nn.Module, ours: nn.Module, rename: Callable[[str], str]) -> None:
     state = {rename(name): tensor for name, tensor in ours.state_dict().items()}
     reference.load_state_dict(state)
-
-
-def test_the_outer_product_of_one_row_is_openfold3s():
-    from openfold3.core.model.layers.outer_product_mean import OuterProductMean
-
-    ours = evoformer().blocks[0].outer_product_mean
-    reference = OuterProductMean(SIZES.c_m, SIZES.c_z, SIZES.c_opm, eps=1e-3)
-    reference.linear_1, reference.linear_2 = ours.linear_1, ours.linear_2
-    reference.layer_norm, reference.linear_out = ours.layer_norm, ours.linear_out
-    assert type(ours) is not OuterProductMean
-    m, _, mask = tracks()
-    found = []
-    for module in (ours, reference):
-        rows = m.clone().requires_grad_()
-        pairs = module(rows[:, None], mask=mask[:, None].float())
-        parts = [pairs[row, :n, :n] for row, n in enumerate(LENGTHS)]
-        sum((part**2).sum() for part in parts).backward()
-        weights = [parameter.grad.clone() for parameter in ours.parameters()]
-        found.append([*parts, rows.grad, *weights])
-        ours.zero_grad()
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5 * float(b.detach().abs().max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("starting", [True, False])
@@ -219,24 +199,28 @@ def test_triangle_attention_is_that_of_transformers(starting: bool):
     _, z, mask = tracks()
     pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
     expected = reference(z, pair_mask)
-    if starting:
-        found = ours(z, mask=pair_mask)
-    else:  # as openfold3's pair block calls it
-        swapped = z.transpose(1, 2)
-        found = ours(swapped, mask=pair_mask.mT, transpose_bias=True).transpose(1, 2)
+    weights = packed.attention(ours.layer_norm, ours.linear_z, ours.mha, torch.float32)
+    found = attend_triangles(weights, z, mask, None, None, ending=not starting) - z
+    swap = (lambda x: x) if starting else (lambda x: x.transpose(1, 2))
+    theirs = ours(swap(z), mask=swap(pair_mask), transpose_bias=not starting)
     for row, n in enumerate(LENGTHS):
-        torch.testing.assert_close(found[row, :n, :n], expected[row, :n, :n], atol=1e-5, rtol=1e-5)
+        for result in (found, swap(theirs)):
+            torch.testing.assert_close(
+                result[row, :n, :n], expected[row, :n, :n], atol=1e-5, rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("outgoing", [True, False])
 def test_triangle_multiplication_is_that_of_transformers(outgoing: bool):
-    pair_stack = evoformer().blocks[0].pair_stack
+    sizes = replace(SIZES, c_mul=SIZES.c_z)
+    pair_stack = evoformer(sizes=sizes).blocks[0].pair_stack
     ours = pair_stack.tri_mul_out if outgoing else pair_stack.tri_mul_in
     config = TrunkConfig(pairwise_state_dim=SIZES.c_z, pairwise_head_width=SIZES.c_head_pair)
     reference = EsmFoldTriangleMultiplicativeUpdate(config, _outgoing=outgoing)
     copied(reference, ours, lambda name: name)
     _, z, mask = tracks()
-    pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
-    torch.testing.assert_close(
-        ours(z, mask=pair_mask), reference(z, pair_mask), atol=1e-5, rtol=1e-5
-    )
+    expected = reference(z, (mask[:, :, None] & mask[:, None, :]).float())
+    weights = packed.multiplication(ours, torch.float32)
+    found = multiply_triangles(weights, z, mask, None, None, outgoing) - z
+    for row, n in enumerate(LENGTHS):
+        torch.testing.assert_close(found[row, :n, :n], expected[row, :n, :n], atol=1e-5, rtol=1e-5)

@@ -50,8 +50,9 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
     assert [row for row in rows.values() if row["status"] == "failed"] == []
     skipped = [row for row in rows.values() if row["status"] == "skipped"]
     assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
-    # Three kernels, their step, the peak, compiling, memory, PEFT, the profile's busy share, waits.
-    assert len(skipped) <= 10
+    # Triton, cuEquivariance, the peak, compiling twice, memory, PEFT, the profile's busy share,
+    # waits.
+    assert len(skipped) <= 9
     assert code == 0
     assert found["environment"]["torch"] == torch.__version__
 
@@ -59,7 +60,8 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
 @pytest.mark.proof
 def test_every_part_has_its_rows(tiny):
     rows = {row["name"]: row for row in tiny[1]["rows"]}
-    begin = ("small float32: ", "wide float32: ", "wide bf16: ", "kernel ", "training, bf16")
+    begin = ("small float32: ", "wide float32: ", "wide bf16: ", "attention kernel: ")
+    begin += ("training, bf16", "attention, 2 x 16 x 16", "block, 1 x 12", "step by openfold3")
     begin += ("DeepSpeed ZeRO 2: ", "resumed run: ", "predict, ", "inference, ", "ESM-2 tiny")
     begin += ("profile: ",)
     for words in begin:
@@ -154,7 +156,7 @@ def test_operations_of_the_evoformer_are_those_counted_by_hand(script, n):
     @torch.no_grad()
     def fold():
         mask = torch.ones(1, n, dtype=torch.bool)
-        evoformer(torch.randn(1, n, config.c_m), torch.randn(1, n, n, config.c_z), mask)
+        evoformer(torch.randn(1, n, config.c_m), torch.randn(1, n, n, config.c_z), mask, None)
 
     single = 2 * n * config.c_m * config.c_s
     assert script("gpu_checks.flops").counted(fold) == block_flops(config, n) + single
@@ -197,42 +199,48 @@ def test_no_peak_is_made_up(script):
         assert script("gpu_checks.flops").peak_flops(name) is None
 
 
-def test_a_kernel_is_absent_with_the_reason(script, monkeypatch):
-    kernels, cuda = script("gpu_checks.fused_kernels"), torch.device("cuda")
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(kernels, "has_module", lambda name: name != "cuequivariance_ops_torch")
-    assert kernels.absence("triton", torch.device("cpu")) == "absent: needs a GPU"
-    assert kernels.absence("triton", cuda) == ""
-    missing = "absent: cuequivariance_ops_torch not installed"
-    assert kernels.absence("cuequivariance", cuda) == missing
-    assert "nvcc" in kernels.absence("deepspeed", cuda)
+@pytest.mark.parametrize("wrong", ["gate", "scale", "mask", "bias", "nothing"])
+def test_a_wrong_attention_fails_its_rows(script, tmp_path, monkeypatch, wrong):
+    attention, sizes = script("gpu_checks.attention"), script("gpu_checks.sizes").tiny_sizes()
+
+    def broken(qkvg, bias):
+        q, k, v, gate = qkvg.chunk(4, -1)
+        gate = gate * (wrong != "gate")
+        q = q * (2 if wrong == "scale" else 1)
+        bias = bias.clamp(min=-2) if wrong == "mask" else bias
+        bias = bias.detach() + 0 * bias if wrong == "bias" else bias
+        return attention.formula(torch.cat([q, k, v, gate], -1), bias)
+
+    monkeypatch.setattr(attention, "gated_attention", broken)
+    context = script("gpu_checks.running").Context(torch.device("cpu"), sizes, tmp_path)
+    rows = list(attention.attention_kernel(context))
+    assert [row.status for row in rows] == ["skipped"] + 8 * [
+        "passed" if wrong == "nothing" else "failed"
+    ]
 
 
-@pytest.mark.parametrize(
-    ("problem", "status"),
-    [
-        ("", "passed"),
-        ("model.kernels: triton cannot run on cuda (no compiler)", "skipped"),
-        ("model.kernels: triton does not give the gradient of w on cuda", "failed"),
-        ("model.kernels: triton disagrees with the plain path on cuda: w is off by 9%", "failed"),
-        ("its process died with exit code -11", "failed"),
-    ],
-)
-def test_a_kernel_that_cannot_run_is_absent_and_a_wrong_one_fails(script, problem, status):
-    row = script("gpu_checks.fused_kernels").verdict("kernel", problem)
-    assert row.status == status
-    assert row.detail.startswith("absent: ") == (status == "skipped")
+@pytest.mark.parametrize(("wrong", "status"), [(torch.bfloat16, "failed"), (None, "passed")])
+def test_a_kernel_that_is_left_for_the_plain_path_fails(script, monkeypatch, wrong, status):
+    attention = script("gpu_checks.attention")
+    kernels = lambda device, width, dtype, block: None if dtype == wrong else attention  # noqa: E731
+    monkeypatch.setattr(attention, "checked_kernels", kernels)
+    row = attention.uses_kernels("x", torch.device("cpu"))
+    assert (row.status, row.value) == (status, 6 if wrong else 0)
+    assert ("32 channels bf16 in blocks" in row.detail) == (status == "failed")
 
 
-@pytest.mark.slow
-def test_a_kernels_self_check_says_from_its_process_that_it_cannot_run(script):
-    if torch.cuda.is_available():
-        pytest.skip("needs a machine without a GPU")
-    problems = script("gpu_checks.fused_kernels").apart("triton", torch.device("cpu"), 20)
-    assert {name: " cannot run on cpu (" in text for name, text in problems.items()} == {
-        "float32": True,
-        "bf16": True,
-    }
+def test_all_attentions_are_the_same(script, tmp_path):
+    attention, sizes = script("gpu_checks.attention"), script("gpu_checks.sizes").tiny_sizes()
+    context = script("gpu_checks.running").Context(torch.device("cpu"), sizes, tmp_path)
+    given = attention.inputs(5, 16, torch.float32, context, padding=3)
+    expected = attention.output_and_gradients(attention.formula, *given)
+    with warnings.catch_warnings(record=True):  # openfold3's autocast is for another device
+        for name, other in attention.contenders().items():
+            if name == "cuEquivariance":  # computes on GPUs only
+                continue
+            found = attention.output_and_gradients(other, *given)
+            for part, value in expected.items():
+                assert attention.distance(found[part], value) < 1e-5, (name, part)
 
 
 def test_only_the_checks_that_are_named_are_run(script):
@@ -249,18 +257,19 @@ def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
 
     profiling = script("gpu_checks.profiling")
 
-    def wait(block, *tracks):
+    def wait(weights, *tracks_and_dropout):
         warnings.warn(profiling.SYNCHRONIZED, stacklevel=1)
-        return tracks
+        return tracks_and_dropout[:2]
 
     def step():
-        run_blocks([torch.nn.Identity()] * 2, wait, torch.ones(1), torch.ones(1), recompute=False)
+        tracks = torch.ones(1), torch.ones(1)
+        run_blocks(wait, [None] * 2, lambda m, z: None, *tracks, recompute=False)
         wait(None)
         warnings.warn("of something else", stacklevel=1)
 
     found = profiling.waits(step)
     (place,) = found.keys() - {"elsewhere"}
-    assert place.startswith("model/blocks.py:")
+    assert place.startswith("model/trunks/blocks.py:")
     assert (found[place], found["elsewhere"]) == (2, 1)
 
 

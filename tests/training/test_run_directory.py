@@ -22,7 +22,7 @@ from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.files import lock_folder
 from esmfold_peft.train import _describe
-from esmfold_peft.training.beginning import load_start
+from esmfold_peft.training.beginning import load_start, require_same_run
 from esmfold_peft.training.checkpoint import Best
 from esmfold_peft.training.run_directory import (
     begin_session,
@@ -32,6 +32,7 @@ from esmfold_peft.training.run_directory import (
     load_model,
     refuse_existing_run,
     restore_provenance,
+    run_config,
 )
 from esmfold_peft.training.status import (
     Status,
@@ -81,20 +82,34 @@ def folded(model: FoldingModel) -> FoldOutput:
 def test_how_a_run_was_made_fast_does_not_bind_who_loads_it(config: TrainConfig):
     fast = replace(
         config,
-        model=replace(config.model, kernels="deepspeed", chunk=3),
+        model=replace(config.model, chunk=3),
         engine=replace(config.engine, compile=True),
     )
     model, base = build_model(fast)
     create_run(fast, model, base)
     loaded, settings = load_model(config.run)
-    assert (settings.model.kernels, settings.model.chunk, settings.engine.compile) == (
-        "none",
-        None,
-        False,
-    )
-    assert folded(loaded).positions.isfinite().all()  # no kernel runs on a CPU
-    _, settings = load_model(config.run, chunk=5, kernels="triton")
-    assert (settings.model.kernels, settings.model.chunk) == ("triton", 5)
+    assert (settings.model.chunk, settings.engine.compile) == (None, False)
+    assert folded(loaded).positions.isfinite().all()
+    _, settings = load_model(config.run, chunk=5)
+    assert settings.model.chunk == 5
+
+
+@pytest.mark.parametrize("kernels", ["none", "deepspeed", "cuequivariance", "triton"])
+def test_runs_with_the_kernels_of_earlier_versions_are_read(kernels: str, config: TrainConfig):
+    model, base = build_model(config)
+    create_run(config, model, base)
+    file = config.run / "config.yaml"
+    text = file.read_text()
+    assert "  kernels: fused\n" in text
+    earlier = text.replace("  kernels: fused\n", f"  kernels: {kernels}\n")
+    file.write_text(earlier.replace("  pair_track: bf16\n", ""))
+    model = run_config(config.run).model
+    assert (model.kernels, model.pair_track) == ("fused", "float32")
+    require_same_run(config, None)  # in float32 both pair tracks are the same
+    file.write_text(file.read_text().replace("  precision: float32\n", "  precision: bf16\n"))
+    rounded = replace(config, engine=replace(config.engine, precision="bf16"))
+    with pytest.raises(UserError, match=r"model\.pair_track is bf16, was float32"):
+        require_same_run(rounded, None)
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -4,41 +4,65 @@ import os
 import warnings
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from esmfold_peft.config import EvoformerConfig, Kernels
-from esmfold_peft.model.trunks.blocks import rows_at_a_time, run_blocks
-from esmfold_peft.model.trunks.tracks import Tracks
+from esmfold_peft.config import EvoformerConfig, Kernels, ModelConfig
+from esmfold_peft.model.trunks import packed
+from esmfold_peft.model.trunks.attention import gated_attention
+from esmfold_peft.model.trunks.base import Stack, Tracks
+from esmfold_peft.model.trunks.blocks import product_type, run_blocks, shared_dropout, training_step
+from esmfold_peft.model.trunks.triangles import (
+    Factors,
+    RowFunction,
+    add,
+    add_rows,
+    normalize,
+    pair_bias,
+    row_slices,
+    transition,
+    update_pairs,
+)
 
 _INF = 1e9  # added to masked attention logits; finite in bfloat16
 _EPS = 1e-8
 
 
-KERNEL_FLAGS: dict[Kernels, dict[str, bool]] = {
-    "none": {},
-    "deepspeed": {"use_deepspeed_evo_attention": True},
-    "cuequivariance": {"use_cueq_triangle_kernels": True},
-    "triton": {"use_triton_triangle_kernels": True},
-}
-"""openfold3's names of its kernels."""
+class OuterProduct(NamedTuple):
+    """The outer product mean of a single row (AF2 Suppl. Alg. 10); `half` is (c_z c_opm, c_opm)."""
+
+    one_two: packed.Affine
+    half: Tensor
+    bias: Tensor
 
 
-class Evoformer(nn.Module):
+class BlockWeights(NamedTuple):
+    """A block's weights."""
+
+    row: packed.Attention
+    transition: packed.Transition
+    outer: OuterProduct
+    pairs: packed.PairUpdates
+
+
+class Evoformer(Stack):
     """Evoformer blocks on one MSA row (AF2 Suppl. Alg. 6), without column attention.
 
     One row is what ESMFold has: row attention with pair bias, transition, outer product mean,
-    triangle multiplications and triangle attention. Weights are drawn from PyTorch's generator.
+    triangle multiplications and triangle attention. Modules, names and initialisation are
+    openfold3's, and so is the definition of a block; the same is computed here with fewer and
+    larger operations. Weights are drawn from PyTorch's generator.
 
     Args:
         config: sizes, dropout and checkpointing.
         chunk: rows of the pair track at a time; None chooses.
-        kernels: fused kernels, for a GPU.
+        kernels: "fused", or openfold3's own forward pass ("openfold").
         compile: compile the blocks for training.
     """
 
@@ -47,70 +71,166 @@ class Evoformer(nn.Module):
         config: EvoformerConfig,
         *,
         chunk: int | None = None,
-        kernels: Kernels = "none",
+        kernels: Kernels = "fused",
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.chunk = chunk
-        self.flags = KERNEL_FLAGS[kernels]
-        self.step = torch.compile(_step, dynamic=False) if compile else _step
+        self.kernels = kernels
+        self.lean = compile and not config.checkpoint
+        self.step = training_step(fused_block, compile=compile)
         with _quiet_import(), _numpy_seeded_by_torch():
             stack = _stack(config)
         self.blocks: nn.ModuleList = stack.blocks
-        self.linear: nn.Module = stack.linear
+        self.linear: nn.Linear = stack.linear
+        self.packing = packed.Packing(self._pack)
         # openfold3 names "cuda" in an autocast that it disables: on a CPU every call warns.
         warnings.filterwarnings("ignore", message="CUDA is not available or torch_xla")
+
+    @classmethod
+    def of(cls, config: ModelConfig, *, compile: bool) -> "Evoformer":
+        """Makes the blocks that the settings ask for."""
+        chunk, kernels = config.chunk, config.kernels
+        return cls(config.evoformer, chunk=chunk, kernels=kernels, compile=compile)
+
+    def pack(self) -> list[BlockWeights] | None:
+        """The blocks' weights for all passes of a step, in autocast's type where it is on."""
+        return self.packing.nested() if self.kernels == "fused" else None
+
+    def _pack(self) -> list[BlockWeights]:
+        dtype = product_type(self.linear.weight)
+        return [_pack(block, dtype) for block in self.blocks]
 
     def forward(
         self,
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
+        weights: list[BlockWeights] | None = None,
     ) -> Tracks:
         """Runs all blocks.
 
         Args:
-            m: the single row of the MSA track; without gradients it is overwritten.
+            m: the single row of the MSA track.
             z: the pair track; without gradients it is overwritten.
             mask: which residues exist; padding does not reach them.
+            weights: from `pack`; None: they are packed here.
         """
-        pair_mask = (mask[:, :, None] & mask[:, None, :]).to(z.dtype)
-        options: dict[str, object] = {**self.flags, "chunk_size": self._chunk(*mask.shape)}
-        # Compiled code is made for the fixed shapes of training crops only.
-        step = self.step if self.training else _step
-        if not torch.is_grad_enabled():
-            options["inplace_safe"] = True
-        m, z = run_blocks(
-            self.blocks,
-            step,
-            m.unsqueeze(1),
-            z,
-            mask.unsqueeze(1).to(m.dtype),
-            pair_mask,
-            options,
-            recompute=self.config.checkpoint,
-        )
-        m = m.squeeze(1)
+        if self.kernels == "openfold":
+            m, z = self._by_definition(m, z, mask)
+        else:
+            # Compiled code is made for the fixed shapes of training crops only.
+            step = self.step if self.training else fused_block
+            ready = self.packing.nested() if weights is None else weights
+            shared, recompute = (mask, self.chunk, self.lean), self.config.checkpoint
+            m, z = run_blocks(step, ready, self._draw_factors, m, z, *shared, recompute=recompute)
         return Tracks(m, z, self.linear(m), z)
 
-    def _chunk(self, chains: int, length: int) -> int | None:
-        if self.flags and chains > 1:
-            return None  # openfold3's chunks give the kernels a bias of a shape that they refuse
-        config = self.config
-        numbers = max(config.heads_pair * length, config.transition * config.c_z)
-        return rows_at_a_time(self.chunk, chains * length, length * numbers)
+    def _draw_factors(self, m: Tensor, z: Tensor) -> Factors:
+        """Dropout of a block, in openfold3's order: the row, four triangle updates."""
+        if not self.training:
+            return (None,) * 5
+        row = shared_dropout(m, self.config.dropout_msa)
+        pairs = (shared_dropout(z, self.config.dropout_pair, dim=1) for _ in range(4))
+        return (row, *pairs)
+
+    def _by_definition(
+        self,
+        m: Float[Tensor, "b n c_m"],
+        z: Float[Tensor, "b n n c_z"],
+        mask: Bool[Tensor, "b n"],
+    ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
+        """By openfold3's own forward pass."""
+        pairs = (mask[:, :, None] & mask[:, None, :]).to(z.dtype)
+        row, m = mask[:, None].to(m.dtype), m[:, None]
+        for block in self.blocks:
+            masks = {"msa_mask": row, "pair_mask": pairs, "chunk_size": self.chunk}
+            if self.config.checkpoint and torch.is_grad_enabled():
+                m, z = checkpoint(block, m, z, **masks, use_reentrant=False)
+            else:
+                m, z = block(m, z, **masks)
+        return m[:, 0], z
 
 
-def _step(
-    block: nn.Module,
-    m: Float[Tensor, "b 1 n c_m"],
+def fused_block(
+    weights: BlockWeights,
+    m: Float[Tensor, "b n c_m"],
     z: Float[Tensor, "b n n c_z"],
-    msa_mask: Float[Tensor, "b 1 n"],
-    pair_mask: Float[Tensor, "b n n"],
-    options: dict[str, object],
-) -> tuple[Float[Tensor, "b 1 n c_m"], Float[Tensor, "b n n c_z"]]:
-    return block(m, z, msa_mask=msa_mask, pair_mask=pair_mask, **options)
+    factors: Factors,
+    mask: Bool[Tensor, "b n"],
+    chunk: int | None,
+    lean: bool,
+) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
+    """A block of openfold3 on a single row: a function of tensors alone, for the compiler.
+
+    Args:
+        weights: of the block.
+        m: the row of the MSA track.
+        z: pair track; without gradients it is overwritten.
+        factors: dropout of the row's attention and of the four triangle updates.
+        mask: which residues exist.
+        chunk: rows of the pair track at a time at most.
+        lean: see `update_pairs`.
+    """
+    of_row, *of_pairs = factors
+    row = weights.row
+    bias = pair_bias(row.bias, z, mask, chunk, lean)
+    projected = F.linear(normalize(m, row.qkvg.weight.dtype, row.norm), *row.qkvg)
+    mixed = gated_attention(projected[:, None], bias)[:, 0]
+    m = add(m, F.linear(mixed, *row.out), of_row)
+    m = m + transition(weights.transition, m)
+    z = add_rows(z, _outer_product(weights.outer, m), row_slices(z, z.shape[-1], chunk))
+    return m, update_pairs(weights.pairs, z, mask, (*of_pairs, None), chunk, lean=lean)
+
+
+def _outer_product(weights: OuterProduct, m: Float[Tensor, "b n c_m"]) -> RowFunction:
+    """The outer product mean of a single row, for some rows of pairs, never made in full.
+
+    The outer product of two residues has c_opm² numbers, which a matrix turns into c_z. Half of
+    that product is done before the residues are paired: c_opm times fewer multiplications, and
+    no array of n x n x c_opm². The result differs by rounding.
+    """
+    row = normalize(m, weights.half.dtype)
+    one, two = F.linear(row, *weights.one_two).chunk(2, -1)
+    half = F.linear(two, weights.half).view(len(m), -1, one.shape[-1]).mT
+
+    def update(rows: slice) -> Float[Tensor, "b r n c_z"]:
+        return (one[:, rows] @ half).unflatten(-1, (m.shape[1], -1)) + weights.bias
+
+    return update
+
+
+def _pack(block: Any, dtype: torch.dtype) -> BlockWeights:
+    row, outer, pairs = block.msa_att_row, block.outer_product_mean, block.pair_stack
+    # A mean over one row, whose number openfold3 and AF2 take as 1 + eps.
+    last = packed.affine(outer.linear_out, dtype=dtype)
+    mean = 1 / (1 + outer.eps)
+    return BlockWeights(
+        packed.attention(row.layer_norm_m, row.linear_z, row.mha, dtype, row.layer_norm_z),
+        _pack_transition(block.msa_transition, dtype, folded=False),
+        OuterProduct(
+            packed.affine(outer.linear_1, outer.linear_2, dtype=dtype, norm=outer.layer_norm),
+            last.weight.view(-1, outer.c_hidden) * mean,
+            last.bias * mean,
+        ),
+        packed.PairUpdates(
+            packed.multiplication(pairs.tri_mul_out, dtype),
+            packed.multiplication(pairs.tri_mul_in, dtype),
+            _pack_attention(pairs.tri_att_start, dtype),
+            _pack_attention(pairs.tri_att_end, dtype),
+            _pack_transition(pairs.pair_transition, dtype, folded=True),
+        ),
+    )
+
+
+def _pack_attention(layer: Any, dtype: torch.dtype) -> packed.Attention:
+    return packed.attention(layer.layer_norm, layer.linear_z, layer.mha, dtype)
+
+
+def _pack_transition(layer: Any, dtype: torch.dtype, *, folded: bool) -> packed.Transition:
+    (up,), down = layer.transition_mlp.layers, layer.transition_mlp.linear_out
+    return packed.transition(layer.layer_norm, up[0], down, dtype, folded=folded)
 
 
 def _stack(config: EvoformerConfig) -> Any:
@@ -141,61 +261,8 @@ def _stack(config: EvoformerConfig) -> Any:
         linear_init_params=_alphafold2_init(),
     )
     for block in stack.blocks:
-        block.outer_product_mean.__class__ = _outer_product()
-        block.pair_stack.__class__ = _pair_block()
         block.pair_stack.tri_att_end.__class__ = _ending_node()
     return stack
-
-
-@cache
-def _outer_product() -> type[nn.Module]:
-    """openfold3's outer product mean (AF2 Suppl. Alg. 10) of a single row, never made in full.
-
-    The outer product of two residues has c_opm² numbers, which a matrix turns into c_z. Half of
-    that product is done before the residues are paired: c_opm times fewer multiplications, and
-    no array of n x n x c_opm². The result differs by rounding.
-    """
-    from openfold3.core.model.layers.outer_product_mean import OuterProductMean
-
-    class SingleRowOuterProduct(OuterProductMean):
-        def forward(self, m: Tensor, mask: Tensor, **chunking: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-            row, mask = self.layer_norm(m[:, 0]), mask[:, 0, :, None]
-            one, two = self.linear_1(row) * mask, self.linear_2(row) * mask
-            # A mean over one row, whose number openfold3 and AF2 take as 1 + eps.
-            weight, bias = (
-                parameter.to(two.dtype) / (1 + self.eps)
-                for parameter in (self.linear_out.weight, self.linear_out.bias)
-            )
-            half = F.linear(two, weight.view(-1, self.c_hidden))
-            pairs = one @ half.view(len(row), -1, self.c_hidden).mT
-            return pairs.view(*pairs.shape[:2], -1, self.c_z) + bias
-
-    return SingleRowOuterProduct
-
-
-@cache
-def _pair_block() -> type[nn.Module]:
-    """openfold3's pair block, whose triangle multiplications are AlphaFold 2's on every path.
-
-    They never take cuEquivariance's kernel: openfold3 does not pass it the biases that AlphaFold 2
-    has. In training they are not added in place: openfold3 then leaves out their dropout, which
-    AlphaFold 2 has in recycling passes too. Measured at 256 residues on a CPU, a pass without
-    gradients takes as long, and 2 pair tracks more of memory.
-    """
-    from openfold3.core.model.latent.base_blocks import PairBlock
-
-    class ExactPairBlock(PairBlock):
-        def tri_mul_out_in(  # pyright: ignore[reportIncompatibleMethodOverride]
-            self,
-            *arguments: Any,
-            inplace_safe: bool,
-            use_cueq_triangle_kernels: bool = False,
-            **others: Any,
-        ) -> Tensor:
-            in_place = inplace_safe and not self.training
-            return super().tri_mul_out_in(*arguments, inplace_safe=in_place, **others)
-
-    return ExactPairBlock
 
 
 @cache

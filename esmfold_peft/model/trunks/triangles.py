@@ -1,32 +1,318 @@
-"""Triangle multiplication and triangle attention, computed in pieces of rows of the pair track."""
+"""What both trunks do to the pair track: triangle updates and a transition, in pieces of rows."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from esmfold_peft.model.linear import linear
+from esmfold_peft.model.trunks.attention import CACHED_ELEMENTS, gated_attention
 from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
-
-RowFunction = Callable[[slice], Tensor]
-"""Computes something for some rows; rows are the second dimension of the pair track."""
+from esmfold_peft.model.trunks.packed import (
+    Affine,
+    Attention,
+    Multiplication,
+    Norm,
+    PairUpdates,
+    Transition,
+)
 
 MASKED_LOGIT = -1e9
 """Finite, so that keys which are all padding have a softmax."""
 
-CACHED_ELEMENTS = 2**20
-"""Largest intermediate of inference on a CPU, elsewhere it is `NUMBERS_AT_ONCE`: 4 MB stay in the
-cache and need no new pages."""
+_OF_TRACKS, _OF_WEIGHTS = torch.ops.aten.bmm, torch.ops.aten.addmm
+"""Matrix products of two halves of the pair track, and with weights and a bias."""
+
+RowFunction = Callable[[slice], Tensor]
+"""Computes something for some rows; rows are the second dimension of the pair track."""
+
+Factors = tuple[Tensor | None, ...]
+"""What dropout multiplies each update of a block with, in order; None: no dropout.
+
+They are drawn outside the block: a compiled block, one that is computed again in the backward pass
+and openfold3's own then all see the same.
+"""
+
+
+def update_pairs(
+    weights: PairUpdates,
+    z: Float[Tensor, "b n n c_z"],
+    mask: Bool[Tensor, "b n"],
+    factors: Factors,
+    chunk: int | None,
+    *,
+    lean: bool,
+) -> Float[Tensor, "b n n c_z"]:
+    """Triangle multiplications, triangle attentions and the transition (AF2 Suppl. Alg. 6).
+
+    Args:
+        weights: of the block.
+        z: pair track; without autograd it is overwritten.
+        mask: which residues exist; pairs with others do not change the rest.
+        factors: dropout of the five updates; that of the ending node's attention is for the
+            transposed track.
+        chunk: rows at a time at most; None chooses.
+        lean: for the backward pass keep only z before each update, the sums over triangles, and
+            what attention reads and gives, and compute the rest again.
+    """
+    out, into, start, end, last = factors
+    lean = lean and torch.is_grad_enabled()
+    update = _again if lean else _once
+    z = update(multiply_triangles, weights.mul_out, z, mask, out, chunk, True)
+    z = update(multiply_triangles, weights.mul_in, z, mask, into, chunk, False)
+    z = attend_triangles(weights.att_start, z, mask, start, chunk, lean)
+    z = attend_triangles(weights.att_end, z, mask, end, chunk, lean, ending=True)
+    return update(_add_transition, weights.transition, z, last, chunk)
+
+
+def _once(function: Callable[..., Any], *arguments: object) -> Any:
+    return function(*arguments)
+
+
+def _again(function: Callable[..., Any], *arguments: object, keep: Any = _OF_TRACKS) -> Any:
+    """Computes a function again in the backward pass, but for the results of some operators."""
+    contexts = partial(create_selective_checkpoint_contexts, [keep.default])
+    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+    return checkpoint(function, *arguments, **options)
+
+
+def _add_transition(
+    weights: Transition, z: Float[Tensor, "b n n c_z"], factor: Tensor | None, chunk: int | None
+) -> Float[Tensor, "b n n c_z"]:
+    pieces = row_slices(z, len(weights.up.weight), chunk)
+    return add_rows(z, lambda rows: transition(weights, z[:, rows]), pieces, factor)
+
+
+def multiply_triangles(
+    weights: Multiplication,
+    z: Float[Tensor, "b n n c_z"],
+    mask: Bool[Tensor, "b n"],
+    factor: Float[Tensor, "b _ _ c_z"] | None,
+    chunk: int | None,
+    outgoing: bool,
+) -> Float[Tensor, "b n n c_z"]:
+    """Adds to each pair the sum, over all triangles, of the product of the two other sides.
+
+    Args:
+        weights: of the layer.
+        z: pair track; without autograd it is overwritten.
+        mask: which residues exist; no triangle has another corner.
+        factor: of the update (dropout).
+        chunk: rows at a time at most.
+        outgoing: whether the sides leave the pair's residues (AF2 Suppl. Alg. 11) or enter them
+            (Alg. 12).
+    """
+    pieces = row_slices(z, len(weights.sides.weight), chunk)
+    normed = normalized_rows(z, weights.sides.weight.dtype)
+    triangles = _triangles(weights.sides, normed, mask, pieces, outgoing=outgoing)
+
+    def update(rows: slice) -> Float[Tensor, "b r n c_z"]:
+        x = normed(rows)
+        # Copied, then transposed by layer norm: twice as fast as a transposition of the slice.
+        columns = triangles[:, :, rows].flatten(1).contiguous()
+        y = F.linear(normalize(columns.t(), x.dtype), *weights.out)
+        return y.view(*x.shape[:3], -1) * F.linear(x, *weights.gate).sigmoid()
+
+    return add_rows(z, update, pieces, factor)
+
+
+def _triangles(
+    sides: Affine,
+    normed: RowFunction,
+    mask: Bool[Tensor, "b n"],
+    pieces: list[slice],
+    *,
+    outgoing: bool,
+) -> Float[Tensor, "c b n n"]:
+    """Sums over the third corner of the triangles."""
+    # Only the third corner matters: where another is missing the sum is of no pair.
+    corner = mask[:, None, :] if outgoing else mask[:, :, None]
+    present = corner.expand(-1, mask.shape[1], mask.shape[1])
+
+    def both(rows: slice) -> Float[Tensor, "two_c b r n"]:
+        return F.glu(channels_first(normed(rows), sides), 0)
+
+    if torch.is_grad_enabled():
+        a, b = (gather_rows(both, pieces, mask.shape[1], dim=2) * present).chunk(2)
+        triangles = a @ b.mT if outgoing else a.mT @ b
+        if triangles.requires_grad and not torch.compiler.is_compiling():
+            # It comes with channels last, of which each product would copy its matrices one by one.
+            triangles.register_hook(Tensor.contiguous)
+        return triangles
+    whole = sides.weight.new_empty(len(sides.weight) // 2, *present.shape)
+    for rows in pieces:
+        torch.mul(both(rows), present[:, rows], out=whole[:, :, rows])
+    a, b = whole.chunk(2)
+    left, right = (a, b.mT) if outgoing else (a.mT, b)
+    # The products replace their first factors, a few channels at a time.
+    for some, x, y in zip(a.split(8), left.split(8), right.split(8), strict=True):
+        some.copy_(x @ y)
+    return a
+
+
+def attend_triangles(
+    weights: Attention,
+    z: Float[Tensor, "b n n c_z"],
+    mask: Bool[Tensor, "b n"],
+    factor: Float[Tensor, "b _ _ c_z"] | None,
+    chunk: int | None,
+    lean: bool = False,
+    *,
+    ending: bool = False,
+) -> Float[Tensor, "b n n c_z"]:
+    """Adds attention along rows or columns of pairs, biased by the third side.
+
+    Args:
+        weights: of the layer.
+        z: pair track; without autograd it is overwritten.
+        mask: which residues exist; others are no keys.
+        factor: of the update (dropout); around the ending node, of the transposed one.
+        chunk: rows at a time at most.
+        lean: normalise z again in the backward pass instead of keeping the result.
+        ending: around the ending node (AF2 Suppl. Alg. 14), not the starting node (Alg. 13): the
+            same for the transposed track.
+    """
+    rows_of = z.transpose(1, 2) if ending else z
+    pieces = row_slices(z, len(weights.qkvg.weight), chunk)
+    if not torch.is_grad_enabled():
+        normed = normalized_rows(rows_of, weights.qkvg.weight.dtype, weights.norm)
+        bias = attention_bias(normed, weights.bias, mask, pieces)
+
+        def update(rows: slice) -> Float[Tensor, "b r n c_z"]:
+            mixed = gated_attention(F.linear(normed(rows), *weights.qkvg), bias)
+            return F.linear(mixed, *weights.out)
+
+        add_rows(rows_of, update, pieces, factor)
+        return z
+    again = _normalize_again(lean, z, weights.qkvg)
+    project = partial(_again, _project, keep=_OF_WEIGHTS) if again else _project
+    qkvg, bias = project(weights, rows_of, mask)
+    change = F.linear(gated_attention(qkvg, bias), *weights.out)
+    if ending:
+        change = change.transpose(1, 2)
+        factor = None if factor is None else factor.transpose(1, 2)
+    return add(z, change, factor)
+
+
+def _normalize_again(lean: bool, z: Tensor, weights: Affine) -> bool:
+    """Not of a float32 track: to keep it normalised in bf16 costs less than to read it again."""
+    return lean and z.dtype == weights.weight.dtype
+
+
+def _project(
+    weights: Attention, z: Float[Tensor, "b n n c_z"], mask: Bool[Tensor, "b n"]
+) -> tuple[Float[Tensor, "b n n four_hd"], Float[Tensor, "b h n n"]]:
+    """All that attention reads."""
+    normed = normalize(z, weights.qkvg.weight.dtype, weights.norm)
+    bias = attention_bias(lambda rows: normed[:, rows], weights.bias, mask, [slice(None)])
+    return _Projection.apply(normed, *weights.qkvg), bias
+
+
+class _Projection(torch.autograd.Function):
+    """Query, key, value and gate. Only the gate has a bias, and only its gradient is summed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight) = grad_outputs, ctx.saved_tensors
+        grad, others = grad.flatten(0, -2), 3 * len(weight) // 4
+        of_x = (grad @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:  # a frozen trunk
+            return of_x, None, None
+        of_bias = torch.cat((grad.new_zeros(others), grad[:, others:].sum(0)))
+        return of_x, grad.t() @ x.flatten(0, -2), of_bias
+
+
+def pair_bias(
+    weights: Affine,
+    z: Float[Tensor, "b n n c_z"],
+    mask: Bool[Tensor, "b n"],
+    chunk: int | None,
+    lean: bool,
+) -> Float[Tensor, "b h n n"]:
+    """Logits of the attention over the sequence, from the normalised pairs.
+
+    Its arguments are those of `attend_triangles`.
+    """
+    if torch.is_grad_enabled() and _normalize_again(lean, z, weights):
+        return _again(pair_bias, weights, z, mask, chunk, False, keep=_OF_WEIGHTS)
+    pieces = row_slices(z, z.shape[-1], chunk)
+    return attention_bias(normalized_rows(z, weights.weight.dtype), weights, mask, pieces)
+
+
+def attention_bias(
+    normed: RowFunction, weights: Affine, mask: Bool[Tensor, "b n"], pieces: list[slice]
+) -> Float[Tensor, "b h n n"]:
+    """Logits from pairs of query (a row) and key; padding is no key."""
+
+    def logits(rows: slice) -> Float[Tensor, "h b r n"]:
+        return channels_first(normed(rows), weights)
+
+    bias = gather_rows(logits, pieces, mask.shape[1], dim=2).transpose(0, 1)
+    return bias.masked_fill(~mask[:, None, None, :], MASKED_LOGIT)
+
+
+def transition(weights: Transition, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+    """The update of a transition."""
+    # Of a matrix, a linear layer is no view, and autograd lets it be changed in place.
+    normed = normalize(x, weights.up.weight.dtype, weights.norm)
+    hidden = F.linear(normed.flatten(0, -2), *weights.up)
+    inplace = not torch.compiler.is_compiling()
+    return F.linear(F.relu(hidden, inplace), *weights.down).view(x.shape)
+
+
+def normalize(
+    x: Float[Tensor, "*batch c"], dtype: torch.dtype, norm: Norm | None = None
+) -> Float[Tensor, "*batch c"]:
+    """Layer norm in float32 at least, for products in a type.
+
+    Args:
+        x: a track.
+        dtype: of the products.
+        norm: scale and offset, unless the products have them.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = norm or (None, None)
+    return F.layer_norm(x.to(exact), x.shape[-1:], weight, bias).to(dtype)
+
+
+def normalized_rows(
+    z: Float[Tensor, "b n n c_z"], dtype: torch.dtype, norm: Norm | None = None
+) -> RowFunction:
+    """Layer norm of the asked rows: once if it is kept or small, else anew each time."""
+    if torch.is_grad_enabled() or z.numel() <= 2 * CACHED_ELEMENTS:
+        whole = normalize(z, dtype, norm)
+        return lambda rows: whole[:, rows]
+    return lambda rows: normalize(z[:, rows], dtype, norm)
+
+
+def channels_first(x: Float[Tensor, "b r n c_in"], weights: Affine) -> Float[Tensor, "c_out b r n"]:
+    """A linear layer whose product is laid out as one matrix per channel."""
+    columns = x.flatten(0, 2).t()
+    weight, bias = weights
+    product = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
+    return product.unflatten(1, x.shape[:3])
 
 
 def row_slices(z: Float[Tensor, "b n n c_z"], width: int, chunk: int | None) -> list[slice]:
-    """Cuts the rows into pieces of at most `chunk`, their `width` channels within the limits."""
+    """Cuts the rows into pieces of at most `chunk`, their `width` channels within the limits.
+
+    Where backward keeps all pieces anyway, only `chunk` cuts.
+    """
     b, n = z.shape[:2]
-    in_cache = z.device.type == "cpu" and not torch.is_grad_enabled()
-    limit = (CACHED_ELEMENTS if in_cache else NUMBERS_AT_ONCE) // (b * n * width)
-    rows = max(1, min(limit, n if chunk is None else chunk))
+    rows = n if chunk is None else min(chunk, n)
+    if not torch.is_grad_enabled():
+        # On a CPU an intermediate that stays in the cache needs no new pages.
+        limit = CACHED_ELEMENTS if z.device.type == "cpu" else NUMBERS_AT_ONCE
+        rows = max(1, min(rows, limit // (b * n * width)))
     return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
@@ -49,238 +335,25 @@ def add_rows(
     z: Float[Tensor, "b n n c_z"],
     update: RowFunction,
     pieces: list[slice],
-    scale: Float[Tensor, "b _ _ c_z"] | None = None,
+    factor: Float[Tensor, "b _ _ c_z"] | None = None,
 ) -> Float[Tensor, "b n n c_z"]:
     """Adds an update, times a factor, to the pair track; without autograd in place.
 
-    The update of a piece may read no other rows of z, which are old or new.
+    The update of a piece must read no other rows of z: some of them are already updated.
     """
     if torch.is_grad_enabled():
-        change = gather_rows(update, pieces, z.shape[1], dim=1)
-        return z + change if scale is None else torch.addcmul(z, change, scale)
+        return add(z, gather_rows(update, pieces, z.shape[1], dim=1), factor)
     for piece in pieces:
         change = update(piece)
-        z[:, piece].add_(change if scale is None else change * scale.expand_as(z)[:, piece])
+        z[:, piece].add_(change if factor is None else change * factor.expand_as(z)[:, piece])
     return z
 
 
-def normalized_rows(layer_norm: nn.LayerNorm, z: Float[Tensor, "b n n c_z"]) -> RowFunction:
-    """Layer norm of the asked rows: once if backward keeps the result, else anew each time."""
-    if torch.is_grad_enabled():
-        whole = layer_norm(z)
-        return lambda rows: whole[:, rows]
-    return lambda rows: layer_norm(z[:, rows])
-
-
-def channels_first(
-    x: Float[Tensor, "b r n c_in"],
-    weight: Float[Tensor, "c_out c_in"],
-    bias: Float[Tensor, "c_out"] | None = None,
-) -> Float[Tensor, "c_out b r n"]:
-    """A linear layer whose product is laid out as one matrix per channel."""
-    columns = x.flatten(0, 2).t()
-    product = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
-    return product.unflatten(1, x.shape[:3])
-
-
-def attention_bias(
-    normed: RowFunction,
-    weight: Float[Tensor, "h c_z"],
-    mask: Bool[Tensor, "b n"],
-    pieces: list[slice],
-) -> Float[Tensor, "b h n n"]:
-    """Logits from pairs of query (a row) and key; padding is no key."""
-
-    def logits(rows: slice) -> Float[Tensor, "h b r n"]:
-        return channels_first(normed(rows), weight)
-
-    bias = gather_rows(logits, pieces, mask.shape[1], dim=2).transpose(0, 1)
-    return bias.masked_fill(~mask[:, None, None, :], MASKED_LOGIT)
-
-
-class TriangleMultiplication(nn.Module):
-    """Updates each pair from the two other sides of all triangles (AF2 Suppl. Alg. 11 and 12).
-
-    Args:
-        c_z: channels of the pair track.
-        outgoing: whether the sides leave the pair's residues (Alg. 11) or enter them (Alg. 12).
-    """
-
-    def __init__(self, c_z: int, *, outgoing: bool) -> None:
-        super().__init__()
-        self.outgoing = outgoing
-        self.layer_norm_in = nn.LayerNorm(c_z)
-        self.layer_norm_out = nn.LayerNorm(c_z)
-        self.linear_a_p = linear(c_z, c_z)
-        self.linear_a_g = linear(c_z, c_z, init="gate")
-        self.linear_b_p = linear(c_z, c_z)
-        self.linear_b_g = linear(c_z, c_z, init="gate")
-        self.linear_g = linear(c_z, c_z, init="gate")
-        self.linear_z = linear(c_z, c_z, init="zero")
-
-    def forward(
-        self,
-        z: Float[Tensor, "b n n c_z"],
-        mask: Bool[Tensor, "b n"],
-        chunk: int | None = None,
-        scale: Float[Tensor, "b _ _ c_z"] | None = None,
-    ) -> Float[Tensor, "b n n c_z"]:
-        """Adds the update to the pair track; without autograd in place.
-
-        Args:
-            z: pair track.
-            mask: which residues exist; no triangle has another corner.
-            chunk: rows at a time at most.
-            scale: factor of the update (dropout).
-        """
-        pieces = row_slices(z, 4 * z.shape[-1], chunk)
-        normed = normalized_rows(self.layer_norm_in, z)
-        triangles = self._triangles(normed, mask, pieces)
-
-        def update(rows: slice) -> Float[Tensor, "b r n c_z"]:
-            x = normed(rows)
-            # Copied, then transposed by layer norm: twice as fast as a transposition of the slice.
-            columns = triangles[:, :, rows].flatten(1).contiguous()
-            y = self.linear_z(self.layer_norm_out(columns.t()))
-            return y.view(x.shape) * self.linear_g(x).sigmoid()
-
-        return add_rows(z, update, pieces, scale)
-
-    def _triangles(
-        self, normed: RowFunction, mask: Bool[Tensor, "b n"], pieces: list[slice]
-    ) -> Float[Tensor, "c_z b n n"]:
-        """Sums over the third corner of the triangles."""
-        parts = (self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g)
-        weight = torch.cat([part.weight for part in parts])
-        bias = torch.cat([part.bias for part in parts])
-        # Only the third corner matters: where another is missing the sum is of no pair.
-        corner = mask[:, None, :] if self.outgoing else mask[:, :, None]
-        present = corner.expand(-1, mask.shape[1], mask.shape[1])
-
-        def sides(rows: slice) -> Float[Tensor, "two_c_z b r n"]:
-            return F.glu(channels_first(normed(rows), weight, bias), 0) * present[:, rows]
-
-        a, b = gather_rows(sides, pieces, mask.shape[1], dim=2).chunk(2)
-        left, right = (a, b.mT) if self.outgoing else (a.mT, b)
-        if torch.is_grad_enabled():
-            return left @ right
-        # The products replace their first factors, a few channels at a time.
-        for out, x, y in zip(a.split(8), left.split(8), right.split(8), strict=True):
-            out.copy_(x @ y)
-        return a
-
-
-class TriangleAttention(nn.Module):
-    """Attention along each row of pairs, biased by the third side (AF2 Suppl. Alg. 13).
-
-    Of a transposed pair track it is the attention around the ending node (Alg. 14).
-
-    Args:
-        c_z: channels of the pair track.
-        heads: number of heads.
-    """
-
-    def __init__(self, c_z: int, heads: int) -> None:
-        super().__init__()
-        self.layer_norm = nn.LayerNorm(c_z)
-        self.linear = linear(c_z, heads, bias=False)
-        self.mha = _Projections(c_z)
-
-    def forward(
-        self,
-        z: Float[Tensor, "b n n c_z"],
-        mask: Bool[Tensor, "b n"],
-        chunk: int | None = None,
-        scale: Float[Tensor, "b _ _ c_z"] | None = None,
-    ) -> Float[Tensor, "b n n c_z"]:
-        """Adds the update to the pair track; without autograd in place.
-
-        Its arguments are those of `TriangleMultiplication.forward`.
-        """
-        # Outside CPUs the gradient of the bias, at least, exists for every row.
-        logits = 0 if z.device.type == "cpu" else self.linear.out_features * z.shape[1]
-        pieces = row_slices(z, max(4 * z.shape[-1], logits), chunk)
-        normed = normalized_rows(self.layer_norm, z)
-        bias = attention_bias(normed, self.linear.weight, mask, pieces)
-        attend, mha = _fused_attention, self.mha
-        if z.device.type == "cpu" and torch.is_grad_enabled():
-            attend = _RecomputedAttention.apply
-        weight = torch.cat((mha.linear_q.weight, mha.linear_k.weight, mha.linear_v.weight))
-
-        def update(rows: slice) -> Float[Tensor, "b r n c_z"]:
-            x = normed(rows)
-            # One chain after the other, because only a chain's rows share their bias.
-            chains = [attend(*chain) for chain in zip(F.linear(x, weight), bias, strict=True)]
-            mixed = chains[0][None] if len(chains) == 1 else torch.stack(chains)
-            return mha.linear_o(mixed * mha.linear_g(x).sigmoid())
-
-        return add_rows(z, update, pieces, scale)
-
-
-class _Projections(nn.Module):
-    def __init__(self, c_z: int) -> None:
-        super().__init__()
-        self.linear_q = linear(c_z, c_z, bias=False)
-        self.linear_k = linear(c_z, c_z, bias=False)
-        self.linear_v = linear(c_z, c_z, bias=False)
-        self.linear_g = linear(c_z, c_z, init="gate")
-        self.linear_o = linear(c_z, c_z, init="zero")
-
-
-def _fused_attention(
-    qkv: Float[Tensor, "r n three_c_z"], bias: Float[Tensor, "h n n"]
-) -> Float[Tensor, "r n c_z"]:
-    """Attention within the rows of a chain; the kernel broadcasts the bias, never expanding it."""
-    q, k, v = _by_head(qkv, len(bias))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-    return mixed.transpose(1, 2).flatten(2)
-
-
-def _by_head(qkv: Float[Tensor, "r n three_c_z"], heads: int) -> Float[Tensor, "3 r h n d_h"]:
-    return qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-
-
-class _RecomputedAttention(torch.autograd.Function):
-    """`_fused_attention` for training on CPUs, where PyTorch's kernel has no gradient of the bias.
-
-    Its plain attention would keep weights of (r, h, n, n) for the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
-        # A bias that requires a gradient would choose the plain attention even here.
-        mixed = _fused_attention(qkv.detach(), bias.detach())
-        ctx.save_for_backward(qkv, bias, mixed)
-        return mixed
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        (grad,), (qkv, bias, mixed) = grad_outputs, ctx.saved_tensors
-        # Summed over rows in at least float32: in bfloat16 the late rows would vanish.
-        exact = torch.promote_types(bias.dtype, torch.float32)
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias, dtype=exact)
-        rows = max(1, CACHED_ELEMENTS // (4 * bias.numel()))  # four such tensors at a time
-        for start in range(0, len(qkv), rows):
-            piece = (x[start : start + rows] for x in (grad_qkv, qkv, mixed, grad))
-            grad_bias += _attention_backward(bias, *piece)
-        return grad_qkv, grad_bias.to(bias.dtype)
-
-
-def _attention_backward(
-    bias: Float[Tensor, "h n n"],
-    grad_qkv: Float[Tensor, "r n three_c_z"],
-    qkv: Float[Tensor, "r n three_c_z"],
-    mixed: Float[Tensor, "r n c_z"],
-    grad: Float[Tensor, "r n c_z"],
-) -> Float[Tensor, "h n n"]:
-    """Writes the gradient of queries, keys and values; returns that of the bias."""
-    q, k, v = _by_head(qkv, len(bias))
-    scale = q.shape[-1] ** -0.5
-    weights = (q @ (k * scale).mT).add_(bias).softmax(-1)
-    out, grad_out = (x.unflatten(-1, (len(bias), -1)).transpose(1, 2) for x in (mixed, grad))
-    logits = (grad_out @ v.mT).sub_((out * grad_out).sum(-1, keepdim=True)).mul_(weights)
-    grad_q, grad_k, grad_v = _by_head(grad_qkv, len(bias))
-    grad_q.copy_(logits @ (k * scale))
-    grad_k.copy_(logits.mT @ (q * scale))
-    grad_v.copy_(weights.mT @ grad_out)
-    return logits.sum(0, dtype=torch.promote_types(logits.dtype, torch.float32))
+def add(
+    track: Float[Tensor, "*batch c"],
+    change: Float[Tensor, "*batch c"],
+    factor: Float[Tensor, "... c"] | None = None,
+) -> Float[Tensor, "*batch c"]:
+    """A track with an update, times a factor, in the type of the track."""
+    new = track + change if factor is None else torch.addcmul(track, change, factor)
+    return new.to(track.dtype)

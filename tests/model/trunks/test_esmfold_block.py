@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esmfold_peft.model.trunks import triangles as triangle
+from esmfold_peft.model.trunks import attention, triangles
 from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
-from esmfold_peft.model.trunks.triangles import TriangleAttention
+from tests.model.trunks.one_block import OneBlock
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 B, N, C_S, C_Z = 2, 13, 24, 16
 LENGTHS = (N, N - 5)
 
@@ -23,9 +23,9 @@ def randomize(module: nn.Module) -> None:
             parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5)
 
 
-def block(dropout: float = 0.0, *, random: bool = True) -> EsmfoldBlock:
+def block(dropout: float = 0.0, *, random: bool = True) -> OneBlock:
     torch.manual_seed(0)
-    result = EsmfoldBlock(C_S, C_Z, 3, 4, dropout)
+    result = OneBlock(C_S, C_Z, 3, 4, dropout)
     if random:
         randomize(result)
     return result
@@ -86,8 +86,8 @@ def test_chunks_agree(autograd, chunk):
 def test_automatic_chunks_agree(autograd, limit, monkeypatch):
     module, (s, z, mask) = block(), inputs()
     expected = module(s, z, mask)
-    monkeypatch.setattr(triangle, "CACHED_ELEMENTS", limit)
-    monkeypatch.setattr(triangle, "NUMBERS_AT_ONCE", limit)
+    monkeypatch.setattr(triangles, "CACHED_ELEMENTS", limit)
+    monkeypatch.setattr(triangles, "NUMBERS_AT_ONCE", limit)
     assert_same(module(s, z, mask), expected)
 
 
@@ -95,7 +95,7 @@ def test_chunked_gradients_agree(monkeypatch):
     module, (s, z, mask) = block(), inputs()
     results = []
     for chunk, cached in ((None, 2**20), (5, 2**20), (None, 1)):
-        monkeypatch.setattr(triangle, "CACHED_ELEMENTS", cached)
+        monkeypatch.setattr(attention, "CACHED_ELEMENTS", cached)
         given = s.clone().requires_grad_(), z.clone().requires_grad_(), *module.parameters()
         new_s, new_z = module(*given[:2], mask, chunk=chunk)
         results.append(torch.autograd.grad(new_s.square().sum() + new_z.square().sum(), given))
@@ -107,12 +107,15 @@ def test_chunked_gradients_agree(monkeypatch):
 
 
 def test_attention_gradients_by_differences():
-    attention = TriangleAttention(4, 2).double()
-    randomize(attention)
+    layer = EsmfoldBlock(4, 4, 2, 2).tri_att_start.double()
+    randomize(layer)
     z = torch.randn(2, 3, 3, 4, dtype=torch.double, requires_grad=True)
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    weights = tuple(parameter for parameter in attention.parameters())
-    assert torch.autograd.gradcheck(lambda z, *_: attention(z, mask), (z, *weights))
+
+    def attend(z: Tensor, *_: Tensor) -> Tensor:
+        return triangles.attend_triangles(layer.pack(torch.double), z, mask, None, None)
+
+    assert torch.autograd.gradcheck(attend, (z, *layer.parameters()))
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
@@ -225,12 +228,12 @@ def run_alone(program: str, *arguments: str) -> str:
 
 PEAK = """
 import sys, torch
-from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
+from tests.model.trunks.one_block import OneBlock
 def megabytes(key):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 n, training = 224, sys.argv[1] == "training"
-block = EsmfoldBlock(32, 64, 2, 4, 0.0)
+block = OneBlock(32, 64, 2, 4, 0.0)
 torch.set_grad_enabled(training)
 def run(n):
     s, z, mask = torch.randn(1, n, 32), torch.randn(1, n, n, 64), torch.ones(1, n).bool()
@@ -256,45 +259,21 @@ def test_peak_memory(mode, tracks):
     assert float(run_alone(PEAK, mode)) < tracks
 
 
-COMPILED = """
-import torch
-from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
-block = EsmfoldBlock(16, 8, 2, 2, 0.0).train()
-for parameter in block.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)
-def run(function):
-    block.zero_grad()
-    torch.manual_seed(0)
-    s, z = torch.randn(2, 7, 16), torch.randn(2, 7, 7, 8)
-    s, z = function(s, z, torch.arange(7) < torch.tensor([[7], [4]]))
-    (s.square().sum() + z.square().sum()).backward()
-    return [s, z, *(parameter.grad for parameter in block.parameters())]
-compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-for actual, expected in zip(run(compiled), run(block), strict=True):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-"""
-
-
-@pytest.mark.proof
-def test_compiles_to_one_graph():
-    run_alone(COMPILED)
-
-
 @pytest.mark.proof
 def test_chunks_agree_on_a_long_chain(monkeypatch):
     torch.manual_seed(0)
-    n, module = 1024, EsmfoldBlock(8, 8, 1, 1, 0.0)
+    n, module = 1024, OneBlock(8, 8, 1, 1, 0.0)
     randomize(module)
     s, z, mask = torch.randn(1, n, 8), torch.randn(1, n, n, 8), torch.ones(1, n).bool()
     with torch.no_grad():
         chunked = module(s, z, mask, chunk=100)
-        monkeypatch.setattr(triangle, "CACHED_ELEMENTS", 2**31)
+        monkeypatch.setattr(triangles, "CACHED_ELEMENTS", 2**31)
         assert_same(chunked, module(s, z, mask))
 
 
 @pytest.mark.proof
 def test_very_long_chain():
-    n, module = 2048, EsmfoldBlock(8, 8, 1, 1, 0.0)
+    n, module = 2048, OneBlock(8, 8, 1, 1, 0.0)
     randomize(module)
     with torch.no_grad():
         mask = torch.ones(1, n).bool()

@@ -1,0 +1,290 @@
+"""Kernels and bytes of a training step's parts, counted without a GPU.
+
+    python scripts/benchmarks/traffic.py --output traffic.json
+
+A block of the trunk, the structure module, the language model with LoRTA (in bfloat16 autocast but
+for the structure module) and the losses of initial training, at the paper's sizes: forward and
+backward pass, as PyTorch runs them operation by operation ("eager") and as inductor would fuse them
+for an H100 ("fused", see counting.py). A byte is counted once for every kernel that reads or writes
+it. Kept are the GB that a chain holds for its backward pass, weights aside. The losses depend on
+values: they are computed, and not fused.
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from counting import Counts, Function, eager, fused
+from measuring import circumstances
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+from training_step import Training, end_to_end, run_of, with_leaves
+
+from esmfold_peft.config import (
+    AdapterConfig,
+    EvoformerConfig,
+    LanguageModelConfig,
+    LossWeights,
+    ModelConfig,
+)
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.geometry.tables import tables
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.output import FoldOutput
+from esmfold_peft.model.trunks.openfold import Evoformer, fused_block
+
+EARLIER = {
+    ("openfold3's block", "eager"): (258, 384, 16.07, 33.35, 1.62),
+    ("openfold3's block", "fused"): (145, 258, 8.12, 16.55, None),
+    ("our block", "fused"): (93, 167, 4.4, 9.8, None),
+    ("our block, float32 pair track", "fused"): (93, 167, 5.2, 10.6, None),
+    ("structure module", "eager"): (1166, 2265, 2.84, 6.90, 0.23),
+    ("language model", "eager"): (354, 391, 0.81, 0.94, 0.08),
+    ("losses", "eager"): (935, 591, 1.53, 3.05, 0.03),
+}
+"""Kernels and GB forward and backward, and GB kept, of two chains of 256 at commit 3279b3b, counted
+by another program; fused: by inductor for CUDA tensors, with stubs in place of the driver.
+openfold3's block then never made the outer product in full, and ours was a sketch."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is counted.
+
+    Attributes:
+        function: of the weights and the inputs.
+        weights: tensors by name.
+        inputs: further arguments.
+        depends_on_values: so that it must be computed, and is not fused.
+    """
+
+    function: Function
+    weights: dict[str, Tensor]
+    inputs: tuple[Tensor, ...]
+    depends_on_values: bool = False
+
+    def counted(self) -> Iterator[tuple[str, Counts]]:
+        """Counts of both ways to run it, by their names."""
+        fake = not self.depends_on_values
+        yield "eager", eager(self.function, self.weights, *self.inputs, fake=fake)
+        if fake:
+            yield "fused", fused(self.function, self.weights, *self.inputs)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Counts, prints a table, and writes all numbers."""
+    args = parser().parse_args(words)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # Dynamo's advice
+    table = Table(title=f"{args.chains} x {args.crop}", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("part", "", "kernels fwd", "bwd", "GB fwd", "bwd", "kept"):
+        table.add_column(column, justify="left" if column in ("part", "") else "right")
+    found: dict[str, dict] = {}
+    for name in args.parts:
+        for way, counts in PARTS[name](args.chains, args.crop).counted():
+            found.setdefault(name, {})[way] = asdict(counts)
+            add_rows(table, name, way, counts, args)
+    Console(highlight=False).print(table)
+    if args.output is not None:
+        settings = {"chains": args.chains, "crop": args.crop}
+        report = {"settings": settings, "circumstances": circumstances(torch.device("cpu"))}
+        args.output.write_text(json.dumps(report | {"parts": found}, indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
+    add("--chains", type=int, default=2, help="chains of a micro-batch (default: 2)")
+    add("--crop", type=int, default=256, help="residues (default: 256)")
+    add("--output", type=Path, help="JSON file for all numbers")
+    return parser
+
+
+def add_rows(table: Table, name: str, way: str, counts: Counts, args: argparse.Namespace) -> None:
+    """Adds what was counted, and below it what was earlier, if that is known."""
+    forward, backward, kept = counts.forward, counts.backward, counts.kept / args.chains
+    gigabytes = forward.bytes / 1e9, backward.bytes / 1e9, kept / 1e9
+    table.add_row(name, way, *_cells(forward.kernels, backward.kernels, *gigabytes))
+    if (name, way) in EARLIER and (args.chains, args.crop) == (2, 256):
+        table.add_row("", "(earlier)", *_cells(*EARLIER[name, way]), style="dim")
+
+
+def openfold_block(chains: int, crop: int) -> Part:
+    """A block of openfold3's Evoformer with dropout, in bfloat16 autocast.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+    """
+    config = EvoformerConfig(blocks=1, checkpoint=False)
+    block = Evoformer(config).train().blocks[0]
+    m = torch.empty(chains, 1, crop, config.c_m, requires_grad=True)
+    z = torch.empty(chains, crop, crop, config.c_z, requires_grad=True)
+    masks = torch.empty(chains, 1, crop), torch.empty(chains, crop, crop)
+
+    def run(weights: Any, m: Tensor, z: Tensor, msa_mask: Tensor, pair_mask: Tensor) -> Any:
+        options = {"msa_mask": msa_mask, "pair_mask": pair_mask, "chunk_size": None}
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional_call(block, weights, (m, z), options)
+
+    return Part(run, parameters_of(block), (m, z, *masks))
+
+
+def our_block(chains: int, crop: int, pair_track: torch.dtype = torch.bfloat16) -> Part:
+    """The same block by our own forward pass, which computes parts of it again.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+        pair_track: type of the pair track.
+    """
+    config = EvoformerConfig(blocks=1, checkpoint=False)
+    model = Evoformer(config).train()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        (weights,) = model.pack()
+    weights = tree_map_only(Tensor, lambda t: t.clone().requires_grad_(), weights)
+    m = torch.empty(chains, crop, config.c_m, requires_grad=True)
+    z = torch.empty(chains, crop, crop, config.c_z, dtype=pair_track, requires_grad=True)
+    mask = torch.empty(chains, crop, dtype=torch.bool)
+    factors = [torch.empty(m.shape), *(torch.empty(chains, 1, crop, config.c_z) for _ in range(4))]
+
+    def run(weights: Any, m: Tensor, z: Tensor, mask: Tensor, *factors: Tensor) -> Any:
+        return fused_block(weights, m, z, factors, mask, None, True)
+
+    return Part(run, weights, (m, z, mask, *factors))
+
+
+def structure_module(chains: int, crop: int) -> Part:
+    """The structure module in float32.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+    """
+    tables(torch.device("cpu"))  # or they would be made, and cached, as fake tensors
+    model, batch = paper_model(), real_batch(chains, crop)
+    module, (s, z) = model.structure_module, tracks(chains, crop)
+
+    def run(weights: Any, s: Tensor, z: Tensor, aatype: Tensor, mask: Tensor) -> Any:
+        made = functional_call(module, weights, (s, z, aatype, mask))
+        return made.positions, made.torsions, made.frames.translation, made.s
+
+    return Part(run, parameters_of(module), (s, z, batch.aatype, batch.mask))
+
+
+def language_model(chains: int, crop: int) -> Part:
+    """ESM-2 35M with LoRTA, in bfloat16 autocast.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+    """
+    module, batch = paper_model().language_model, real_batch(chains, crop)
+
+    def run(weights: Any, aatype: Tensor, mask: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional_call(module, weights, (aatype, mask))
+
+    return Part(run, parameters_of(module), (batch.aatype, batch.mask))
+
+
+def losses(chains: int, crop: int) -> Part:
+    """The losses of initial training, of what an untrained structure module predicts.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+    """
+    model, batch = paper_model(), real_batch(chains, crop)
+    clamp = torch.full((chains,), 10.0)
+    training = Training(model, batch, 0, clamp, LossWeights())
+    with torch.no_grad():
+        made = model.structure_module(*tracks(chains, crop), batch.aatype, batch.mask)
+    output = FoldOutput(
+        frames=made.frames,
+        torsions=made.torsions,
+        unnormalized_torsions=made.unnormalized_torsions,
+        sidechain_frames=made.sidechain_frames,
+        positions=made.positions,
+        distogram_logits=torch.randn(chains, crop, crop, 64),
+        plddt_logits=torch.randn(chains, crop, 50),
+        resolved_logits=None,
+        pae_logits=None,
+    )
+    return Part(lambda _: training.loss(with_leaves(output)), {}, (), depends_on_values=True)
+
+
+PARTS: dict[str, Callable[[int, int], Part]] = {
+    "openfold3's block": openfold_block,
+    "our block": our_block,
+    "our block, float32 pair track": partial(our_block, pair_track=torch.float32),
+    "structure module": structure_module,
+    "language model": language_model,
+    "losses": losses,
+}
+
+
+def paper_model() -> FoldingModel:
+    """The paper's model with a single block, for training."""
+    config = ModelConfig(language_model=LanguageModelConfig(weights="random"))
+    config = replace(config, evoformer=replace(config.evoformer, blocks=1))
+    run = run_of(config, precision="bf16")
+    lorta = AdapterConfig(kind="lorta", rank=1, alpha=2.0, init="paper")
+    model, _ = build_model(replace(run, adapter=lorta))
+    return model.train()
+
+
+def real_batch(chains: int, crop: int) -> Batch:
+    """Real chains put end to end, with their structures.
+
+    Args:
+        chains: copies.
+        crop: residues of each.
+    """
+    return collate([end_to_end(crop)] * chains, [True] * chains)
+
+
+def tracks(chains: int, crop: int) -> tuple[Tensor, Tensor]:
+    """Random single and pair tracks at the paper's widths.
+
+    Args:
+        chains: of the micro-batch.
+        crop: residues of each.
+    """
+    config = EvoformerConfig()
+    s = torch.randn(chains, crop, config.c_s, requires_grad=True)
+    return s, torch.randn(chains, crop, crop, config.c_z, requires_grad=True)
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module by name, trained ones as leaves of their own."""
+    return {
+        name: parameter.detach().requires_grad_(parameter.requires_grad)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _cells(*numbers: float | None) -> list[str]:
+    return [
+        "" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:.2f}"
+        for number in numbers
+    ]
+
+
+if __name__ == "__main__":
+    main()
