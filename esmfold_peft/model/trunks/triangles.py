@@ -33,8 +33,8 @@ RowFunction = Callable[[slice], Tensor]
 Factors = tuple[Tensor | None, ...]
 """What dropout multiplies each update of a block with, in order; None: no dropout.
 
-They are drawn outside the block: a compiled block, one that is computed again in the backward pass
-and openfold3's own then all see the same.
+They are drawn outside the block, which then sees the same whether it is plain, compiled or computed
+again in the backward pass.
 """
 
 
