@@ -167,7 +167,7 @@ def _summed_error(
     """
     deviation = (rows.flatten(1, 2) @ columns).unflatten(1, (-1, 3))
     error = torch.sqrt(deviation.square().sum(2) + eps)
-    cut = torch.minimum(error, clamp[:, None, None])
+    cut = error.clamp(max=clamp[:, None, None])
     # 0 x NaN is NaN.
     of_frames = (cut @ point_mask[..., None].to(cut.dtype)).squeeze(-1)
     return (of_frames * frame_mask).sum(1)

@@ -137,7 +137,9 @@ def _triangles(
         return F.glu(channels_first(normed(rows), sides), 0)
 
     if torch.is_grad_enabled():
-        a, b = (gather_rows(both, pieces, mask.shape[1], dim=2) * present).chunk(2)
+        a, b = gather_rows(both, pieces, mask.shape[1], dim=2).chunk(2)
+        # A product is masked by one side; compiled, both in the pass that makes them are cheaper.
+        a, b = a * present, b * present if torch.compiler.is_compiling() else b
         triangles = a @ b.mT if outgoing else a.mT @ b
         if triangles.requires_grad and not torch.compiler.is_compiling():
             # It comes with channels last, of which each product would copy its matrices one by one.
