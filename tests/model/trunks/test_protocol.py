@@ -154,7 +154,7 @@ def test_a_step_trains_another_trunk_and_the_adapter_through_it(batch: Batch, tm
     optimizer, _ = build_optimizer(model, config.optimizer)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1e-3
     optimizer.step()
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    moved = {n for n, p in model.named_parameters() if (p - before[n]).abs().max() > 1e-5}
     adapter = {name for name in before if name.startswith("language_model.adapter.")}
     assert adapter <= moved
     assert {name for name in before if name.startswith("trunk.stack.")} <= moved
@@ -165,7 +165,7 @@ def test_a_step_trains_another_trunk_and_the_adapter_through_it(batch: Batch, tm
     loaded, found = run_directory.load_model(config.run)
     assert found.model.section == config.model.toy
     for name, parameter in loaded.named_parameters():
-        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+        torch.testing.assert_close(parameter, model.get_parameter(name))
 
 
 def test_published_weights_of_another_trunk_are_loaded_and_can_be_kept():
