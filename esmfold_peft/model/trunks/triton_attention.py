@@ -113,24 +113,10 @@ def _sigmoid(x):
 
 @_kernel
 def forward_kernel(
-    qkvg,
-    bias,
-    out,
-    lse,
-    scale,
-    rows,
-    n,
-    group,
-    stride_b,
-    stride_r,
-    stride_n,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DOT: tl.constexpr,
-):
+    qkvg, bias, out, lse, scale, rows, n, group, stride_b, stride_r, stride_n,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
     """Output, and the logarithm (of base 2) of each query's sum of weights."""
     chain, head = (tl.program_id(2) // HEADS).to(tl.int64), tl.program_id(2) % HEADS
     query = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -179,29 +165,11 @@ def forward_kernel(
 
 @_kernel
 def query_kernel(
-    qkvg,
-    bias,
-    out,
-    lse,
-    grad,
-    grad_mixed,
-    delta,
-    grad_qkvg,
-    grad_bias,
-    scale,
-    rows,
-    n,
-    group,
-    stride_b,
-    stride_r,
-    stride_n,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DOT: tl.constexpr,
-):
+    qkvg, bias, out, lse, grad, grad_mixed, delta, grad_qkvg, grad_bias, scale, rows, n, group,
+    stride_b, stride_r, stride_n,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
     """Gradients of queries and gates, of the bias if whole, and what the other kernels need."""
     chain, head = (tl.program_id(2) // HEADS).to(tl.int64), tl.program_id(2) % HEADS
     query = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -262,26 +230,11 @@ def query_kernel(
 
 @_kernel
 def key_kernel(
-    qkvg,
-    bias,
-    lse,
-    grad_mixed,
-    delta,
-    grad_qkvg,
-    scale,
-    rows,
-    n,
-    group,
-    stride_b,
-    stride_r,
+    qkvg, bias, lse, grad_mixed, delta, grad_qkvg, scale, rows, n, group, stride_b, stride_r,
     stride_n,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DOT: tl.constexpr,
-):
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
     """Gradients of keys and values. Tiles are of keys by queries, which saves transpositions."""
     chain, head = (tl.program_id(2) // HEADS).to(tl.int64), tl.program_id(2) % HEADS
     key = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -332,25 +285,11 @@ def key_kernel(
 
 @_kernel
 def bias_kernel(
-    qkvg,
-    bias,
-    lse,
-    grad_mixed,
-    delta,
-    grad_bias,
-    scale,
-    rows,
-    n,
-    group,
-    stride_b,
-    stride_r,
+    qkvg, bias, lse, grad_mixed, delta, grad_bias, scale, rows, n, group, stride_b, stride_r,
     stride_n,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     DOT: tl.constexpr,
-):
+):  # fmt: skip
     """Gradient of the bias for a tile of queries and a block of keys, summed over a group."""
     chain, head = (tl.program_id(2) // HEADS).to(tl.int64), tl.program_id(2) % HEADS
     blocks = tl.cdiv(n, BLOCK)
