@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from torch import Tensor
 
+from esmfold_peft.errors import UserError
 from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
 
 CACHED_ELEMENTS = 2**20
@@ -202,13 +203,14 @@ def checked_kernels(
 
     Raises:
         torch.OutOfMemoryError: there is no memory to check them.
+        UserError: the file of the card's tiles is not valid.
     """
     kernels, fault = None, "there are none for this width and precision"
     try:
         if width in KERNEL_WIDTHS and dtype in KERNEL_PRECISIONS:
             kernels = _load_kernels()
             fault = _disagreement(kernels, device, width, dtype, block)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UserError):
         raise
     # Compilers and drivers raise errors of many kinds, and the plain path works without them.
     except Exception as error:

@@ -16,7 +16,7 @@ Chains (b), rows (r), heads (h), residues (n), and channels of a head (d) are as
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmfold_peft.model.trunks.attention import LONGEST_WHOLE
+from esmfold_peft.model.trunks.tiling import Tiles, tiles_on
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -34,42 +35,6 @@ of padding would have wrong gradients."""
 
 PROGRAMS = 256
 """Fewest programs to launch: a GPU of 132 multiprocessors runs about 256 at once."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How a kernel cuts its work.
-
-    Args:
-        tile: queries (or keys) of a program.
-        warps: groups of 32 threads of a program.
-        stages: loads under way at once.
-        block: keys (or queries) at a time; None for all of them.
-    """
-
-    tile: int
-    warps: int
-    stages: int
-    block: int | None = None
-
-
-TILES = {
-    ("forward", torch.bfloat16, True): Tiles(32, 8, 2),
-    ("forward", torch.bfloat16, False): Tiles(128, 8, 3, 64),
-    ("forward", torch.float32, True): Tiles(16, 8, 1),
-    ("forward", torch.float32, False): Tiles(32, 4, 1, 32),
-    ("query", torch.bfloat16, True): Tiles(32, 8, 2),
-    ("query", torch.bfloat16, False): Tiles(128, 8, 2, 64),
-    ("query", torch.float32, True): Tiles(16, 8, 1),
-    ("query", torch.float32, False): Tiles(32, 4, 1, 32),
-    ("key", torch.bfloat16, True): Tiles(32, 8, 2),
-    ("key", torch.bfloat16, False): Tiles(64, 4, 2, 32),
-    ("key", torch.float32, True): Tiles(16, 8, 1),
-    ("key", torch.float32, False): Tiles(32, 4, 1, 32),
-    ("bias", torch.bfloat16, False): Tiles(64, 4, 2, 64),
-    ("bias", torch.float32, False): Tiles(32, 4, 1, 32),
-}
-"""By kernel, precision, and whether one block holds a row; chosen by the compiler's reports."""
 
 
 def _kernel(function: Callable) -> triton.JITFunction:
@@ -388,7 +353,7 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
 
 def _tiles(name: str, qkvg: Tensor) -> Tiles:
     n = qkvg.shape[2]
-    tiles = TILES[name, qkvg.dtype, n <= LONGEST_WHOLE]
+    tiles = tiles_on(qkvg.device)[name, qkvg.dtype, n <= LONGEST_WHOLE]
     longest = max(16, triton.next_power_of_2(n))
     return replace(tiles, tile=min(tiles.tile, longest), block=tiles.block or longest)
 

@@ -18,20 +18,24 @@ triton = pytest.importorskip("triton", reason="needs Triton, which `make test-al
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from esmfold_peft.model.trunks import triton_attention
-from esmfold_peft.model.trunks.triton_attention import KERNELS, TILES
+from esmfold_peft.model.trunks import tiling, triton_attention
+from esmfold_peft.model.trunks.triton_attention import KERNELS
+
+TILES = tiling.tiles_on(torch.device("cpu"))
 
 INTERPRETED = """
-import math
+import math, sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import triton.language as tl
-from esmfold_peft.model.trunks import triton_attention as kernels
+from esmfold_peft.model.trunks import tiling, triton_attention as kernels
 
 # The interpreter multiplies bfloat16 matrices wrongly.
 kernels.dot_type = lambda dtype: tl.float32
-TILES = kernels.TILES
+tiling.FOLDER = Path(sys.argv[1])  # with a file for the interpreter's device
+FILE = kernels.tiles_on(torch.device("cpu"))
 
 def definition(qkvg, bias):
     q, k, v, gate = (x.unflatten(-1, (bias.shape[1], -1)) for x in qkvg.chunk(4, -1))
@@ -41,7 +45,9 @@ def definition(qkvg, bias):
 
 def check(dtype, b, r, n, width, tile, block, *, padding=False, heads=1):
     kernels.LONGEST_WHOLE = n if block is None else 16
-    kernels.TILES = {k: replace(t, tile=tile, block=block) for k, t in TILES.items()}
+    if tile:
+        tiles = {k: replace(t, tile=tile, block=block) for k, t in FILE.items()}
+        kernels.tiles_on = lambda device: tiles
     torch.manual_seed(0)
     qkvg = torch.randn(b, r, n, 4 * heads * width + 16).to(dtype)[..., 16:]  # a view
     bias = torch.randn(b, heads, n, n)
@@ -62,6 +68,21 @@ def check(dtype, b, r, n, width, tile, block, *, padding=False, heads=1):
         error = (a.float() - c)[real].norm() / c[real].norm()
         assert error < (2e-6 if dtype == torch.float32 else 0.01), (r, n, width, block, error)
 
+class Noted:
+    launched = []
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*given, **constants):
+            self.launched.append((grid[0], constants["TILE"], constants["BLOCK"]))
+            self.kernel[grid](*given, **constants)
+        return launch
+
+kernels.KERNELS |= {"key": Noted(kernels.key_kernel)}
+check(torch.float32, 1, 2, 40, 16, None, 64)  # by the file's tiles
+assert Noted.launched == [(3, 16, 64)], Noted.launched
 check(torch.float32, 2, 2, 24, 16, 16, None, heads=2)
 check(torch.float32, 1, 3, 40, 32, 32, None)
 check(torch.float32, 1, 2, 40, 16, 32, 16)
@@ -83,9 +104,13 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
 
 @pytest.mark.slow
-def test_values_and_gradients_are_those_of_the_definition() -> None:
+def test_values_and_gradients_are_those_of_the_definition(tmp_path: Path) -> None:
+    default = tiling.read_tiles(tiling.FOLDER / "default.json", None)
+    tiling.write_tiles(tmp_path / "default.json", default, {})
+    key = ("key", torch.float32, False)
+    tiling.write_tiles(tmp_path / "cpu.json", {key: tiling.Tiles(16, 4, 1, 64)}, {})
     result = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
+        [sys.executable, "-c", INTERPRETED, str(tmp_path)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
