@@ -17,6 +17,21 @@ from esmfold_peft.errors import UserError
 Config = TypeVar("Config")
 
 
+_UNION = re.compile(
+    r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes:'
+    r" \[((?:(?:<class '\w+'>|typing\.Literal\[[^]]+\])(?:, )?)+)\] Errors: .* Given value: (.*)"
+)
+"""What jsonargparse says of a value that none of a setting's simple types takes."""
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null"}
+
+
+def _none_of(found: re.Match) -> str:
+    setting, types, value = found.groups()
+    names = (_TYPES.get(each[1], each[1]) for each in re.finditer(r"'(\w+)'", types))
+    return f"{setting}: {value} is none of {', '.join(names)}"
+
+
 class OneLineParser(ArgumentParser):
     """A parser whose errors are one line, exit code 2.
 
@@ -41,7 +56,8 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and leaves."""
-        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        text = _UNION.sub(_none_of, " ".join(message.split()))
+        print(f"{self.prog}: error: {text}", file=sys.stderr)
         raise SystemExit(2)
 
 

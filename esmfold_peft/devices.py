@@ -1,4 +1,6 @@
-"""Which device a command runs on, and whether its memory was too small."""
+"""Which device a command runs on, what it is good at, and whether its memory was too small."""
+
+from importlib.util import find_spec
 
 import torch
 
@@ -38,6 +40,26 @@ def make_current(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+TRITON_NEEDS = (7, 0)
+"""Compute capability of the oldest GPU that Triton compiles for."""
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether PyTorch's compiler can make a GPU's kernels here."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= TRITON_NEEDS
+
+
+def lists_pairs(device: torch.device) -> bool:
+    """Whether code is to list the few pairs of residues or atoms that count, and look at no others.
+
+    That is faster on a CPU. Elsewhere the host would wait for the length of the list, and compiled
+    code needs shapes that do not depend on values: there all pairs are looked at.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

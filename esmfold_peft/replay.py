@@ -6,19 +6,24 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from esmfold_peft.config import ReplayConfig
+from esmfold_peft.config import ReplayConfig, TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.module import FoldingModule, MicroBatch, seed_dropout
+from esmfold_peft.losses.total import LossTerms
+from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.training.nonfinite import NONFINITE, WEIGHTS, Evidence, read_evidence
 from esmfold_peft.training.optim import parameter_groups
+from esmfold_peft.training.passes import Chains, Passes
 from esmfold_peft.training.run_directory import read_tensors, rebuild_model, run_config
+from esmfold_peft.training.step import first_sample, recycles_at
 
 
 def run(config: ReplayConfig) -> int:
@@ -37,41 +42,55 @@ def run(config: ReplayConfig) -> int:
     device = choose_device(config.accelerator)
     folder, home = path.parent, path.parents[2]
     settings = run_config(home)
-    settings = replace(settings, engine=replace(settings.engine, compile=False))
+    settings = replace(settings, engine=replace(settings.engine, compile=False, cuda_graphs=False))
     model = rebuild_model(home, settings, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    module = FoldingModule(settings, model).to(device).train()
+    model = model.to(device).train()
     report(
         f"step {evidence.step + 1} of {home}, process {evidence.rank}: then "
         + ("; ".join(evidence.faults) or "every loss was finite, and the gradient was not")
     )
     table, broken = _table(), False
-    for number, batch in enumerate(evidence.batches):
-        found, first, norms = _again(module, batch.to(device), evidence, number)
-        _add_rows(table, found, norms)
-        faults = found.terms.faults(batch.ids)
+    for chain in _chains(evidence, settings, device):
+        terms, first, norms = _again(model, settings, chain, evidence)
+        _add_row(table, chain.batch, terms, norms)
+        faults = terms.faults(chain.batch.ids)
         if faults or not all(map(math.isfinite, norms.values())):
             broken = True
             where = f"; the first module to give such numbers is {first}" if first else ""
-            report("; ".join(faults or ["the gradient is not finite"]) + where)
+            fault = faults or [f"{chain.batch.ids[0]}: its gradient is not finite"]
+            report("; ".join(fault) + where)
     Console().print(table)
     report("it is not finite again" if broken else "all is finite this time")
     return 1 if broken else 0
 
 
+def _chains(evidence: Evidence, config: TrainConfig, device: torch.device) -> Iterator[Chains]:
+    """The chains of the step, one at a time, without sequence tracks."""
+    truth = ground_truth(evidence.batch)
+    batch, truth = evidence.batch.to(device), truth.to(device)
+    first = first_sample(config, evidence.step, evidence.rank, len(batch.ids))
+    nothing = torch.empty(*batch.mask.shape, 0, device=device)
+    yield from Chains(batch, truth, nothing, first).split(1)
+
+
 def _again(
-    module: FoldingModule, batch: Batch, evidence: Evidence, number: int
-) -> tuple[MicroBatch, str, dict[str, float]]:
-    """A micro-batch as it was: its losses, the first module at fault, norms of the gradient."""
-    seed_dropout(module.config.seed, evidence.step, number, evidence.rank)
-    module.zero_grad()
-    with _watched(module.model) as faulty:
-        loss, found = module.learn(batch, evidence.step)
+    model: FoldingModel, config: TrainConfig, chain: Chains, evidence: Evidence
+) -> tuple[LossTerms, str, dict[str, float]]:
+    """A chain as it was: its losses, the first module at fault, norms of its gradient."""
+    passes = Passes(model, config, len(evidence.batch.ids), chain.batch.mask.device)
+    recycles = recycles_at(evidence.step, config.model.max_recycles, config.seed)
+    model.zero_grad()
+    with _watched(model) as faulty:
+        m, weights = model.read(chain.batch.aatype, chain.batch.mask), model.pack()
+        chain = replace(chain, m=m)
+        recycled = passes.recycle(chain, weights, recycles)
+        loss, prediction = passes.loss(chain, recycled, weights, recycles)
     loss.backward()
     norms = {
         name: float(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
-        for name, group in parameter_groups(module.model).items()
+        for name, group in parameter_groups(model).items()
     }
-    return found, faulty[0] if faulty else "", norms
+    return prediction.terms, faulty[0] if faulty else "", norms
 
 
 @contextmanager
@@ -109,16 +128,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _table() -> Table:
-    table = Table(title="losses, and norms of the micro-batch's gradient")
+    table = Table(title="losses, and norms of each chain's part of the gradient")
     for column in ("chain", "residues", "loss", "terms", "adapter", "trunk", "head"):
         table.add_column(column, justify="left" if column in ("chain", "terms") else "right")
     return table
 
 
-def _add_rows(table: Table, found: MicroBatch, norms: dict[str, float]) -> None:
-    terms = {name: term.tolist() for name, term in found.terms.terms.items()}
-    for row, chain in enumerate(found.batch.ids):
-        shown = ", ".join(f"{name} {values[row]:.3g}" for name, values in terms.items())
-        gradient = [f"{norm:.3g}" for norm in norms.values()] if not row else [""] * len(norms)
-        residues, loss = int(found.batch.mask[row].sum()), float(found.terms.total[row])
-        table.add_row(chain, str(residues), f"{loss:.4g}", shown, *gradient)
+def _add_row(table: Table, chain: Batch, losses: LossTerms, norms: dict[str, float]) -> None:
+    shown = ", ".join(f"{name} {float(term):.3g}" for name, term in losses.terms.items())
+    gradient = [f"{norm:.3g}" for norm in norms.values()]
+    (name,), (residues,) = chain.ids, chain.lengths
+    table.add_row(name, str(residues), f"{float(losses.total):.4g}", shown, *gradient)

@@ -28,6 +28,7 @@ from esmfold_peft.training.beginning import (
     require_same_run,
 )
 from esmfold_peft.training.checkpoint import Checkpoint, State, forget_newer
+from esmfold_peft.training.choices import decided
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.leak_guard import LEAK_CHECK, guard
 from esmfold_peft.training.loggers import build_loggers
@@ -104,12 +105,14 @@ def _begin(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> _Tra
     ended = ended_status(config) if begun else None
     if ended is not None:
         return ended
-    data = ChainDataModule(config, start)
+    # The run's folder keeps the settings as they were given, for another machine.
+    settings, decision = decided(config)
+    data = ChainDataModule(settings, start)
     leaks: list[Leak] = []
     if trainer.is_global_zero and data.validation is not None and checkpoint is None:
         known = config.run.parent / LEAK_CHECK  # of the search that this is a trial of
         leaks = guard(data.train, data.validation, allow=config.allow_leaks, known=known)
-    model, state = _model(config, checkpoint)
+    model, state = _model(settings, checkpoint)
     if trainer.is_global_zero:
         if not begun:  # another command may have begun it in the meantime
             make_folder(config.run)
@@ -125,8 +128,10 @@ def _begin(config: TrainConfig, signals: StopSignals, opened: ExitStack) -> _Tra
         assert isinstance(metrics, MetricsFile)
         metrics.rewind(start)
         _describe(model, config, start)
+        if decision:
+            report(decision)
     supervisor.begin(data, state, checkpoint)
-    return _Training(trainer, FoldingModule(config, model, start), data, supervisor)
+    return _Training(trainer, FoldingModule(settings, model, start), data, supervisor)
 
 
 def _fit(training: _Training) -> Status:

@@ -38,6 +38,8 @@ from esmfold_peft.config import (
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import features
+from esmfold_peft.datasets.padded import map_tensors
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.losses.violations import count_violations
 from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
@@ -193,7 +195,7 @@ def train(
         heads = heads_to_compute(weights)
         output = model(part.aatype, part.residue_index, part.mask, 0, heads=heads)
         clamp = torch.full((len(rows),), CLAMP)
-        terms = fold_loss(output, part, weights, clamp=clamp, resolution_range=None)
+        terms = fold_loss(output, ground_truth(part), weights, clamp=clamp, resolution_range=None)
         optimizer.zero_grad()
         terms.total.mean().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -210,10 +212,9 @@ def factor(step: int, steps: int) -> float:
 
 def pick(batch: Batch, rows: torch.Tensor) -> Batch:
     """Some chains of a batch, padded to the longest of them."""
-    longest = int(batch.mask[rows].sum(1).max())
-    tensors = {name: value[rows] for name, value in vars(batch).items() if name != "ids"}
-    cut = {name: tensor[:, :longest] for name, tensor in tensors.items() if tensor.ndim > 1}
-    return replace(batch, ids=tuple(batch.ids[row] for row in rows), **tensors | cut)
+    ids, lengths = (tuple(known[row] for row in rows) for known in (batch.ids, batch.lengths))
+    picked = replace(map_tensors(batch, lambda tensor: tensor[rows]), ids=ids, lengths=lengths)
+    return picked.rows(slice(None), max(lengths))
 
 
 @torch.no_grad()

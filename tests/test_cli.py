@@ -69,6 +69,17 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
         (["--adapter.kind", "lorat"], "lorat"),
         (["--engine.steps", "many"], "many"),
         (["--engine.batch_size", "0"], "engine.batch_size: 0"),
+        (["--engine.micro_batch", "0"], "engine.micro_batch: 0 is less than 1"),
+        (["--engine.micro_batch", "-1"], "engine.micro_batch: -1 is less than 1"),
+        (
+            ["--engine.micro_batch", "many"],
+            "error: engine.micro_batch: many is none of a whole number, auto",
+        ),
+        (
+            ["--engine.cuda_graphs", "3"],
+            "error: engine.cuda_graphs: 3 is none of true, false, auto",
+        ),
+        (["--model.chunk", "many"], "error: model.chunk: many is none of a whole number, null"),
         (["--model.evoformer.blocks", "-1"], "model.evoformer.blocks: -1"),
         (["--optimizer.lr", "-0.1"], "optimizer.lr: -0.1"),
         (["--loss.clamp_probability", "1.5"], "loss.clamp_probability: 1.5"),
@@ -90,6 +101,10 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
             "loss.weights: all are 0",
         ),
         (["--model.kernels", "openfold", "--engine.compile", "true"], "engine.compile: openfold3"),
+        (
+            ["--model.kernels", "openfold", "--engine.cuda_graphs", "true"],
+            "engine.cuda_graphs: openfold3's own forward pass (model.kernels) is not captured",
+        ),
         (
             ["--model.kernels", "openfold", "--model.trunk", "esmfold_v1"],
             "model.kernels: openfold is for",

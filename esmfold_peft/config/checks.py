@@ -9,14 +9,14 @@ from esmfold_peft.errors import UserError
 
 
 def check_lowest(config: object, prefix: str, lowest: int, *names: str) -> None:
-    """Refuses numbers below a bound; None is left to whoever reads it.
+    """Refuses numbers below a bound; None and words are left to whoever reads them.
 
     Raises:
         UserError: names the setting and its value.
     """
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value >= lowest:
+        if isinstance(value, (int, float)) and not value >= lowest:
             raise UserError(f"{prefix}{name}: {value} is less than {lowest}")
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from esmfold_peft.config.checks import check_lowest, check_shares
 from esmfold_peft.errors import UserError
 
+Auto = Literal["auto"]
 Kernels = Literal["fused", "openfold"]
 
 
@@ -83,7 +84,8 @@ class EvoformerConfig(TrunkConfig):
         transition: width factor of the transitions.
         dropout_msa: dropout of the MSA track, shared along rows.
         dropout_pair: dropout of the pair track, shared along rows or columns.
-        checkpoint: recompute each block's activations in the backward pass to save memory.
+        checkpoint: recompute each block's activations in the backward pass to save memory. auto: on
+            a GPU only if not even one chain fits otherwise, on a CPU always.
     """
 
     trunk = "evoformer"
@@ -103,7 +105,7 @@ class EvoformerConfig(TrunkConfig):
     transition: int = 4
     dropout_msa: float = 0.15
     dropout_pair: float = 0.25
-    checkpoint: bool = True
+    checkpoint: bool | Auto = "auto"
 
     @property
     def widths(self) -> tuple[int, int, int]:  # noqa: D102
@@ -134,7 +136,8 @@ class EsmfoldConfig(TrunkConfig):
         heads_pair: attention heads of the pair track.
         dropout: dropout of the sequence track; the pair track has twice as much, shared along rows
             or columns.
-        checkpoint: recompute each block's activations in the backward pass to save memory.
+        checkpoint: recompute each block's activations in the backward pass to save memory. auto: on
+            a GPU only if not even one chain fits otherwise, on a CPU always.
     """
 
     trunk = "esmfold_v1"
@@ -150,7 +153,7 @@ class EsmfoldConfig(TrunkConfig):
     heads: int = 32
     heads_pair: int = 4
     dropout: float = 0.0
-    checkpoint: bool = True
+    checkpoint: bool | Auto = "auto"
 
     @property
     def widths(self) -> tuple[int, int, int]:  # noqa: D102

@@ -8,7 +8,7 @@ from esmfold_peft.config.adapter import AdapterConfig
 from esmfold_peft.config.checks import check_above_zero, check_lowest, check_shares
 from esmfold_peft.config.guard import GuardConfig
 from esmfold_peft.config.logging import LogConfig
-from esmfold_peft.config.model import ModelConfig
+from esmfold_peft.config.model import Auto, ModelConfig
 from esmfold_peft.errors import UserError
 
 Precision = Literal["float32", "bf16"]
@@ -168,9 +168,13 @@ class EngineConfig:
         precision: float32, or bf16 autocast around language model and trunk (parameters stay
             float32).
         batch_size: chains in one optimizer step, over all devices.
-        micro_batch: chains that one device holds at a time; the rest is accumulated.
-        compile: compile the trunk's blocks with torch.compile for training. Crops are then padded
-            to one length (data.crop), so that they are compiled once.
+        micro_batch: chains that one device computes at a time; the gradients of a step's chains are
+            added up. auto: on a GPU a test of its memory at the start finds the most that fit, and
+            how many fit in recycling passes; on a CPU and under ZeRO stage 3 it is 1.
+        compile: compile the model and its losses with torch.compile for training. Crops are then
+            padded to one length (data.crop), so that they are compiled once. auto: on a GPU.
+        cuda_graphs: launch a recycling pass, and the last pass with its losses and gradients, as
+            one CUDA graph each. It needs compile. auto: on a GPU, where compile is on.
         steps: optimizer steps.
         validate_every: optimizer steps between validations; the end of a run is one too.
         validation_tokens: residues that a validation batch may have, padding included. Chains of
@@ -184,8 +188,9 @@ class EngineConfig:
     deepspeed: Path | None = None
     precision: Precision = "bf16"
     batch_size: int = 32
-    micro_batch: int = 1
-    compile: bool = False
+    micro_batch: int | Auto = "auto"
+    compile: bool | Auto = "auto"
+    cuda_graphs: bool | Auto = "auto"
     steps: int = 850_000
     validate_every: int = 1000
     validation_tokens: int = 1024
@@ -233,8 +238,9 @@ class TrainConfig:
         start_from: folder of a run whose model (the moving average) this one starts with: trunk,
             structure module and heads, and the adapter if that run has one.
         resume: auto goes on from the newest checkpoint of the run's folder, or begins the run where
-            there is none. What decides the result must be as it was; devices, engine, micro_batch,
-            steps, and what is checked, kept or logged may change.
+            there is none. What decides the result must be as it was; devices, engine,
+            micro_batch, compile, cuda_graphs, model.chunk, what is recomputed (checkpoint), steps,
+            and what is checked, kept or logged may change.
         allow_leaks: train although training chains give validation chains away (released on the day
             of the first validation chain or later, or similar to one); the run lists them in
             leaks.csv, and its config.yaml does not allow them again.
@@ -257,10 +263,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_lowest(self, "", 0, "seed")
-        if self.engine.compile and self.model.kernels == "openfold":
-            raise UserError(
-                "engine.compile: openfold3's own forward pass (model.kernels) is not compiled"
-            )
+        if self.model.kernels == "openfold":
+            for name, done in (("compile", "compiled"), ("cuda_graphs", "captured")):
+                if getattr(self.engine, name) is True:
+                    raise UserError(
+                        f"engine.{name}: openfold3's own forward pass (model.kernels) is not {done}"
+                    )
         for head in self.model.section.missing_heads if "head" in self.model.freeze else ():
             if getattr(self.loss.weights, head):
                 raise UserError(

@@ -1,18 +1,20 @@
 """Several chains as padded tensors."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from esmfold_peft.datasets.padded import Padded
+
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Padded):
     """Chains (or crops of them) padded to one length, with what is known of their structures.
 
     Attributes:
         ids: name of each chain.
+        lengths: residues of each chain, for whoever must not wait for the device to count them.
         aatype: 0 to 20 (`protein.residues`), 20 (X) in the padding.
         residue_index: 0-based position in the whole chain, 0 in the padding.
         mask: which residues exist, resolved or not.
@@ -23,6 +25,7 @@ class Batch:
     """
 
     ids: tuple[str, ...]
+    lengths: tuple[int, ...]
     aatype: Int[Tensor, "b n"]
     residue_index: Int[Tensor, "b n"]
     mask: Bool[Tensor, "b n"]
@@ -31,14 +34,6 @@ class Batch:
     resolution: Float[Tensor, "b"]
     clamped: Bool[Tensor, "b"]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device; no dtype changes."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
-        return replace(
-            self, **{name: t.to(device, non_blocking=non_blocking) for name, t in moved.items()}
-        )
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory (called by PyTorch's loader)."""
-        pinned = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
-        return replace(self, **{name: t.pin_memory() for name, t in pinned.items()})
+    def rows(self, part: slice, length: int) -> "Batch":
+        """Some of the chains, their tensors as views (see `Padded.rows`)."""
+        return replace(super().rows(part, length), ids=self.ids[part], lengths=self.lengths[part])

@@ -35,6 +35,7 @@ def collate(chains: list[Features], clamped: list[bool], length: int | None = No
             tensor.numpy()[part] = values
     return Batch(
         ids=tuple(chain.id for chain in chains),
+        lengths=tuple(len(chain) for chain in chains),
         aatype=aatype,
         residue_index=residue_index,
         mask=mask,

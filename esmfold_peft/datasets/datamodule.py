@@ -17,8 +17,9 @@ from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.datasets.mixture import Mixture
 from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.datasets.sampler import StepBatches
 from esmfold_peft.datasets.store import Store
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 
 
 class ChainDataModule(pl.LightningDataModule):
@@ -45,16 +46,15 @@ class ChainDataModule(pl.LightningDataModule):
         self._samples = step * config.engine.batch_size
 
     def train_dataloader(self) -> DataLoader:
-        """Endless micro-batches of crops."""
+        """Endless batches of crops and their true structures, one for each optimizer step."""
         config = self.config
         samples = CroppedChains(
             JoinedChains(self.train), config.data.crop, config.loss.clamp_probability, config.seed
         )
-        sampler = MicroBatches(
-            self._mixture(), config.engine.micro_batch, self._rank, self._world, self._samples
-        )
+        chains = config.engine.batch_size // self._world
+        sampler = StepBatches(self._mixture(), chains, self._rank, self._world, self._samples)
         # Compiled code is made for one shape.
-        length = config.data.crop if config.engine.compile else None
+        length = config.data.crop if config.engine.compile is True else None
         pad = partial(_collate_samples, length=length)
         return self._loader(samples, batch_sampler=sampler, collate_fn=pad)
 
@@ -71,10 +71,11 @@ class ChainDataModule(pl.LightningDataModule):
         return self._loader(self.validation, batch_sampler=share, collate_fn=_collate_whole)
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
+        self, batch: tuple[Batch, GroundTruth], device: torch.device, dataloader_idx: int
+    ) -> tuple[Batch, GroundTruth]:
         """Moves a batch without changing dtypes."""
-        return batch.to(device, non_blocking=True)
+        chains, truth = batch
+        return chains.to(device, non_blocking=True), truth.to(device, non_blocking=True)
 
     def _mixture(self) -> Mixture:
         data, seed = self.config.data, self.config.seed
@@ -126,9 +127,12 @@ def _leave_with_parent() -> None:
     os._exit(0)
 
 
-def _collate_samples(samples: list[tuple[Features, bool]], length: int | None) -> Batch:
+def _collate_samples(
+    samples: list[tuple[Features, bool]], length: int | None
+) -> tuple[Batch, GroundTruth]:
     chains, clamped = zip(*samples, strict=True)
-    return collate(list(chains), list(clamped), length)
+    batch = collate(list(chains), list(clamped), length)
+    return batch, ground_truth(batch, fixed=length is not None)
 
 
 def _collate_whole(chains: list[Features]) -> Batch:

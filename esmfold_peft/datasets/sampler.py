@@ -6,24 +6,26 @@ from itertools import count
 from esmfold_peft.datasets.mixture import Mixture
 
 
-class MicroBatches:
-    """Endless micro-batches of draws for one process.
+class StepBatches:
+    """Endless batches of draws for one process, each for an optimizer step.
 
-    Samples are numbered over the whole run. Micro-batch t of process p holds numbers start +
-    (t·world + p)·micro and the next micro - 1, so that an optimizer step of the whole world sees
+    Samples are numbered over the whole run. Batch t of process p holds numbers start +
+    (t·world + p)·chains and the next chains - 1, so that an optimizer step of the whole world sees
     consecutive numbers, whatever the number of processes, and no process sees another's.
 
     Args:
         mixture: which chain each number shows.
-        micro: samples in a micro-batch.
+        chains: samples of this process in a step.
         rank: this process.
         world: processes in all.
         start: number of the first sample: what a resumed run has seen.
     """
 
-    def __init__(self, mixture: Mixture, micro: int, rank: int, world: int, start: int = 0) -> None:
+    def __init__(
+        self, mixture: Mixture, chains: int, rank: int, world: int, start: int = 0
+    ) -> None:
         self.mixture = mixture
-        self.micro = micro
+        self.chains = chains
         self.rank = rank
         self.world = world
         self.start = start
@@ -31,8 +33,8 @@ class MicroBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields lists of (index of the chain, number of the sample)."""
         draws = self.mixture.draws(self.start)
-        together = self.world * self.micro
-        mine = slice(self.rank * self.micro, (self.rank + 1) * self.micro)
+        together = self.world * self.chains
+        mine = slice(self.rank * self.chains, (self.rank + 1) * self.chains)
         for first in count(self.start, together):
             numbers = range(first, first + together)[mine]
             yield list(zip(draws.take(together)[mine].tolist(), numbers, strict=True))

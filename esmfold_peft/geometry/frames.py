@@ -12,13 +12,6 @@ from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.protein.rigid_groups import BACKBONE, CHI1, GROUPS
 
-CORNER = ((-1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-"""Three atoms of the identity frame that stand in for absent ones, so that values and gradients
-stay finite."""
-
-BACKBONE_AXES = (-1.0, 1.0, -1.0)
-"""Turns the axes by π about y: the backbone's x axis points from CA to C, not away from C."""
-
 
 def backbone_frames(
     positions: Float[Tensor, "b n 14 3"], atom_mask: Bool[Tensor, "b n 14"]
@@ -32,10 +25,9 @@ def backbone_frames(
     Returns:
         Frames of shape (b, n), and where N, CA and C are present; the identity elsewhere.
     """
-    c_ca_n = [2, 1, 0]
-    mask = atom_mask[:, :, c_ca_n].all(-1)
-    axes = positions.new_tensor(BACKBONE_AXES, dtype=torch.float32)
-    return _frames_of_points(positions[:, :, c_ca_n], mask, axes), mask
+    mask = atom_mask[:, :, :3].all(-1)
+    axes = tables(mask.device).group_axes[BACKBONE]
+    return _frames_of_points(positions[:, :, :3].flip(2), mask, axes), mask  # C, CA, N
 
 
 def rigid_group_frames(
@@ -59,9 +51,7 @@ def rigid_group_frames(
     points = positions.take_along_dim(index.unsqueeze(-1), dim=2).unflatten(2, (GROUPS, 3))
     mask = atom_mask.take_along_dim(index, dim=2).unflatten(2, (GROUPS, 3)).all(-1)
     mask = mask & table.group_exists[aatype]
-    axes = positions.new_ones((GROUPS, 3), dtype=torch.float32)
-    axes[BACKBONE] = axes.new_tensor(BACKBONE_AXES)
-    return _frames_of_points(points, mask, axes), mask
+    return _frames_of_points(points, mask, table.group_axes), mask
 
 
 def frames_from_torsions(
@@ -103,10 +93,11 @@ def atom14_from_frames(frames: Rigid, aatype: Int[Tensor, "b n"]) -> Float[Tenso
         atom14 coordinates in Å, 0 where the residue has no such atom.
     """
     table = tables(aatype.device)
-    group = table.atom14_group[aatype]
+    group = table.atom14_group[aatype][..., None].expand(-1, -1, -1, 3)
+    # Compiled, `take_along_dim` would be for one length.
     of_atom = Rigid(
-        frames.rotation.take_along_dim(group[..., None, None], dim=2),
-        frames.translation.take_along_dim(group[..., None], dim=2),
+        frames.rotation.gather(2, group[..., None].expand(-1, -1, -1, -1, 3)),
+        frames.translation.gather(2, group),
     )
     with torch.autocast(aatype.device.type, enabled=False):
         positions = of_atom.float().apply(table.literature_positions[aatype])
@@ -119,7 +110,7 @@ def _frames_of_points(
     axes: Float[Tensor, "*axes 3"],
 ) -> Rigid:
     """Frames of (point of the x axis, origin, point with y > 0), their axes times `axes`."""
-    points = torch.where(mask[..., None, None], points.float(), axes.new_tensor(CORNER))
+    points = torch.where(mask[..., None, None], points.float(), tables(mask.device).corner)
     frames = Rigid.from_three_points(*points.unbind(-2))
     rotation = frames.rotation * axes.unsqueeze(-2)
     identity = torch.eye(3, device=points.device)

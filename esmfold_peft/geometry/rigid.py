@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,9 @@ class Rigid:
     def float(self) -> "Rigid":
         """The frames in float32."""
         return Rigid(self.rotation.float(), self.translation.float())
+
+
+register_dataclass(Rigid)  # CUDA graphs look for tensors in it
 
 
 def rotation_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:

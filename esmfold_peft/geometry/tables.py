@@ -13,7 +13,13 @@ from esmfold_peft.protein import residues, rigid_groups, stereochemistry
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """One row per `aatype`; see the arrays of these names in `protein`."""
+    """One row per `aatype`; see the arrays of these names in `protein`.
+
+    The last three are no such tables: the axes of each rigid group as factors, which turn the
+    backbone's by π about y (its x axis points from CA to C, not away from C); and atoms that stand
+    in for absent ones, so that values and gradients stay finite: three of the identity frame, four
+    of torsion 0.
+    """
 
     atom14_mask: Bool[Tensor, "21 14"]
     atom37_to_atom14: Int[Tensor, "21 37"]
@@ -31,11 +37,24 @@ class Tables:
     atom14_radius: Float32[Tensor, "21 14"]
     distance_lower: Float32[Tensor, "21 14 14"]
     distance_upper: Float32[Tensor, "21 14 14"]
+    peptide_bounds: Float32[Tensor, "21 3 2"]
+    group_axes: Float32[Tensor, "8 3"]
+    corner: Float32[Tensor, "3 3"]
+    cis: Float32[Tensor, "4 3"]
+
+
+def tables(device: torch.device) -> Tables:
+    """All tables on one device, copied there once; constants of compiled code."""
+    return _tables(device)
+
+
+# As `torch.compiler.assume_constant_result` does, which takes two seconds to import: compiled code
+# holds the tables as constants, and does not make them anew.
+vars(tables)["_dynamo_marked_constant"] = True
 
 
 @cache
-def tables(device: torch.device) -> Tables:
-    """All tables on one device, copied there once."""
+def _tables(device: torch.device) -> Tables:
     atom37_to_atom14, atom37_mask = _atom37_columns()
     arrays = {
         "atom14_mask": residues.ATOM14_MASK,
@@ -54,6 +73,10 @@ def tables(device: torch.device) -> Tables:
         "atom14_radius": stereochemistry.ATOM14_RADIUS,
         "distance_lower": stereochemistry.DISTANCE_LOWER,
         "distance_upper": stereochemistry.DISTANCE_UPPER,
+        "peptide_bounds": _peptide_bounds(),
+        "group_axes": _group_axes(),
+        "corner": ((-1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+        "cis": ((-1.0, 1.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
     }
     # A first call from validation must not leave inference tensors here: training could not save
     # them for backward.
@@ -61,6 +84,21 @@ def tables(device: torch.device) -> Tables:
         return Tables(
             **{name: torch.tensor(array, device=device) for name, array in arrays.items()}
         )
+
+
+def _peptide_bounds() -> np.ndarray:
+    """Mean and deviation of length C-N and cosines of CA-C-N and C-N-CA, by the residue of N."""
+    bounds = np.empty((len(residues.RESIDUES_X), 3, 2), np.float32)
+    bounds[:, 0] = stereochemistry.C_N_LENGTH
+    bounds[residues.AATYPE["P"], 0] = stereochemistry.C_N_LENGTH_PROLINE
+    bounds[:, 1:] = stereochemistry.COS_CA_C_N, stereochemistry.COS_C_N_CA
+    return bounds
+
+
+def _group_axes() -> np.ndarray:
+    axes = np.ones((rigid_groups.GROUPS, 3), np.float32)
+    axes[rigid_groups.BACKBONE] = -1.0, 1.0, -1.0
+    return axes
 
 
 def _atom37_columns() -> tuple[np.ndarray, np.ndarray]:

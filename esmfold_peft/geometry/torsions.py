@@ -8,9 +8,6 @@ from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.protein.rigid_groups import PSI
 
-CIS = ((-1.0, 1.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0))
-"""Four atoms of torsion 0 in place of absent ones, so that values and gradients stay finite."""
-
 
 def torsion_angles(
     aatype: Int[Tensor, "b n"],
@@ -39,11 +36,13 @@ def torsion_angles(
     points = atoms.take_along_dim(index.unsqueeze(-1), dim=2).unflatten(2, (7, 4))
     mask = present.take_along_dim(index, dim=2).unflatten(2, (7, 4)).all(-1)
     mask = mask & table.torsion_exists[aatype]
-    points = torch.where(mask[..., None, None], points, points.new_tensor(CIS))
-    sign = points.new_ones(7, 1)
-    sign[PSI - 1] = -1.0  # half a turn, from the ψ of O to that of the next N
-    angles = sign * _sin_cos(points)
-    return torch.where(mask.unsqueeze(-1), angles, angles.new_tensor((0.0, 1.0))), mask
+    points = torch.where(mask[..., None, None], points, table.cis)
+    sin, cos = _sin_cos(points)
+    of_psi = torch.arange(1, 8, device=mask.device) == PSI
+    sign = torch.where(of_psi, -1.0, 1.0)  # half a turn, from the ψ of O to that of the next N
+    # Not the torsion of the atoms that stand in: it has a rounding and, for ψ, the other sign.
+    sin, cos = (sign * sin).masked_fill(~mask, 0.0), (sign * cos).masked_fill(~mask, 1.0)
+    return torch.stack((sin, cos), -1), mask
 
 
 def alternative_torsions(
@@ -70,10 +69,13 @@ def _with_previous(
     )
 
 
-def _sin_cos(points: Float[Tensor, "*batch 4 3"]) -> Float[Tensor, "*batch 2"]:
+def _sin_cos(
+    points: Float[Tensor, "*batch 4 3"],
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """The fourth atom, seen along the middle bond with the first atom upwards."""
     first, second, third, fourth = points.unbind(-2)
     with torch.autocast(points.device.type, enabled=False):
         seen = Rigid.from_three_points(second, third, first).apply_inverse(fourth)
     y, z = seen[..., 1], seen[..., 2]
-    return torch.stack((z, y), -1) / torch.sqrt(y * y + z * z + 1e-12).unsqueeze(-1)
+    norm = torch.sqrt(y * y + z * z + 1e-12)
+    return z / norm, y / norm

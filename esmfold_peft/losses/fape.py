@@ -1,17 +1,17 @@
 """Frame aligned point error: how far atoms are from their true places, seen from every residue."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from esmfold_peft.datasets.truth import GroundTruth, NamedAtoms
 from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.losses.truth import GroundTruth, NamedAtoms
 
 SIDECHAIN_CLAMP = 10.0
 """Side-chain errors are cut here, in Å, whatever becomes of the backbone's (AF2 Suppl. 1.9.2)."""
 
-_SIDECHAIN_GROUPS = (0, 3, 4, 5, 6, 7)
+_SIDECHAIN_GROUPS = 6
 """Backbone, ψ and χ1 to χ4; ω and φ turn no heavy atom of the residue and have no true frame."""
 
 
@@ -88,27 +88,22 @@ def sidechain_fape(
     Args:
         frames: the eight predicted frames of each residue, of shape (b, n, 8).
         positions: predicted atoms in Å.
-        truth: true atoms and frames, named to match the prediction (`truth.rename_ambiguous`).
+        truth: true atoms and frames, named to match the prediction (`naming.rename_ambiguous`).
         scale: error that counts as 1, in Å.
         eps: added to squared errors, in Å².
     """
-    groups, parts = list(_SIDECHAIN_GROUPS), len(_SIDECHAIN_GROUPS)
-    true_frames = truth.group_frames[:, :, groups].flatten(1, 2)
-    frame_mask = truth.group_mask[:, :, groups].flatten(1, 2)
+    frames, true_frames = _sidechain_frames(frames), _sidechain_frames(truth.group_frames)
+    frame_mask = _of_sidechains(truth.group_mask)
     points, true_points = positions.flatten(1, 2), truth.positions.flatten(1, 2)
     point_mask = truth.atom_mask.flatten(1, 2)
     clamp = points.new_full((len(points),), SIDECHAIN_CLAMP)
     with torch.autocast(points.device.type, enabled=False):
         rows, columns = _coordinates(
-            frames[:, :, groups].flatten(1, 2),
-            true_frames,
-            frame_mask,
-            points,
-            true_points,
-            point_mask,
+            frames, true_frames, frame_mask, points, true_points, point_mask
         )
         error = points.new_zeros(len(points))
-        for part, mask in zip(rows.chunk(parts, 1), frame_mask.chunk(parts, 1), strict=True):
+        parts = (tensor.chunk(_SIDECHAIN_GROUPS, 1) for tensor in (rows, frame_mask))
+        for part, mask in zip(*parts, strict=True):
             error = error + checkpoint(
                 _summed_error,
                 part,
@@ -121,6 +116,14 @@ def sidechain_fape(
                 preserve_rng_state=False,
             )
     return error / (scale * _count(frame_mask, point_mask))
+
+
+def _sidechain_frames(frames: Rigid) -> Rigid:
+    return Rigid(_of_sidechains(frames.rotation), _of_sidechains(frames.translation))
+
+
+def _of_sidechains(groups: Shaped[Tensor, "b n 8 *rest"]) -> Shaped[Tensor, "b f *rest"]:
+    return torch.cat((groups[:, :, :1], groups[:, :, 3:]), 2).flatten(1, 2)
 
 
 def _coordinates(

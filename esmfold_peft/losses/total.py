@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from esmfold_peft.config import LossWeights
-from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.truth import GroundTruth
 from esmfold_peft.geometry.atoms import atom14_to_atom37_mask
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.losses.distogram import distogram_loss
 from esmfold_peft.losses.fape import backbone_fape, sidechain_fape
+from esmfold_peft.losses.naming import rename_ambiguous
 from esmfold_peft.losses.pae import pae_loss
 from esmfold_peft.losses.plddt import atom_plddt_loss, plddt_loss
 from esmfold_peft.losses.resolved import resolved_loss
 from esmfold_peft.losses.torsion import angle_norm_loss, chi_loss
-from esmfold_peft.losses.truth import GroundTruth, ground_truth, rename_ambiguous
 from esmfold_peft.losses.violations import violation_loss
 from esmfold_peft.model.heads import HEADS, Head
 from esmfold_peft.model.output import FoldOutput, asked
@@ -63,6 +64,9 @@ class LossTerms:
         return found
 
 
+register_dataclass(LossTerms)  # CUDA graphs look for tensors in it
+
+
 def heads_to_compute(weights: LossWeights) -> list[Head]:
     """The heads whose loss has a weight."""
     return [head for head in HEADS if getattr(weights, head)]
@@ -70,7 +74,7 @@ def heads_to_compute(weights: LossWeights) -> list[Head]:
 
 def fold_loss(
     output: FoldOutput,
-    batch: Batch,
+    truth: GroundTruth,
     weights: LossWeights,
     *,
     clamp: Float[Tensor, "b"],
@@ -83,32 +87,31 @@ def fold_loss(
 
     Args:
         output: prediction, with the heads whose loss has a weight.
-        batch: the same chains with their true structures.
+        truth: true structures of the same chains.
         weights: of the terms; a term of weight 0 is neither computed nor reported.
         clamp: where the backbone error of each chain is cut, in Å; infinity does not cut.
         resolution_range: chains resolved to within these bounds (Å) train the heads of confidence;
             None: all chains.
     """
     terms: dict[str, Tensor] = {}
-    with torch.autocast(batch.positions.device.type, enabled=False):
-        truth = ground_truth(batch)
+    with torch.autocast(output.positions.device.type, enabled=False):
         if weights.fape:
             terms |= _fape_terms(output, truth, clamp)
         if weights.chi:
-            terms |= _torsion_terms(output, truth, batch)
+            terms |= _torsion_terms(output, truth)
         if weights.violation:
             terms["violation"] = violation_loss(
-                output.positions, batch.aatype, batch.residue_index, batch.mask
+                output.positions, truth.aatype, truth.residue_index, truth.mask
             )
         for head, term in _HEAD_TERMS.items():
             if getattr(weights, head):
-                terms[head] = term(output, truth, batch, resolution_range)
+                terms[head] = term(output, truth, resolution_range)
         factors = _factors(weights)
-        total = batch.positions.new_zeros(len(batch.ids))
+        total = torch.zeros_like(truth.resolution)
         for name, value in terms.items():
             total = total + factors[name] * value
         # Longer chains weigh more, though each term is a mean (AF2 Suppl. 1.9).
-        return LossTerms(total * batch.mask.sum(-1).sqrt(), terms)
+        return LossTerms(total * truth.mask.sum(-1).sqrt(), terms)
 
 
 def _factors(weights: LossWeights) -> dict[str, float]:
@@ -131,7 +134,7 @@ def _fape_terms(
     }
 
 
-def _torsion_terms(output: FoldOutput, truth: GroundTruth, batch: Batch) -> dict[str, Tensor]:
+def _torsion_terms(output: FoldOutput, truth: GroundTruth) -> dict[str, Tensor]:
     return {
         "chi": chi_loss(
             output.torsions,
@@ -139,29 +142,29 @@ def _torsion_terms(output: FoldOutput, truth: GroundTruth, batch: Batch) -> dict
             alternative=truth.alternative_torsions,
             mask=truth.torsion_mask,
         ),
-        "angle_norm": angle_norm_loss(output.unnormalized_torsions, batch.mask),
+        "angle_norm": angle_norm_loss(output.unnormalized_torsions, truth.mask),
     }
 
 
 def _distogram_term(
-    output: FoldOutput, truth: GroundTruth, batch: Batch, bounds: tuple[float, float] | None
+    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
 ) -> Tensor:
     logits = asked(output.distogram_logits, "distogram")
     return distogram_loss(logits, cb=truth.cb, mask=truth.cb_mask)
 
 
 def _plddt_term(
-    output: FoldOutput, truth: GroundTruth, batch: Batch, bounds: tuple[float, float] | None
+    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
 ) -> Tensor:
     logits = asked(output.plddt_logits, "plddt")
     if logits.ndim == 4:
         return atom_plddt_loss(
             logits,
             predicted=output.positions,
-            true=batch.positions,
-            atom_mask=batch.atom_mask,
-            aatype=batch.aatype,
-            resolution=batch.resolution,
+            true=truth.atoms.positions,
+            atom_mask=truth.atoms.atom_mask,
+            aatype=truth.aatype,
+            resolution=truth.resolution,
             resolution_range=bounds,
         )
     return plddt_loss(
@@ -169,35 +172,33 @@ def _plddt_term(
         predicted_ca=output.positions[:, :, _CA],
         true_ca=truth.ca,
         mask=truth.ca_mask,
-        resolution=batch.resolution,
+        resolution=truth.resolution,
         resolution_range=bounds,
     )
 
 
 def _resolved_term(
-    output: FoldOutput, truth: GroundTruth, batch: Batch, bounds: tuple[float, float] | None
+    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
 ) -> Tensor:
     # What a residue without a letter is made of is not known, so neither is what it lacks.
-    known = batch.mask & (batch.aatype != UNKNOWN)
-    exists = tables(batch.aatype.device).atom37_mask[batch.aatype] & known[..., None]
+    known = truth.mask & (truth.aatype != UNKNOWN)
+    exists = tables(truth.aatype.device).atom37_mask[truth.aatype] & known[..., None]
     return resolved_loss(
         asked(output.resolved_logits, "resolved"),
         exists=exists,
-        resolved=atom14_to_atom37_mask(batch.aatype, batch.atom_mask),
-        resolution=batch.resolution,
+        resolved=atom14_to_atom37_mask(truth.aatype, truth.atoms.atom_mask),
+        resolution=truth.resolution,
         resolution_range=bounds,
     )
 
 
-def _pae_term(
-    output: FoldOutput, truth: GroundTruth, batch: Batch, bounds: tuple[float, float] | None
-) -> Tensor:
+def _pae_term(output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None) -> Tensor:
     return pae_loss(
         asked(output.pae_logits, "pae"),
         predicted_frames=output.frames[-1],
         true_frames=truth.backbone_frames,
         mask=truth.backbone_mask,
-        resolution=batch.resolution,
+        resolution=truth.resolution,
         resolution_range=bounds,
     )
 

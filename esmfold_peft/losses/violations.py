@@ -9,19 +9,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from esmfold_peft.devices import lists_pairs
 from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.protein.residues import AATYPE, UNKNOWN
-from esmfold_peft.protein.stereochemistry import (
-    C_N_LENGTH,
-    C_N_LENGTH_PROLINE,
-    COS_C_N_CA,
-    COS_CA_C_N,
-    OVERLAP,
-    TOLERANCE,
-    VAN_DER_WAALS_RADIUS,
-)
+from esmfold_peft.protein.stereochemistry import OVERLAP, TOLERANCE, VAN_DER_WAALS_RADIUS
 
 _N, _CA, _C, _SG = 0, 1, 2, 5
 """Columns of atom14; the last is SG in cysteine."""
@@ -36,6 +30,9 @@ _ROUNDING = 0.1
 
 _BLOCK = 8192
 """Pairs of residues searched for clashes at once: 20 MB."""
+
+_DENSE = 2**24
+"""Pairs of atoms looked at together where all are: 64 MB for each of some ten tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +79,11 @@ def violation_loss(
         linked = _linked(residue_index, mask)
         peptide = (_peptide_excess(positions, aatype) * linked[..., None]).sum((1, 2))
         within = (_within_excess(positions, aatype) * mask[..., None, None]).sum((1, 2, 3))
-        chain, overlap = _clashes(positions, aatype, residue_index, mask)
-        clashes = torch.zeros_like(within).index_add(0, chain, overlap)
+        if lists_pairs(mask.device):
+            chain, overlap = _clashes(positions, aatype, residue_index, mask)
+            clashes = torch.zeros_like(within).index_add(0, chain, overlap)
+        else:
+            clashes = _summed_clashes(positions, aatype, residue_index, mask)
         atoms = _atom_mask(aatype, mask).sum((1, 2)).clamp(min=1)
         # DISCREPANCY: eq. 46 sums over pairs. AF2's code, followed here, divides by the number of
         # atoms and adds the loss of a pair up for both: between residues a pair counts twice, and
@@ -153,10 +153,8 @@ def _peptide_excess(
     cosines = (to_ca * to_n).sum(-1), -(to_n * onward).sum(-1)
     # DISCREPANCY: the code of AF2 until 2025, and OpenFold's, bounds the cosine of CA-C-N by the
     # deviation of the length C-N, 0.014; AF2 has corrected that to the 0.0311 of the supplement.
-    usual = positions.new_tensor((C_N_LENGTH, COS_CA_C_N, COS_C_N_CA))
-    proline = positions.new_tensor((C_N_LENGTH_PROLINE, COS_CA_C_N, COS_C_N_CA))
-    before_proline = (aatype[:, 1:] == AATYPE["P"])[..., None, None]
-    mean, deviation = torch.where(before_proline, proline, usual).unbind(-1)
+    bounds = tables(aatype.device).peptide_bounds
+    mean, deviation = bounds[aatype[:, 1:]].to(positions.dtype).unbind(-1)
     error = (torch.stack((length, *cosines), -1) - mean).square()
     return (torch.sqrt(error + _PEPTIDE_EPS) - TOLERANCE * deviation).relu()
 
@@ -249,6 +247,60 @@ def _clashing_of(
     clash[:, _SG, _SG] &= ~(cysteine[one] & cysteine[two])
     pair, column, other = clash.nonzero().unbind(-1)
     return torch.stack((14 * one[pair] + column, 14 * two[pair] + other), -1)
+
+
+def _summed_clashes(
+    positions: Float[Tensor, "b n 14 3"],
+    aatype: Int[Tensor, "b n"],
+    residue_index: Int[Tensor, "b n"],
+    mask: Bool[Tensor, "b n"],
+) -> Float[Tensor, "b"]:
+    """The overlaps that `_clashes` finds, summed by chain, in shapes that depend on no value.
+
+    All (14 n)² distances are made, some rows at a time, and again in the backward pass.
+    """
+    radius = tables(aatype.device).atom14_radius[aatype]
+    radius = radius.masked_fill(~_atom_mask(aatype, mask), -torch.inf).flatten(1)
+    points = positions.flatten(1, 2)
+    residue = residue_index[..., None].expand(-1, -1, 14).flatten(1)
+    # An atom without bonds to other residues has one number as a row and another as a column.
+    columns = points.detach(), radius, residue, _bonds(aatype, residue_index, -2)
+    rows = points, radius, residue, _bonds(aatype, residue_index, -3)
+    size = max(1, _DENSE // max(1, radius.numel()))
+    twice = torch.zeros_like(positions[:, 0, 0, 0])
+    for part in zip(*(row.split(size, 1) for row in rows), strict=True):
+        twice = twice + checkpoint(
+            _overlap, part, columns, use_reentrant=False, preserve_rng_state=False
+        )
+    # Each pair is in the sum twice, with a gradient for the atom of its row: that is the value of
+    # two pairs and the gradient of one.
+    return twice - twice.detach() / 2
+
+
+def _bonds(
+    aatype: Int[Tensor, "b n"], residue_index: Int[Tensor, "b n"], other: int
+) -> Int[Tensor, "b p"]:
+    """A number of each atom that those which may be bonded to another residue's share with it."""
+    column = torch.arange(14, device=aatype.device)
+    index, cysteine = residue_index[..., None], (aatype == AATYPE["C"])[..., None]
+    bond = torch.where(column == _N, index, torch.where(column == _C, index + 1, other))
+    return torch.where(cysteine & (column == _SG), -1, bond).flatten(1)
+
+
+def _overlap(rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Float[Tensor, "b"]:
+    """Overlap beyond the tolerance in Å of every row with all columns, summed by chain."""
+    (point, *rest), (other_point, *other_rest) = rows, columns
+    radius, residue, bond = (row[:, :, None] for row in rest)
+    other_radius, other_residue, other_bond = (column[:, None] for column in other_rest)
+    apart = (residue != other_residue) & (bond != other_bond)
+    # One coordinate after the other: rows of three numbers take several times as long.
+    x, y, z = (
+        row[:, :, None] - column[:, None]
+        for row, column in zip(point.unbind(-1), other_point.unbind(-1), strict=True)
+    )
+    distance = torch.sqrt(x * x + y * y + z * z + _CLASH_EPS)
+    overlap = (radius + other_radius - OVERLAP - distance).relu()
+    return torch.where(apart, overlap, 0.0).sum((1, 2))
 
 
 def _distance(

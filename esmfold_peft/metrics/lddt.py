@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from esmfold_peft.devices import lists_pairs
 from esmfold_peft.geometry.tables import tables
-from esmfold_peft.metrics.pairs import Atoms, tally_chosen, tally_in_rows, tally_near
+from esmfold_peft.metrics.pairs import Atoms, tally_in_rows, tally_near
 from esmfold_peft.protein.residues import AATYPE, ATOM14
 
 Naming = Literal["af2", "openstructure"]
@@ -25,11 +26,14 @@ _MIRRORED = {"R": ("NH1", "NH2"), "L": ("CD1", "CD2"), "V": ("CG1", "CG2")}
 """Atoms whose names OpenStructure lets be exchanged and AF2 does not."""
 
 _BLOCK = 2**19
-"""Pairs looked at together where pairs are chosen: at most 75 MB in double precision."""
+"""Pairs looked at together on a CPU: at most 75 MB in double precision."""
 
 _DENSE = 2**23
-"""Pairs scored together on a GPU, one atom of each residue: 700 MB in double precision; a batch of
-32 crops of 384 residues stays in one piece."""
+"""Pairs scored together elsewhere: 700 MB in double precision; one atom of each residue of 32 crops
+of 384 residues stays in one piece."""
+
+_SHORT = 128
+"""Up to so many atoms, to look at all pairs is no slower on a CPU than to search for near ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,7 @@ def lddt(
     preserved within 0.5, 1, 2 and 4 Å (limits included), averaged over the four. An atom that is
     missing in the prediction, or not finite, loses all its pairs. Stereochemistry is not checked.
     No gradient; the dtype is that of the coordinates. Memory grows with the atoms, not with their
-    pairs; on a GPU nothing waits for the device.
+    pairs; nothing waits for a GPU.
 
     Args:
         predicted: coordinates of the prediction in Å.
@@ -96,10 +100,7 @@ def lddt(
     found = torch.ones_like(mask) if predicted_mask is None else predicted_mask
     residue = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
     atoms = Atoms(predicted, true, mask, found, residue)
-    if mask.device.type == "cpu":
-        kept, pairs = tally_near(atoms, mask, None, cutoff, _BLOCK)
-    else:
-        kept, pairs = tally_in_rows(atoms, cutoff, _DENSE)
+    kept, pairs = _tally(atoms, mask, cutoff=cutoff)
     # 0 / 0 is the NaN that says "no score".
     return LDDT(kept / pairs, kept.sum(-1) / pairs.sum(-1), pairs.sum(-1) // 2)
 
@@ -186,12 +187,18 @@ def _flatten(
 
 
 def _tally(
-    atoms: Atoms, rows: Bool[Tensor, "b p"], columns: Bool[Tensor, "b p"] | None = None
+    atoms: Atoms,
+    rows: Bool[Tensor, "b p"],
+    columns: Bool[Tensor, "b p"] | None = None,
+    *,
+    cutoff: float = CUTOFF,
 ) -> tuple[Float[Tensor, "b p"], Int[Tensor, "b p"]]:
     """Scores and pairs of the rows with the columns, or among themselves; 0 in other rows."""
-    if rows.device.type == "cpu":
-        return tally_near(atoms, rows, columns, CUTOFF, _BLOCK)
-    return tally_chosen(atoms, rows, rows if columns is None else columns, CUTOFF, _BLOCK)
+    listed = lists_pairs(rows.device)
+    if listed and rows.shape[1] > _SHORT:
+        return tally_near(atoms, rows, columns, cutoff, _BLOCK)
+    block = _BLOCK if listed else _DENSE
+    return tally_in_rows(atoms, rows, rows if columns is None else columns, cutoff, block)
 
 
 def _named_as_predicted(
@@ -202,7 +209,7 @@ def _named_as_predicted(
     exchanged: Int[Tensor, "b n 14"],
 ) -> tuple[Float[Tensor, "b n 14 3"], Bool[Tensor, "b n 14"]]:
     """The reference, each residue under the naming whose ambiguous atoms score better."""
-    # Not the distance misfit of AF2 Alg. 26 (`losses.truth`): it cannot weigh a naming under which
+    # Not the distance misfit of AF2 Alg. 26 (`losses.naming`): it cannot weigh a naming under which
     # an atom is missing in the prediction, and need not find the better score.
     ambiguous = exchanged != torch.arange(14, device=exchanged.device)
     other_true = true.take_along_dim(exchanged[..., None], dim=2)

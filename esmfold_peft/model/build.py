@@ -33,7 +33,7 @@ def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
             language_model,
             config.model,
             bf16=config.engine.precision == "bf16",
-            compile=config.engine.compile,
+            compile=config.engine.compile is True,
         )
         if (weights := config.model.section.weights) != "random":
             model.trunk.stack.load_published(model, weights)

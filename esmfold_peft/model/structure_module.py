@@ -1,6 +1,7 @@
 """From single and pair track to coordinates."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,7 @@ from esmfold_peft.geometry.frames import atom14_from_frames, frames_from_torsion
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
 from esmfold_peft.model.angle_resnet import AngleResnet
 from esmfold_peft.model.attention import InvariantPointAttention
+from esmfold_peft.model.dropout import LayerDropout, Site, drop
 from esmfold_peft.model.linear import linear
 
 
@@ -73,7 +75,9 @@ class StructureModule(nn.Module):
         translation_scale: float = 10.0,
     ) -> None:
         super().__init__()
+        self.c_s = c_s
         self.layers = layers
+        self.dropout = dropout
         self.translation_scale = translation_scale
         self.layer_norm_s = nn.LayerNorm(c_s)
         self.layer_norm_z = nn.LayerNorm(c_z)
@@ -86,11 +90,15 @@ class StructureModule(nn.Module):
             query_points=query_points,
             value_points=value_points,
         )
-        self.ipa_dropout = nn.Dropout(dropout)
         self.layer_norm_ipa = nn.LayerNorm(c_s)
-        self.transition = _Transition(c_s, transition_layers, dropout)
+        self.transition = _Transition(c_s, transition_layers)
         self.bb_update = _BackboneUpdate(c_s)
         self.angle_resnet = AngleResnet(c_s, c_angle, angle_blocks)
+
+    def dropout_sites(self, residues: int) -> tuple[LayerDropout, ...]:
+        """Where dropout acts in each layer, of chains padded to so many residues."""
+        site: Any = Site((residues, self.c_s), self.dropout)
+        return (LayerDropout(site, site),) * self.layers
 
     def forward(
         self,
@@ -98,6 +106,7 @@ class StructureModule(nn.Module):
         z: Float[Tensor, "b n n c_z"],
         aatype: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
+        dropout: tuple[LayerDropout, ...] | None = None,
     ) -> StructureModuleOutput:
         """Predicts frames, torsions and atoms.
 
@@ -106,9 +115,11 @@ class StructureModule(nn.Module):
             z: pair track.
             aatype: 0 to 20.
             mask: which residues exist. Others do not change them and are themselves meaningless.
+            dropout: factors for `dropout_sites`; None: there is none.
         """
+        dropout = (LayerDropout(),) * self.layers if dropout is None else dropout
         with torch.autocast(s.device.type, enabled=False):
-            s, frames, torsions, raw_torsions = self._layers(s.float(), z.float(), mask)
+            s, frames, torsions, raw_torsions = self._layers(s.float(), z.float(), mask, dropout)
             sidechains = frames_from_torsions(frames[-1], torsions[-1], aatype)
             return StructureModuleOutput(
                 frames=frames,
@@ -124,6 +135,7 @@ class StructureModule(nn.Module):
         s: Float[Tensor, "b n c_s"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
+        dropout: tuple[LayerDropout, ...],
     ) -> tuple[
         Float[Tensor, "b n c_s"],
         Rigid,
@@ -135,9 +147,9 @@ class StructureModule(nn.Module):
         s, bias = self.linear_in(s_initial), self.ipa.pair_bias(z)
         frames = Rigid.identity(*mask.shape, device=mask.device)
         all_frames, all_s = [], []
-        for _ in range(self.layers):
-            s = s + self.ipa(s, z, bias, frames, mask)
-            s = self.transition(self.layer_norm_ipa(self.ipa_dropout(s)))
+        for of_attention, of_transition in dropout:
+            s = drop(s + self.ipa(s, z, bias, frames, mask), of_attention)
+            s = self.transition(self.layer_norm_ipa(s), of_transition)
             frames = frames.compose(self.bb_update(s))
             all_frames.append(frames.scale(self.translation_scale))
             all_s.append(s)
@@ -150,16 +162,17 @@ class StructureModule(nn.Module):
 class _Transition(nn.Module):
     """AF2 Suppl. Alg. 20 lines 8 and 9."""
 
-    def __init__(self, c_s: int, layers: int, dropout: float) -> None:
+    def __init__(self, c_s: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_TransitionLayer(c_s) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
         self.layer_norm = nn.LayerNorm(c_s)
 
-    def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n c_s"]:
+    def forward(
+        self, s: Float[Tensor, "b n c_s"], factors: Float[Tensor, "b n c_s"] | None
+    ) -> Float[Tensor, "b n c_s"]:
         for layer in self.layers:
             s = layer(s)
-        return self.layer_norm(self.dropout(s))
+        return self.layer_norm(drop(s, factors))
 
 
 class _TransitionLayer(nn.Module):

@@ -1,6 +1,6 @@
 """Around the trunk's blocks: inputs from the language model, relative positions, recycling."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,20 @@ from esmfold_peft.model.trunks.base import Tracks
 _AMINO_ACID_ENTRIES = (
     23  # ESMFold: padding, the twenty and X, and a mask token that it never trained
 )
+
+
+class Recycled(NamedTuple):
+    """What a pass hands to the next, without gradients.
+
+    Attributes:
+        m: sequence track.
+        z: pair track, in the type of the blocks.
+        cb: virtual Cβ in Å.
+    """
+
+    m: Float[Tensor, "b n c_m"]
+    z: Float[Tensor, "b n n c_z"]
+    cb: Float[Tensor, "b n 3"]
 
 
 class SequenceEmbedding(nn.Module):
@@ -119,41 +133,37 @@ class Trunk(nn.Module):
         rounded = config.pair_track == "bf16" and config.kernels == "fused"
         self.pair_type = torch.bfloat16 if rounded else torch.float32
 
-    def embed(
-        self,
-        hidden: Float[Tensor, "b n l d"],
-        aatype: Int[Tensor, "b n"],
-        residue_index: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"],
-    ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
-        """The inputs that every pass shares: sequence and pair embeddings."""
-        m = self.sequence_embedding(hidden, aatype, mask)
-        return m, self.relative_position(residue_index, mask)
-
     def forward(
         self,
         m: Float[Tensor, "b n c_m"],
-        z: Float[Tensor, "b n n c_z"],
+        residue_index: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
-        previous: Tracks | None,
-        previous_cb: Float[Tensor, "b n 3"],
+        previous: Recycled | None,
         weights: Any,
+        dropout: Any,
     ) -> Tracks:
         """Runs one pass.
 
         Args:
-            m: sequence track from `embed`.
-            z: pairs from `embed`.
+            m: sequence track from `sequence_embedding`.
+            residue_index: positions in the chain.
             mask: which residues exist.
-            previous: the pass before; None for the first, which recycles zeros so that every
+            previous: of the pass before; None for the first, which recycles zeros so that every
                 parameter takes part in every pass.
-            previous_cb: its virtual Cβ in Å; zeros for the first.
             weights: of the blocks, from `Stack.pack`.
+            dropout: of the blocks, for `Stack.dropout_sites`.
         """
-        last_m = torch.zeros_like(m) if previous is None else previous.m
-        last_z = torch.zeros_like(z) if previous is None else previous.z
-        m = m + self.recycle_m(last_m)
-        z = z + self.recycle_z(last_z) + self.recycle_distogram(previous_cb)
+        z = self.relative_position(residue_index, mask)
+        last = _nothing(m, z) if previous is None else previous
+        m = m + self.recycle_m(last.m.float())
+        z = z + self.recycle_z(last.z.float()) + self.recycle_distogram(last.cb)
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(self.pair_type)
-        return self.stack(m, z, mask, weights)
+        return self.stack(m, z, mask, weights, dropout)
+
+
+def _nothing(m: Float[Tensor, "b n c_m"], z: Float[Tensor, "b n n c_z"]) -> Recycled:
+    """What the first pass recycles: one residue, which stands for all of every chain."""
+    return Recycled(
+        m.new_zeros(1, 1, m.shape[-1]), z.new_zeros(1, 1, 1, z.shape[-1]), m.new_zeros(1, 1, 3)
+    )

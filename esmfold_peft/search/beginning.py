@@ -12,9 +12,9 @@ from esmfold_peft.protein.files import LOCK, is_half_written, write_atomically
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, shared_config
 from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
-from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.beginning import changed_settings
 from esmfold_peft.training.leak_guard import LEAK_CHECK, LeakCheck, check_leaks, refuse_leaks
+from esmfold_peft.training.plan import chains_of_device
 from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
@@ -80,7 +80,7 @@ def _check_engine(config: SearchConfig) -> None:
         raise UserError(
             f"executor.gpus: {executor.gpus:g} for each trial, which has engine.devices {devices}"
         )
-    accumulation(replace(engine, devices=devices, nodes=1))
+    chains_of_device(replace(engine, devices=devices, nodes=1))
     if engine.deepspeed is not None:
         deepspeed_settings(engine)
 

@@ -48,6 +48,7 @@ _FREE = (
     "engine.deepspeed",
     "engine.micro_batch",
     "engine.compile",
+    "engine.cuda_graphs",
     "engine.steps",
     "engine.validate_every",
     "engine.validation_tokens",

@@ -21,7 +21,7 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
     if is_out_of_memory(error):
         return UserError(
             f"not enough memory for data.crop {config.data.crop} and engine.micro_batch"
-            f" {config.engine.micro_batch}: {_advice(config)} ({text[:200]})"
+            f" {config.engine.micro_batch}: {_advice(config, tried=False)} ({text[:200]})"
         )
     if any(part in text for part in _LOST_PROCESS):
         return LostProcessError(
@@ -31,16 +31,39 @@ def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
     return None
 
 
-def _advice(config: TrainConfig) -> str:
-    """The two settings that help most, those first that do not change what is computed."""
+def nothing_fits(config: TrainConfig) -> UserError:
+    """What helps where no test of memory has found a number of chains that fits.
+
+    Args:
+        config: the run's settings.
+    """
+    micro_batch = config.engine.micro_batch
+    chains = 1 if micro_batch == "auto" else micro_batch
+    return UserError(
+        f"not enough memory for data.crop {config.data.crop} and engine.micro_batch {chains}:"
+        f" {_advice(config, tried=True)}"
+    )
+
+
+def _advice(config: TrainConfig, *, tried: bool) -> str:
+    """The two settings that help most, those first that do not change what is computed.
+
+    Args:
+        config: the run's settings.
+        tried: all that is auto has been tried.
+    """
     model = config.model
     advice = []
-    if config.engine.micro_batch > 1:
-        advice.append("a smaller engine.micro_batch (the rest is accumulated)")
+    if config.engine.micro_batch == "auto":
+        if not tried:
+            advice.append("a number for engine.micro_batch below the one in plan.json")
+    elif config.engine.micro_batch > 1:
+        advice.append("a smaller engine.micro_batch (gradients are added up)")
     parts = (model.section.name, model.section), ("language_model", model.language_model)
     for name, part in parts:
-        if not part.checkpoint:
+        if part.checkpoint is False:
             advice.append(f"model.{name}.checkpoint true (activations are computed again)")
     advice.append("a smaller data.crop")
-    advice.append("a smaller engine.validation_tokens, if it was a validation")
-    return f"{advice[0]} or {advice[1]} helps"
+    if not tried:
+        advice.append("a smaller engine.validation_tokens, if it was a validation")
+    return f"{' or '.join(advice[:2])} helps"

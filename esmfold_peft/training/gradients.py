@@ -1,36 +1,86 @@
-"""The gradient of the coming optimizer step: its norms, and leaving the step out.
-
-For `on_before_optimizer_step`, when the gradient is summed over micro-batches, averaged over
-processes and not yet clipped.
-"""
+"""The gradient of an optimizer step: summed over micro-batches, handed over, measured, applied."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from pytorch_lightning.strategies import DeepSpeedStrategy
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from esmfold_peft.training import zero
 from esmfold_peft.training.zero import adam, zero_optimizer
 
 
-def step_is_due(trainer: pl.Trainer) -> bool:
-    """Whether the optimizer steps after this micro-batch.
+class GradientSum:
+    """Adds up the gradients that micro-batches have at some tensors, in float32.
 
-    With DeepSpeed Lightning calls `on_before_optimizer_step` at every micro-batch.
+    Micro-batches take their gradients by `torch.autograd.grad`, which no engine sees. All of a step
+    then reach the engine by one backward pass, so that it exchanges them between processes once.
+
+    Args:
+        track: of all chains, of which a micro-batch has some.
+        tensors: that all micro-batches share: parameters, or what was made of them once a step.
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, DeepSpeedStrategy):
-        return True
-    engine: Any = strategy.deepspeed_engine
-    return engine.is_gradient_accumulation_boundary()
+
+    def __init__(self, track: Float[Tensor, "b n c"], tensors: Sequence[Tensor]) -> None:
+        self._tensors = (track, *tensors)
+        self._sums: list[Tensor | None] = [None] * len(self._tensors)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters among the tensors that have a gradient."""
+        return [t for t, _ in self._found() if isinstance(t, nn.Parameter)]
+
+    def add(
+        self, place: slice, of_track: Tensor | None, gradients: Sequence[Tensor | None]
+    ) -> None:
+        """Takes the gradients of a micro-batch; None where the loss does not depend on a tensor.
+
+        Args:
+            place: its chains among all.
+            of_track: of these chains' track, whose padding may have been cut.
+            gradients: of the shared tensors, in their order.
+        """
+        if of_track is not None:
+            if self._sums[0] is None:
+                self._sums[0] = torch.zeros_like(self._tensors[0], dtype=torch.float32)
+            self._sums[0][place, : of_track.shape[1]] = of_track
+        for number, gradient in enumerate(gradients, 1):
+            known = self._sums[number]
+            if gradient is not None and known is None:
+                # Copied: the next replay of a CUDA graph writes into what this one has given.
+                self._sums[number] = gradient.to(torch.float32, copy=True)
+            elif gradient is not None and known is not None:
+                known += gradient
+
+    def as_loss(self) -> Tensor:
+        """A scalar whose backward pass gives the tensors these gradients; its value is 0."""
+        tensors, sums = zip(*self._found(), strict=True)
+        return _WithGradients.apply(sums, *tensors)
+
+    def _found(self) -> list[tuple[Tensor, Tensor]]:
+        pairs = zip(self._tensors, self._sums, strict=True)
+        return [(tensor, own) for tensor, own in pairs if own is not None]
 
 
-def gradient_norms(trainer: pl.Trainer) -> dict[str, float]:
-    """L2 norms of the gradient over all processes (collective).
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradients: Sequence[Tensor], *tensors: Tensor) -> Tensor:  # pyright: ignore
+        ctx.gradients = gradients
+        return gradients[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        # No engine scales a loss here: there is no float16, and accumulation is ours.
+        return None, *ctx.gradients
+
+
+def gradient_norms(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """L2 norms of the gradient over all processes (collective), before clipping, in float64.
 
     Returns:
         By the `name` of the optimizer's groups, those of the same name together, and their `total`.
@@ -46,41 +96,35 @@ def gradient_norms(trainer: pl.Trainer) -> dict[str, float]:
     )
     if zero_optimizer(trainer) is not None:
         dist.all_reduce(squares)
-    norms = torch.cat((squares, squares.sum(0, keepdim=True))).sqrt().tolist()
-    return dict(zip((*members, "total"), norms, strict=True))
+    norms = torch.cat((squares, squares.sum(0, keepdim=True))).sqrt()
+    return dict(zip((*members, "total"), norms.unbind(), strict=True))
 
 
-def discard_step(trainer: pl.Trainer) -> None:
-    """Lets the coming optimizer step change neither parameters nor Adam's moments and count.
+def apply_gradient(trainer: pl.Trainer, optimizer: Any, total: Tensor, clip_norm: float) -> None:
+    """Clips the gradient and steps Adam, whose parameters and moments a NaN leaves as they are.
 
-    The learning rate and Lightning's count of steps go on. Every process must call it.
+    ZeRO clips by itself, and waits for the device to know whether the gradient is finite. The other
+    engines learn it on the device. Every process must call it.
+
+    Args:
+        trainer: of the step.
+        optimizer: Lightning's, which counts the steps.
+        total: norm of the gradient.
+        clip_norm: largest norm; 0 does not clip.
     """
     sharded = zero_optimizer(trainer)
     if sharded is not None:
-        zero.discard(sharded)
-    elif isinstance(trainer.strategy, DeepSpeedStrategy):
-        _forget_in_step(adam(trainer))
+        if not total.isfinite():
+            zero.discard(sharded)
     else:
-        _forget(adam(trainer))
-
-
-def _forget(optimizer: optim.Optimizer) -> None:
-    """Takes the gradients away; Adam passes over parameters without one."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-def _forget_in_step(optimizer: optim.Optimizer) -> None:
-    """Does so when the step comes: ZeRO stage 0 clips before it, and fails without gradients."""
-    stepping: Any = optimizer
-    step = stepping.step
-
-    def left_out(*_: object) -> None:
-        stepping.step = step
-        _forget(optimizer)
-
-    stepping.step = left_out
+        stepping: Any = adam(trainer)
+        # PyTorch's own way for its loss scaler: the fused Adam leaves out a step with this set.
+        stepping.found_inf = (~total.isfinite()).float()
+        if clip_norm and not isinstance(trainer.strategy, DeepSpeedStrategy):
+            parameters = [p for group in stepping.param_groups for p in group["params"]]
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, total.float())
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _gradients(trainer: pl.Trainer) -> list[tuple[str, list[Tensor]]]:

@@ -1,39 +1,24 @@
-"""The training step and the validation step."""
+"""The folding model in training, as Lightning drives it."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
-from torch import Tensor
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.streams import DROPOUT, RECYCLES, random_seed, random_stream
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
 from esmfold_peft.metrics.lddt import LDDT, lddt_ca
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.training.accumulation import accumulation
-from esmfold_peft.training.gradients import discard_step, gradient_norms, step_is_due
+from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.optim import build_optimizer
-
-_CLAMP = 10.0  # Å (AF2 Suppl. Alg. 28)
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """What a process has seen at a time in the present optimizer step.
-
-    Attributes:
-        batch: the chains.
-        terms: their losses, without graph.
-        scores: their lDDT-Cα; NaN without a resolved pair.
-    """
-
-    batch: Batch
-    terms: LossTerms
-    scores: Tensor
+from esmfold_peft.training.passes import Passes
+from esmfold_peft.training.plan import Plan
+from esmfold_peft.training.step import optimizer_step
+from esmfold_peft.training.step_summary import StepSummary
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +39,8 @@ class ValidationBatch:
 class FoldingModule(pl.LightningModule):
     """Trains a folding model.
 
-    All that is drawn at random follows from the seed and the step, so that a step can be done again
-    in another process, and no generator has a state to keep.
+    All that is drawn at random follows from the seed and the number of a sample, so that a step can
+    be done again in another process, and no generator has a state to keep.
 
     Args:
         config: the run's settings.
@@ -64,76 +49,45 @@ class FoldingModule(pl.LightningModule):
 
     Attributes:
         step: optimizer steps done, those before included.
-        micro_batches: what this process has seen since the last step.
-        norms: of the gradient of the latest step before clipping: adapter, trunk, head and total.
+        passes: how the model's passes are computed.
+        plan: how many chains at a time.
+        average: moving average of what is trained.
+        asked_to_stop: whether this process shall end after the step.
+        seen: chains of the latest step, and their losses.
+        summary: of the latest step.
         latest: newest losses and scores by name, for whoever shows them.
     """
 
+    passes: Passes
+    plan: Plan
+    average: ExponentialAverage
+    asked_to_stop: Callable[[], bool]
+    seen: tuple[Batch, LossTerms]
+    summary: StepSummary
+
     def __init__(self, config: TrainConfig, model: FoldingModel, start: int = 0) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.config = config
         self.model = model
         self.start = start
-        self.micro_batches: list[MicroBatch] = []
-        self.norms: dict[str, float] = {}
         self.latest: dict[str, float] = {}
-        self._accumulation = accumulation(config.engine)
+
+    def setup(self, stage: str) -> None:
+        """Learns how many processes share a step, and on which device this one is."""
+        chains = self.config.engine.batch_size // self.trainer.world_size
+        device = self.trainer.strategy.root_device
+        self.passes = Passes(self.model, self.config, chains, device)
 
     @property
     def step(self) -> int:
         """Optimizer steps done, those before this process included."""
         return self.start + self.trainer.global_step
 
-    @property
-    def step_is_whole(self) -> bool:
-        """Whether all micro-batches of an optimizer step have been seen."""
-        return len(self.micro_batches) == self._accumulation
-
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The mean loss of a micro-batch; its gradient is NaN where the loss is not finite."""
-        number = len(self.micro_batches)
-        seed_dropout(self.config.seed, self.step, number, self.global_rank)
-        loss, found = self.learn(batch, self.step)
-        self.micro_batches.append(found)
-        return loss
-
-    def learn(self, batch: Batch, step: int) -> tuple[Tensor, MicroBatch]:
-        """The mean loss of training crops, with its graph, and what is known of each.
-
-        Args:
-            batch: the crops.
-            step: optimizer steps done, which say how often the crops are recycled.
-        """
-        weights = self.config.loss.weights
-        output = self.model(
-            batch.aatype,
-            batch.residue_index,
-            batch.mask,
-            recycles_at(step, self.config.model.max_recycles, self.config.seed),
-            heads=heads_to_compute(weights),
-        )
-        terms = fold_loss(
-            output,
-            batch,
-            weights,
-            clamp=torch.where(batch.clamped, _CLAMP, torch.inf),
-            resolution_range=self.config.loss.resolution,
-        )
-        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask).per_chain
-        loss = terms.total.mean()
-        # A loss that is not finite may have a finite gradient, which must not be learnt from: it
-        # becomes NaN, in every process that the gradient is shared with.
-        poison = torch.where(loss.isfinite(), 0.0, torch.nan)
-        known = LossTerms(terms.total.detach(), {n: t.detach() for n, t in terms.terms.items()})
-        return loss + poison * output.positions.sum(), MicroBatch(batch, known, scores)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures the gradient, and leaves out the step if it is not finite."""
-        if not step_is_due(self.trainer):
-            return
-        self.norms = gradient_norms(self.trainer)
-        if not math.isfinite(self.norms["total"]):
-            discard_step(self.trainer)
+    def training_step(self, batch: tuple[Batch, GroundTruth], batch_index: int) -> None:
+        """Makes an optimizer step."""
+        terms, self.summary = optimizer_step(self, *batch)
+        self.seen = batch[0], terms
 
     def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: Batch, batch_index: int
@@ -147,38 +101,21 @@ class FoldingModule(pl.LightningModule):
             self.config.model.max_recycles,
             heads=heads_to_compute(weights),
         )
-        unclamped = torch.full_like(batch.resolution, torch.inf)
         terms = fold_loss(
             output,
-            batch,
+            ground_truth(batch),
             weights,
-            clamp=unclamped,
+            clamp=torch.full_like(batch.resolution, torch.inf),
             resolution_range=self.config.loss.resolution,
         )
         scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
         return ValidationBatch(batch, terms, scores)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam with its schedule stepped once per optimizer step."""
+        """Adam with its schedule, which `optimizer_step` steps."""
         optimizer, schedule = build_optimizer(self.model, self.config.optimizer, start=self.start)
+        self.schedule = schedule
         return {
             "optimizer": optimizer,
             "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),
         }
-
-
-def seed_dropout(seed: int, step: int, number: int, rank: int) -> None:
-    """Seeds PyTorch's generators for one micro-batch.
-
-    Args:
-        seed: of the run.
-        step: optimizer steps done.
-        number: of the micro-batch in its step and process.
-        rank: the process, which draws for itself.
-    """
-    torch.manual_seed(random_seed(seed, DROPOUT, step, number, rank))
-
-
-def recycles_at(step: int, most: int, seed: int) -> int:
-    """Recycling passes of an optimizer step: uniform from 0 to `most`, the same everywhere."""
-    return int(random_stream(seed, RECYCLES, step).integers(most + 1))

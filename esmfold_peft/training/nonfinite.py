@@ -26,7 +26,7 @@ NONFINITE = "nonfinite"
 WEIGHTS = "weights.safetensors"
 
 _MOST = 10  # steps of a run whose evidence is kept: a run that diverges has thousands
-_TENSORS = [field.name for field in fields(Batch) if field.name != "ids"]
+_TENSORS = [field.name for field in fields(Batch) if field.name not in ("ids", "lengths")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +36,13 @@ class Evidence:
     Attributes:
         step: optimizer steps that were done before it.
         rank: the process.
-        batches: its micro-batches in order.
+        batch: its chains.
         faults: chains and terms that were not finite; none if only the gradient was not.
     """
 
     step: int
     rank: int
-    batches: tuple[Batch, ...]
+    batch: Batch
     faults: tuple[str, ...]
 
 
@@ -51,22 +51,18 @@ def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None
 
     Args:
         trainer: of the run.
-        module: with the step's micro-batches and the weights that it began with.
+        module: with what the step saw and the weights that it began with.
         step: the step's number, from 1.
     """
-    faults = [f for m in module.micro_batches for f in m.terms.faults(m.batch.ids)]
+    batch, terms = module.seen
+    faults = terms.faults(batch.ids)
     folder = module.config.run / NONFINITE / f"step_{step:08d}"
     # One process decides: others may already see the folder of this step.
     known = len(list(folder.parent.glob("step_*"))) if trainer.is_global_zero else 0
     kept = trainer.strategy.broadcast(known) < _MOST
     weights = read_parameters(trainer, kept_tensors(module.model)) if kept else {}
     if kept:
-        evidence = Evidence(
-            step - 1,
-            trainer.global_rank,
-            tuple(m.batch for m in module.micro_batches),
-            tuple(faults),
-        )
+        evidence = Evidence(step - 1, trainer.global_rank, batch, tuple(faults))
         try:
             make_folder(folder)
             _write(folder / f"rank_{trainer.global_rank}.safetensors", evidence)
@@ -94,14 +90,15 @@ def read_evidence(path: Path) -> Evidence:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["evidence"])
-            batches = tuple(
-                Batch(
-                    ids=tuple(ids),
-                    **{name: file.get_tensor(f"{number}/{name}") for name in _TENSORS},
+            if "0/aatype" in file.keys():  # noqa: SIM118 - it is no dictionary
+                raise UserError(
+                    f"{path}: an earlier version has kept it, whose dropout was another; that"
+                    " version can do the step again"
                 )
-                for number, ids in enumerate(about["ids"])
-            )
-        return Evidence(about["step"], about["rank"], batches, tuple(about["faults"]))
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        lengths = tuple(tensors["mask"].sum(-1).tolist())
+        batch = Batch(tuple(about["ids"]), lengths, **tensors)
+        return Evidence(about["step"], about["rank"], batch, tuple(about["faults"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not the evidence of a step ({error})") from error
 
@@ -110,14 +107,10 @@ def _write(path: Path, evidence: Evidence) -> None:
     about = {
         "step": evidence.step,
         "rank": evidence.rank,
-        "ids": [batch.ids for batch in evidence.batches],
+        "ids": evidence.batch.ids,
         "faults": evidence.faults,
     }
-    tensors = {
-        f"{number}/{name}": getattr(batch, name).cpu().contiguous()
-        for number, batch in enumerate(evidence.batches)
-        for name in _TENSORS
-    }
+    tensors = {name: getattr(evidence.batch, name).cpu().contiguous() for name in _TENSORS}
     save_file(tensors, path, metadata={"evidence": json.dumps(about)})
 
 

@@ -3,6 +3,7 @@
 config.yaml         every setting, written out
 provenance.json     versions, commit, seed, hashes of base weights and data; every session
 status.json         how the run stands or has ended (`status`)
+plan.json           how many chains a device computes at a time, where a trial has found it (`plan`)
 metrics.csv         losses, norms of gradients, validation scores
 validation/         the scores of every chain, one table for each validation
 leaks.csv           training chains that leak validation chains, where such were allowed
@@ -239,7 +240,7 @@ def load_model(
     config = replace(
         config,
         model=replace(config.model, chunk=chunk, kernels="fused", pair_track=track),
-        engine=replace(config.engine, compile=False),
+        engine=replace(config.engine, compile=False, cuda_graphs=False),
     )
     model = rebuild_model(run, config, tensors, place)
     return model.eval(), config

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from esmfold_peft.training.module import FoldingModule
-from esmfold_peft.training.optim import learning_rate_factor
+from esmfold_peft.losses.total import LossTerms
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,43 @@ class StepSummary:
         return not math.isfinite(self.metrics["gradient/total"])
 
 
-def summarize_step(trainer: pl.Trainer, module: FoldingModule, *, stop: bool) -> StepSummary:
-    """Adds up the micro-batches of a step: one message between the processes.
+def summarize_step(
+    trainer: pl.Trainer,
+    step: int,
+    terms: LossTerms,
+    scores: Float[Tensor, "b"],
+    norms: Mapping[str, Tensor],
+    rate: float,
+    *,
+    stop: bool,
+) -> StepSummary:
+    """Fetches what a step has found: one message between the processes, one wait for the device.
 
     Args:
         trainer: whose step it is.
-        module: with all micro-batches of the step.
+        step: its number.
+        terms: losses of this process's chains.
+        scores: their lDDT-Cα; NaN without a resolved pair.
+        norms: of the gradient of all processes.
+        rate: learning rate of the step.
         stop: whether this process was asked to stop.
     """
-    micro_batches = module.micro_batches
-    names = ["loss", *micro_batches[0].terms.terms]
-    means = torch.stack(
-        [
-            torch.stack([m.terms.total.mean(), *(t.mean() for t in m.terms.terms.values())])
-            for m in micro_batches
-        ]
-    ).mean(0)
+    names = ["loss", *terms.terms]
+    means = torch.stack((terms.total, *terms.terms.values())).double().mean(1)
     # A crop without a resolved pair has no score: mean over those that have one.
-    scores = torch.cat([m.scores for m in micro_batches])
     found = scores.isfinite()
-    counts = torch.stack([scores.nansum(), found.sum(), found.new_full((), stop)]).to(means.dtype)
-    total = trainer.strategy.reduce(torch.cat([means, counts]), reduce_op="sum").tolist()
-    *losses, score, scored, stops = total
+    counts = torch.stack((scores.nansum(), found.sum(), found.new_full((), stop)))
+    shared = trainer.strategy.reduce(torch.cat((means, counts.double())), reduce_op="sum")
+    assert isinstance(shared, Tensor)
+    values = torch.cat((shared, torch.stack((*norms.values(),)))).tolist()
+    losses, (score, scored, stops) = values[: len(names)], values[len(names) : len(names) + 3]
+    gradient = dict(zip(norms, values[len(names) + 3 :], strict=True))
     metrics = {f"train/{n}": v / trainer.world_size for n, v in zip(names, losses, strict=True)}
     metrics["train/lddt_ca"] = score / scored if scored else math.nan
-    metrics |= {f"gradient/{name}": norm for name, norm in module.norms.items()}
-    metrics |= _gradient_shares(module.norms)
-    optimizer = module.config.optimizer
-    metrics["learning_rate"] = optimizer.lr * learning_rate_factor(module.step - 1, optimizer)
-    return StepSummary(module.step, metrics, stop=stops > 0)
+    metrics |= {f"gradient/{name}": norm for name, norm in gradient.items()}
+    metrics |= _gradient_shares(gradient)
+    metrics["learning_rate"] = rate
+    return StepSummary(step, metrics, stop=stops > 0)
 
 
 def _gradient_shares(norms: Mapping[str, float]) -> dict[str, float]:

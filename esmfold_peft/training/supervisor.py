@@ -1,8 +1,10 @@
 """What happens between two optimizer steps: averaging, guarding, logging, saving, validating."""
 
 import math
+import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
@@ -29,15 +31,18 @@ from esmfold_peft.training.divergence import (
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engine_state import read_adam, read_parameters, write_adam
 from esmfold_peft.training.failures import explained
+from esmfold_peft.training.memory_test import attempt, bytes_of_moments
 from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.nonfinite import keep_evidence
+from esmfold_peft.training.plan import find_plan
 from esmfold_peft.training.progress import TrainingProgress
 from esmfold_peft.training.run_directory import export_model, kept_tensors
 from esmfold_peft.training.status import Name, Status, write_status
-from esmfold_peft.training.step_summary import StepSummary, summarize_step
+from esmfold_peft.training.step_summary import StepSummary
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.validation import validate
+from esmfold_peft.training.world import after_the_first
 
 
 class _ValidationStoppedError(Exception):
@@ -89,11 +94,20 @@ class Supervisor(pl.Callback):
         self._require_one_beginning(trainer)
         self.state = replace(self.state, processes=trainer.world_size)
         self._trained = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
-        self._average = ExponentialAverage(self._trained, self.config.optimizer.ema)
+        module.average = ExponentialAverage(self._trained, self.config.optimizer.ema)
+        with after_the_first(os.environ):  # all processes find that nothing fits
+            module.plan = find_plan(
+                module.config,
+                trainer.strategy.root_device,
+                partial(attempt, module),
+                later=bytes_of_moments(module),
+            )
+        module.model.trunk.stack.recompute = module.plan.recompute
+        module.asked_to_stop = lambda: self.signals.received is not None
         self._validation_loader = self.data.val_dataloader() if self.data.validation else None
         if self._resumed is not None:
             write_adam(trainer, self._trained, self._resumed.adam)
-            self._average.write(self._resumed.average, self.state.ema_updates)
+            module.average.write(self._resumed.average, self.state.ema_updates)
             if trainer.is_global_zero:  # it may have been killed between checkpoint and export
                 tensors = self._resumed.weights | self._resumed.average
                 export_model(self.config.run, module.model, tensors, self.state.base_sha256)
@@ -113,12 +127,8 @@ class Supervisor(pl.Callback):
     ) -> None:
         """Does all that follows an optimizer step."""
         module = _folding(pl_module)
-        if not module.step_is_whole:
-            return
-        summary = summarize_step(trainer, module, stop=self.signals.received is not None)
-        self._stopped = summary.stop
-        self._take_in(trainer, module, summary)
-        module.micro_batches.clear()
+        self._stopped = module.summary.stop
+        self._take_in(trainer, module, module.summary)
         if self._guard.verdict is None:
             if self._checkpoint_due():
                 self._save(trainer, module)
@@ -167,8 +177,6 @@ class Supervisor(pl.Callback):
             metrics |= comparison_metrics(trainer, module.model, self.config.optimizer)
         if summary.skipped:
             keep_evidence(trainer, module, summary.step)
-        else:
-            self._average.update()
         self._guard = observe(
             self._guard,
             Observation(
@@ -184,7 +192,7 @@ class Supervisor(pl.Callback):
         self.state = replace(
             self.state,
             step=summary.step,
-            ema_updates=self._average.updates,
+            ema_updates=module.average.updates,
             skipped_steps=self.state.skipped_steps + summary.skipped,
             guard=self._guard.to_dict(),
             validated=not self._validation_due(summary.step),
@@ -210,7 +218,7 @@ class Supervisor(pl.Callback):
     def _save(self, trainer: pl.Trainer, module: FoldingModule) -> None:
         """Writes a checkpoint, and the model as others use it."""
         weights = read_parameters(trainer, kept_tensors(module.model))
-        average = self._average.read(trainer)
+        average = module.average.read(trainer)
         adam = read_adam(trainer, self._trained)
         if trainer.is_global_zero:
             run = self.config.run
@@ -229,7 +237,7 @@ class Supervisor(pl.Callback):
                 trainer,
                 module,
                 self._validation_loader,
-                self._average,
+                module.average,
                 advanced=lambda chains: self._validation_advanced(trainer, chains),
             )
         except _ValidationStoppedError:

@@ -15,12 +15,12 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.launch import (
     cluster_environment,
     require_gpus,
     resolved_engine,
 )
+from esmfold_peft.training.plan import chains_of_device
 from esmfold_peft.training.world import launched_world
 
 
@@ -46,7 +46,7 @@ def build_trainer(
     devices, nodes = engine.devices, engine.nodes
     assert devices is not None
     assert nodes is not None
-    micro_steps = accumulation(engine)
+    chains = chains_of_device(engine)
     choose_device(engine.accelerator)
     if _on_gpu(engine):
         require_gpus(devices, torch.cuda.device_count(), world)
@@ -56,12 +56,10 @@ def build_trainer(
         accelerator=engine.accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=_strategy(config, devices * nodes),
+        strategy=_strategy(config, devices * nodes, chains),
         precision=None if engine.deepspeed else "32-true",
         plugins=[cluster_environment(world), *untouched],
         max_steps=max(engine.steps - start, 0),
-        accumulate_grad_batches=micro_steps,
-        gradient_clip_val=config.optimizer.clip_norm or None,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -72,26 +70,21 @@ def build_trainer(
         logger=loggers,
         callbacks=callbacks,
     )
-    # Lightning's processes tell each other of a SIGTERM before every micro-batch, and each waits
-    # for its GPU to hear it. Ours do so once in a step (`step_summary`).
+    # Lightning's processes tell each other of a SIGTERM before every batch, and each waits for its
+    # GPU to hear it. Ours do so with the step's summary.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     # Its handler sends messages wherever the signal finds it, and hangs if it comes to one process.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 
 
-def _strategy(config: TrainConfig, processes: int) -> Strategy | str:
+def _strategy(config: TrainConfig, processes: int, chains: int) -> Strategy | str:
     engine = config.engine
     if engine.deepspeed is not None:
-        return _deepspeed(engine)
+        return _deepspeed(engine, chains=chains, clip_norm=config.optimizer.clip_norm)
     if processes > 1:
         backend = "nccl" if _on_gpu(engine) else "gloo"
-        # Heads whose loss has no weight are frozen. Without these two losses parts of the structure
-        # module get no gradient either, which DDP must be told to expect.
-        idle = 0 in (config.loss.weights.fape, config.loss.weights.chi)
-        return DDPStrategy(
-            broadcast_buffers=False, process_group_backend=backend, find_unused_parameters=idle
-        )
+        return DDPStrategy(broadcast_buffers=False, process_group_backend=backend)
     return "auto"
 
 
@@ -108,9 +101,16 @@ _UNREADABLE = (
 )
 
 
-def _deepspeed(engine: EngineConfig) -> DeepSpeedStrategy:
+def _deepspeed(engine: EngineConfig, *, chains: int, clip_norm: float) -> DeepSpeedStrategy:
+    """DeepSpeed for steps of one backward pass: the accumulation is ours.
+
+    Args:
+        engine: its `deepspeed` names the file of its settings.
+        chains: of a device in a step.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+    """
     settings = deepspeed_settings(engine)
-    settings["train_micro_batch_size_per_gpu"] = engine.micro_batch
+    settings |= {"train_micro_batch_size_per_gpu": chains, "gradient_clipping": clip_norm}
     # Adam is torch's, also where ZeRO offloads: DeepSpeed's own would have to be compiled first.
     settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if _on_gpu(engine):
@@ -139,8 +139,9 @@ def deepspeed_settings(engine: EngineConfig) -> dict[str, Any]:
     ):
         if key in settings:
             raise UserError(f"{path}: {key} is set by the run's config; take it out of this file")
-    if engine.compile and settings["zero_optimization"]["stage"] == 3:
-        raise UserError(f"engine.compile: it cannot read the weights that {path} spreads (stage 3)")
+    for name in ("compile", "cuda_graphs"):
+        if getattr(engine, name) is True and settings["zero_optimization"]["stage"] == 3:
+            raise UserError(f"engine.{name}: not with weights that {path} spreads (stage 3)")
     return settings
 
 
@@ -179,13 +180,6 @@ class _Untouched(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
-
-    def backward(
-        self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        # Lightning has divided the loss by the accumulation; DeepSpeed would do it once more.
-        kwargs["scale_wrt_gas"] = False
-        super().backward(tensor, model, optimizer, *args, **kwargs)
 
 
 class _CPUDeepSpeedStrategy(DeepSpeedStrategy):

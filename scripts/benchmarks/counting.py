@@ -74,7 +74,7 @@ class Counts:
     kept: int
 
 
-def eager(function: Function, weights: Any, *inputs: Any, fake: bool = True) -> Counts:
+def eager(function: Function, weights: Any, *inputs: Any) -> Counts:
     """Counts operations as PyTorch runs them one by one.
 
     Tensors that the function makes once and remembers must exist before, or they will be fake.
@@ -83,13 +83,15 @@ def eager(function: Function, weights: Any, *inputs: Any, fake: bool = True) -> 
         function: called with the weights and inputs.
         weights: tensors that are kept anyway.
         inputs: further arguments; only shapes, types and `requires_grad` of tensors matter.
-        fake: False computes, for functions that depend on values.
     """
-    if not fake:
-        return _eager(function, weights, inputs)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         weights, inputs = tree_map_only(Tensor, mode.from_tensor, (weights, inputs))
-        return _eager(function, weights, inputs)
+        with KernelCounter() as forward:
+            outputs, kept = _run(function, weights, inputs)
+        with KernelCounter() as backward:
+            _backward(outputs)
+    passes = (Traffic(counter.count, counter.bytes) for counter in (forward, backward))
+    return Counts(*passes, kept)
 
 
 def fused(function: Function, weights: Any, *inputs: Any) -> Counts:
@@ -113,16 +115,6 @@ def fused(function: Function, weights: Any, *inputs: Any) -> Counts:
     finally:
         torch.compiler.reset()  # what was compiled here computes nothing
     return Counts(passes[False], passes[True], kept)
-
-
-def _eager(function: Function, weights: Any, inputs: tuple[Any, ...]) -> Counts:
-    with KernelCounter() as forward:
-        outputs, kept = _run(function, weights, inputs)
-    with KernelCounter() as backward:
-        _backward(outputs)
-    return Counts(
-        Traffic(forward.count, forward.bytes), Traffic(backward.count, backward.bytes), kept
-    )
 
 
 def _run(function: Function, weights: Any, inputs: tuple[Any, ...]) -> tuple[list[Tensor], int]:

@@ -7,9 +7,10 @@ process, by this project's reader (every protein chain of the first model, as ar
 Biopython's MMCIFParser (a tree of all atoms); both begin with the compressed file on disk. Features
 and records (packing and unpacking a chain of the store) are timed on the chains that were read.
 `prepare` makes a store of the whole folder, with one worker and with two. The loader is that of
-training: crops of the chains of the store, sampled and padded, with two workers, while the main
-process does nothing else. The sampler's part is a manifest of 600,000 chains without a store: a
-process of its own reads it, makes the sampler and draws batches of 32.
+training: crops of the chains of the store, sampled and padded, with what losses need to know of the
+true structures, by two workers, while the main process does nothing else. The sampler's part is a
+manifest of 600,000 chains without a store: a process of its own reads it, makes the sampler and
+draws batches of 32.
 
 Times of parsing, features and records are of the process (CPU time); those of `prepare` and the
 loader are wall time on the cores that there are, so that other work on the machine counts. Ratios
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--every", type=int, default=1, help="parse every n-th file only")
     made.add_argument("--prepare-rounds", type=int, default=1, help="of `prepare`")
     made.add_argument("--crop", type=int, default=256, help="residues")
-    made.add_argument("--micro-batch", type=int, default=4, help="crops that are padded together")
+    made.add_argument("--chains", type=int, default=32, help="crops of a step")
     made.add_argument("--samples", type=int, default=4000, help="crops to take from the loader")
     made.add_argument("--listed", type=int, default=600_000, help="chains to sample from")
     made.add_argument("--output", type=Path, help="JSON file with every number")
@@ -173,17 +174,17 @@ def measure_loader(store: Path, args: argparse.Namespace) -> dict[str, float]:
     config = TrainConfig(
         run=Path("unused"),
         data=DataConfig(train=store, crop=args.crop, workers=2),
-        engine=EngineConfig(micro_batch=args.micro_batch),
+        engine=EngineConfig(batch_size=args.chains),
     )
     batches = iter(ChainDataModule(config).train_dataloader())
     next(batches)
-    count = args.samples // args.micro_batch
+    steps = args.samples // args.chains
     started = time.perf_counter()
-    residues = sum(int(batch.mask.sum()) for batch in islice(batches, count))
+    residues = sum(sum(batch.lengths) for batch, _ in islice(batches, steps))
     passed = time.perf_counter() - started
     return {
-        "crops_per_second": count * args.micro_batch / passed,
-        "mean_residues": residues / (count * args.micro_batch),
+        "crops_per_second": steps * args.chains / passed,
+        "mean_residues": residues / (steps * args.chains),
         "workers": 2,
     }
 

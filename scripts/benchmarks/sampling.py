@@ -12,7 +12,7 @@ from pathlib import Path
 from esmfold_peft.datasets.manifest import read_manifest
 from esmfold_peft.datasets.mixture import Mixture
 from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.datasets.sampler import StepBatches
 
 
 def sample(path: Path) -> dict[str, float]:
@@ -20,7 +20,7 @@ def sample(path: Path) -> dict[str, float]:
     started = time.perf_counter()
     manifest = read_manifest(path)
     weights = chain_weights(manifest.length, manifest.cluster_size, "inverse", True)
-    batches = iter(MicroBatches(Mixture([StoreOrder(weights, 0)], [1.0], 0), 32, 0, 1))
+    batches = iter(StepBatches(Mixture([StoreOrder(weights, 0)], [1.0], 0), 32, 0, 1))
     next(batches)
     built = time.perf_counter() - started
     times = []

@@ -3,11 +3,10 @@
     python scripts/benchmarks/traffic.py --output traffic.json
 
 A block of the trunk, the structure module, the language model with LoRTA (in bfloat16 autocast but
-for the structure module) and the losses of initial training, at the paper's sizes: forward and
-backward pass, as PyTorch runs them operation by operation ("eager") and as inductor would fuse them
+for the structure module), and the losses of both stages, at the paper's sizes: forward and backward
+pass, as PyTorch runs them operation by operation ("eager") and as inductor would fuse them
 for an H100 ("fused", see counting.py). A byte is counted once for every kernel that reads or writes
-it. Kept are the GB that a chain holds for its backward pass, weights aside. The losses depend on
-values: they are computed, and not fused.
+it. Kept are the GB that a chain holds for its backward pass, weights aside.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from counting import Counts, Function, eager, fused
@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map_only
-from training_step import Training, end_to_end, run_of, with_leaves
+from torch.utils._pytree import register_dataclass, tree_flatten, tree_map_only, tree_unflatten
+from training_step import FINETUNING, end_to_end, run_of, with_leaves
 
 from esmfold_peft.config import (
     AdapterConfig,
@@ -39,8 +39,11 @@ from esmfold_peft.config import (
 )
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.geometry.tables import tables
+from esmfold_peft.losses.total import fold_loss
 from esmfold_peft.model.build import build_model
+from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.trunks.openfold import Evoformer, fused_block
@@ -58,6 +61,8 @@ EARLIER = {
 by another program; fused: by inductor for CUDA tensors, with stubs in place of the driver.
 openfold3's block then never made the outer product in full, and ours was a sketch."""
 
+register_dataclass(FoldOutput)  # tensors in it are counted
+
 
 @dataclass(frozen=True)
 class Part:
@@ -66,21 +71,21 @@ class Part:
     Attributes:
         function: of the weights and the inputs.
         weights: tensors by name.
-        inputs: further arguments.
-        depends_on_values: so that it must be computed, and is not fused.
+        inputs: further arguments, dataclasses of tensors among them.
     """
 
     function: Function
     weights: dict[str, Tensor]
-    inputs: tuple[Tensor, ...]
-    depends_on_values: bool = False
+    inputs: tuple[Any, ...]
 
     def counted(self) -> Iterator[tuple[str, Counts]]:
-        """Counts of both ways to run it, by their names."""
-        fake = not self.depends_on_values
-        yield "eager", eager(self.function, self.weights, *self.inputs, fake=fake)
-        if fake:
-            yield "fused", fused(self.function, self.weights, *self.inputs)
+        """Counts of both ways to run it on a GPU, by their names."""
+        with (
+            mock.patch("esmfold_peft.losses.violations.lists_pairs", _never),
+            mock.patch("esmfold_peft.metrics.lddt.lists_pairs", _never),
+        ):
+            yield "eager", eager(self.function, self.weights, *self.inputs)
+        yield "fused", fused(self.function, self.weights, *self.inputs)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -180,11 +185,16 @@ def structure_module(chains: int, crop: int) -> Part:
     model, batch = paper_model(), real_batch(chains, crop)
     module, (s, z) = model.structure_module, tracks(chains, crop)
 
-    def run(weights: Any, s: Tensor, z: Tensor, aatype: Tensor, mask: Tensor) -> Any:
-        made = functional_call(module, weights, (s, z, aatype, mask))
+    factors, nesting = tree_flatten(draw_factors(module.dropout_sites(crop), chains, s.device))
+
+    def run(
+        weights: Any, s: Tensor, z: Tensor, aatype: Tensor, mask: Tensor, *factors: Tensor
+    ) -> Any:
+        dropout = tree_unflatten(factors, nesting)
+        made = functional_call(module, weights, (s, z, aatype, mask, dropout))
         return made.positions, made.torsions, made.frames.translation, made.s
 
-    return Part(run, parameters_of(module), (s, z, batch.aatype, batch.mask))
+    return Part(run, parameters_of(module), (s, z, batch.aatype, batch.mask, *factors))
 
 
 def language_model(chains: int, crop: int) -> Part:
@@ -203,16 +213,15 @@ def language_model(chains: int, crop: int) -> Part:
     return Part(run, parameters_of(module), (batch.aatype, batch.mask))
 
 
-def losses(chains: int, crop: int) -> Part:
-    """The losses of initial training, of what an untrained structure module predicts.
+def losses(chains: int, crop: int, stage: LossWeights) -> Part:
+    """The losses of what an untrained structure module predicts.
 
     Args:
         chains: of the micro-batch.
         crop: residues of each.
+        stage: weights of the losses.
     """
     model, batch = paper_model(), real_batch(chains, crop)
-    clamp = torch.full((chains,), 10.0)
-    training = Training(model, batch, 0, clamp, LossWeights())
     with torch.no_grad():
         made = model.structure_module(*tracks(chains, crop), batch.aatype, batch.mask)
     output = FoldOutput(
@@ -223,10 +232,15 @@ def losses(chains: int, crop: int) -> Part:
         positions=made.positions,
         distogram_logits=torch.randn(chains, crop, crop, 64),
         plddt_logits=torch.randn(chains, crop, 50),
-        resolved_logits=None,
-        pae_logits=None,
+        resolved_logits=torch.randn(chains, crop, 37),
+        pae_logits=torch.randn(chains, crop, crop, 64),
     )
-    return Part(lambda _: training.loss(with_leaves(output)), {}, (), depends_on_values=True)
+
+    def run(_: Any, output: FoldOutput, truth: GroundTruth, clamp: Tensor) -> Any:
+        return fold_loss(output, truth, stage, clamp=clamp).total
+
+    truth, clamp = ground_truth(batch, fixed=True), torch.full((chains,), 10.0)
+    return Part(run, {}, (with_leaves(output), truth, clamp))
 
 
 PARTS: dict[str, Callable[[int, int], Part]] = {
@@ -235,7 +249,8 @@ PARTS: dict[str, Callable[[int, int], Part]] = {
     "our block, float32 pair track": partial(our_block, pair_track=torch.float32),
     "structure module": structure_module,
     "language model": language_model,
-    "losses": losses,
+    "losses": partial(losses, stage=LossWeights()),
+    "losses of fine-tuning": partial(losses, stage=FINETUNING),
 }
 
 
@@ -277,6 +292,10 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
         name: parameter.detach().requires_grad_(parameter.requires_grad)
         for name, parameter in module.named_parameters()
     }
+
+
+def _never(_: torch.device) -> bool:
+    return False
 
 
 def _cells(*numbers: float | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,8 +19,10 @@ from esmfold_peft.config import (
 )
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.features import Features, features
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
+from esmfold_peft.model.dropout import PassDropout
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.protein.read import read_structure
@@ -66,8 +68,13 @@ class Training:
 
     def loss(self, output: FoldOutput) -> Tensor:
         """The loss of a prediction."""
-        terms = fold_loss(output, self.batch, self.weights, clamp=self.clamp, resolution_range=None)
-        return terms.total.mean()
+        options = {"clamp": self.clamp, "resolution_range": None}
+        return fold_loss(output, self.truth, self.weights, **options).total.mean()
+
+    @cached_property
+    def truth(self) -> GroundTruth:
+        """The true structures, which the loader prepares in a training."""
+        return ground_truth(self.batch)
 
 
 def whole_step(training: Training) -> Step:
@@ -87,24 +94,23 @@ def parts(training: Training) -> dict[str, Step]:
     """Forward and backward pass of each part alone, on inputs as they have them in a step."""
     model, batch = training.model, training.batch
     with torch.no_grad(), torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-        hidden = model.language_model(batch.aatype, batch.mask)
-        m, z = model.trunk.embed(hidden, batch.aatype, batch.residue_index, batch.mask)
-        cb = torch.zeros(*batch.aatype.shape, 3, device=z.device)
-        weights = model.trunk.stack.pack()
-        tracks = model.trunk(m, z, batch.mask, None, cb, weights).float()
+        m = model.read(batch.aatype, batch.mask)
+        blocks, layers = model.draw_dropout(*batch.mask.shape) or PassDropout()
+        inputs = (batch.residue_index, batch.mask, None)
+        tracks = model.trunk(m, *inputs, model.pack(), blocks).float()
         output = training.fold()
 
     def language_model() -> tuple[Tensor, ...]:
         with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
             return (model.language_model(batch.aatype, batch.mask),)
 
-    def trunk(m: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    def trunk(m: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
-            tracks = model.trunk(m, z, batch.mask, None, cb, model.trunk.stack.pack())
+            tracks = model.trunk(m, *inputs, model.pack(), blocks)
         return tracks.s, tracks.z
 
     def structure_module(s: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        made = model.structure_module(s, z, batch.aatype, batch.mask)
+        made = model.structure_module(s, z, batch.aatype, batch.mask, layers)
         return made.positions, made.torsions, made.frames.translation, made.s
 
     def losses() -> None:
@@ -112,7 +118,7 @@ def parts(training: Training) -> dict[str, Step]:
 
     return {
         "language model": partial(forward_backward, model, language_model),
-        "trunk": partial(forward_backward, model, trunk, m, z),
+        "trunk": partial(forward_backward, model, trunk, m),
         "structure module": partial(forward_backward, model, structure_module, tracks.s, tracks.z),
         "losses": losses,
     }

@@ -60,7 +60,6 @@ def uses_kernels(name: str, device: torch.device) -> Row:
         name: of the row.
         device: under check.
     """
-    device = torch.empty(0, device=device).device  # with its index, as tensors have it
     unused = [
         f"{width} channels {_short(dtype)} {f'up to {block}' if block else 'in blocks'}"
         for width, dtype, block in product(KERNEL_WIDTHS, KERNEL_PRECISIONS, (64, 256, None))

@@ -12,11 +12,14 @@ from measuring import interleaved, peak_memory, ratio, seconds
 from esmfold_peft.adapters.sizes import SIZES
 from esmfold_peft.config import AdapterConfig
 from gpu_checks.paper_step import Setup, paper_model
-from gpu_checks.report import Row, measured, skipped
+from gpu_checks.report import Row, against_goal, measured, skipped
 from gpu_checks.running import Context
 
 KINDS = ["lora", "lorta"]
 RECYCLES = 3
+
+LORA_GOAL, LORTA_GOAL = 1.1, 1.0
+"""Time with LoRA over that of the frozen model, and with LoRTA over that with LoRA, at most."""
 
 
 def adapters(context: Context) -> Iterator[Row]:
@@ -42,6 +45,10 @@ def adapters(context: Context) -> Iterator[Row]:
         over = ratio(own, times[FROZEN])
         detail = f"{over:.3f} x frozen, {compared[name].parameters:,} parameters"
         yield measured(f"{title}: {name}", 1e3 * statistics.median(own), "ms", detail=detail)
+    lora = ratio(times["lora"], times[FROZEN])
+    lorta = ratio(times["lorta"], times["lora"])
+    yield against_goal(f"{title}: lora / {FROZEN}", lora, LORA_GOAL, "x")
+    yield against_goal(f"{title}: lorta / lora", lorta, LORTA_GOAL, "x")
     if PEFT not in compared:
         yield skipped(f"{title}: {PEFT}", "not installed")
 
@@ -49,8 +56,8 @@ def adapters(context: Context) -> Iterator[Row]:
 def inference(context: Context) -> Iterator[Row]:
     """Seconds and memory of one structure with the paper's model, by length."""
     device = context.device
-    model = paper_model(Setup(1, recompute=False), context).eval()
-    for length in context.sizes.inference:
+    model = paper_model(Setup(1), context).eval()
+    for length, goal in context.sizes.inference.items():
         name = f"inference, {length} residues, {RECYCLES} recycles, bf16"
         aatype = torch.randint(0, 20, (1, length)).to(device)
         index = torch.arange(length, device=device)[None]
@@ -68,4 +75,4 @@ def inference(context: Context) -> Iterator[Row]:
             yield skipped(name, "does not fit into the card's memory")
             continue
         detail = f"peak {peak / 2**20:.1f} MiB above the model"
-        yield measured(name, statistics.median(times), "s", detail=detail)
+        yield against_goal(name, statistics.median(times), goal, "s", detail=detail)

@@ -17,21 +17,24 @@ from training_step import Training
 from esmfold_peft.model.trunks.openfold import Evoformer
 
 PEAKS = (
-    (("B200",), 2250.0),
-    (("GH200",), 989.0),
-    (("H200",), 989.0),
-    (("H100", "PCIe"), 756.0),
-    (("H100", "NVL"), 835.0),
-    (("H100",), 989.0),
-    (("A100",), 312.0),
-    (("L40S",), 362.0),
-    (("L4",), 121.0),
-    (("A10G",), 70.0),
-    (("A10",), 125.0),
-    (("RTX 4090",), 165.2),
+    (("B200",), 2250.0, 8000.0),
+    (("GH200",), 989.0, None),
+    (("H200",), 989.0, 4800.0),
+    (("H100", "PCIe"), 756.0, 2000.0),
+    (("H100", "NVL"), 835.0, 3900.0),
+    (("H100",), 989.0, 3350.0),
+    (("A100", "80GB", "PCIe"), 312.0, 1935.0),
+    (("A100", "80GB"), 312.0, 2039.0),
+    (("A100",), 312.0, 1555.0),
+    (("L40S",), 362.0, 864.0),
+    (("L4",), 121.0, 300.0),
+    (("A10G",), 70.0, 600.0),
+    (("A10",), 125.0, 600.0),
+    (("RTX 4090",), 165.2, 1008.0),
 )
-"""Dense bfloat16 peaks with float32 sums in TFLOPS by the words of a card's name, as NVIDIA states
-them; the first line whose words are all in the name counts."""
+"""Dense bfloat16 peaks with float32 sums in TFLOPS, and of the memory in GB/s (None: the name does
+not tell which), by the words of a card's name, as NVIDIA states them; the first line whose words
+are all in the name counts."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class Flops:
         return self.step + recycles * self.recycle
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 operations a second of a card; None where the table has it not.
+def peaks_of(device_name: str) -> tuple[float | None, float | None]:
+    """Dense bfloat16 operations and bytes a second of a card; None where the table has it not.
 
     Args:
         device_name: as CUDA gives it, such as NVIDIA H100 80GB HBM3.
     """
-    words = device_name.replace("-", " ").split()
-    for wanted, peak in PEAKS:
-        if all(set(name.split()) <= set(words) for name in wanted):
-            return peak * 1e12
-    return None
+    words = set(device_name.replace("-", " ").split())
+    for wanted, tflops, gigabytes in PEAKS:
+        if set(" ".join(wanted).split()) <= words:
+            return 1e12 * tflops, gigabytes and 1e9 * gigabytes
+    return None, None
 
 
 def _attention_flops(qkvg: Sequence[int], *others: object, **more: object) -> int:
@@ -107,7 +110,7 @@ def model_flops(training: Training) -> Flops:
         training: a step without recycling.
     """
     stack = training.model.trunk.stack
-    blocks = len(stack.blocks)
+    blocks, _ = len(stack.blocks), training.truth  # which the loader prepares
     one, two = (_flops_of(training, count) for count in (1, 2))
     return Flops(
         recycle=one.recycle + (blocks - 1) * (two.recycle - one.recycle),
@@ -138,9 +141,10 @@ def first_blocks(stack: nn.Module, count: int) -> Iterator[None]:
         count: blocks.
     """
     assert isinstance(stack, Evoformer)
-    blocks, config = stack.blocks, stack.config
-    stack.blocks, stack.config = blocks[:count], replace(config, checkpoint=False)
+    kept = stack.blocks, stack.config, stack.recompute
+    stack.blocks, stack.config = stack.blocks[:count], replace(stack.config, blocks=count)
+    stack.recompute = False
     try:
         yield
     finally:
-        stack.blocks, stack.config = blocks, config
+        stack.blocks, stack.config, stack.recompute = kept

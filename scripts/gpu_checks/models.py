@@ -1,7 +1,5 @@
 """Models and batches that the checks use: random weights, real chains."""
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from training_step import end_to_end
@@ -60,18 +58,3 @@ def real_batch(length: int, chains: int, *, padding: int = 0) -> Batch:
     whole = end_to_end(length + stride * (chains - 1))
     crops = [whole.crop(stride * k, length - padding * (k == chains - 1)) for k in range(chains)]
     return collate(crops, [True] * chains)
-
-
-def split(batch: Batch, size: int) -> list[Batch]:
-    """The batch in micro-batches.
-
-    Args:
-        batch: of chains.
-        size: chains of each.
-    """
-    parts = []
-    for start in range(0, len(batch.ids), size):
-        rows = slice(start, start + size)
-        tensors = {name: value[rows] for name, value in vars(batch).items()}
-        parts.append(replace(batch, **tensors))
-    return parts

@@ -1,37 +1,52 @@
-"""An optimizer step of the paper's configuration: time by recycles and parts, memory, operations.
+"""An optimizer step of the paper's configuration: how it is made, its time, parts and operations.
 
-What is timed is the model, the losses, the gradient's norm and Adam, on batches that are on the
-device already; not the loader, the scores that `train` logs, or validation.
+What is timed is a step of `train` on a batch that is on the device already; not the loader and what
+happens between steps.
 """
 
 import statistics
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
+from unittest.mock import patch
 
 import torch
-from measuring import Step, interleaved, peak_memory, ratio, seconds
-from torch import nn
+from measuring import interleaved, peak_memory, seconds
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 from training_step import Training, parts
 
-from esmfold_peft.config import AdapterConfig, Kernels, LossWeights
+import esmfold_peft.training.step
+from esmfold_peft.config import AdapterConfig, LossWeights, TrainConfig
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
-from gpu_checks.flops import model_flops, peak_flops
-from gpu_checks.models import CLAMP, real_batch, split
+from esmfold_peft.model.trunks.tiling import card
+from esmfold_peft.training.ema import ExponentialAverage
+from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.plan import Plan
+from esmfold_peft.training.trainer import build_trainer
+from gpu_checks.flops import model_flops, peaks_of
+from gpu_checks.models import CLAMP, real_batch
 from gpu_checks.report import Row, against_goal, measured, skipped
 from gpu_checks.running import Context, tidy
 from gpu_checks.sizes import settings
 
-GOAL = 1.0
-"""Seconds of an optimizer step of 32 chains on one H100."""
+GOAL, AIM = 2.5, 1.9
+"""Seconds of an optimizer step of 32 chains on one H100, mean over 0 to 3 recycles."""
 
-RECYCLES = (0, 1, 2, 3)
-"""Drawn with equal probability, so that the mean over them is that over steps."""
+TIMED = (0, 1)
+MEAN_RECYCLES = 1.5
+"""Recycles that are timed, and the mean of what a step draws: 0 to 3, each as often."""
 
 LORTA = AdapterConfig(kind="lorta", rank=1, alpha=2.0, init="paper")
-CLIP = 0.1
+SLOW_RATE, CURVE_RATE = 1e-6, 1e-3
+"""Of Adam: what is timed shall change next to nothing, what draws a curve shall learn."""
+
+OptimizerStep = Callable[[int], Tensor]
+"""One optimizer step with some recycles; gives the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -40,156 +55,146 @@ class Setup:
 
     Attributes:
         micro_batch: chains at a time.
-        recompute: blocks keep only their inputs for the backward pass.
-        kernels: how the Evoformer computes a block.
         pair_track: its type.
-        compile: the trunk's blocks.
+        compile: the model.
+        graphs: replay CUDA graphs.
     """
 
     micro_batch: int
-    recompute: bool
-    kernels: Kernels = "fused"
     pair_track: Literal["float32", "bf16"] = "bf16"
     compile: bool = False
+    graphs: bool = False
 
     def __str__(self) -> str:
-        words = [f"{self.micro_batch} at a time"]
-        words += ["recomputing" if self.recompute else "keeping activations"]
-        return ", ".join(words + ["compiled"] * self.compile)
+        words = ["compiled" if self.compile else "plain"] + ["CUDA graphs"] * self.graphs
+        return ", ".join(words)
+
+
+class AbsentError(Exception):
+    """This machine or checkout has not what a setup needs."""
+
+
+def optimizer_step(
+    setup: Setup, context: Context, *, chains: int | None = None, rate: float = SLOW_RATE
+) -> OptimizerStep:
+    """An optimizer step on real crops; the only place that knows how training computes it.
+
+    Args:
+        setup: how it is computed.
+        context: see there.
+        chains: of the batch; None takes the paper's.
+        rate: of Adam.
+
+    Raises:
+        AbsentError: the setup cannot be had here.
+    """
+    if context.device.type == "cpu" and setup.graphs:
+        raise AbsentError("absent: needs a GPU")
+    if setup.compile and context.sizes.tiny:
+        raise AbsentError("tiny: compiling takes a minute of a CPU core")
+    batch = batch_of(context, chains)
+    config = paper_settings(setup, context, chains=len(batch.ids), rate=rate)
+    together = min(4 * setup.micro_batch, len(batch.ids))  # recycling passes keep little
+    module = training_module(config, Plan(setup.micro_batch, together, recompute=False))
+    given = batch.to(context.device), ground_truth(batch).to(context.device)
+
+    def step(recycles: int) -> Tensor:
+        with patch.object(esmfold_peft.training.step, "recycles_at", lambda *given: recycles):
+            module.training_step(given, 0)
+        module.start += 1  # the next step draws another dropout
+        return module.seen[1].total.mean()
+
+    return step
+
+
+def training_module(config: TrainConfig, plan: Plan) -> FoldingModule:
+    """A training that is ready for its first step, without a Trainer's loop.
+
+    Args:
+        config: of a run whose folder is not used.
+        plan: how many chains at a time.
+    """
+    model, _ = build_model(config)
+    module, trainer = FoldingModule(config, model.train()), build_trainer(config, [], [])
+    trainer.state.fn = TrainerFn.FITTING
+    module.trainer = trainer
+    # As `fit` does before its loop.
+    trainer.strategy.connect(module)
+    trainer.strategy.setup_environment()
+    module.setup("fit")
+    trainer.strategy.setup(trainer)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    module.average = ExponentialAverage(trained, config.optimizer.ema)
+    module.plan, module.asked_to_stop = plan, lambda: False
+    return module
 
 
 def paper_step(context: Context) -> Iterator[Row]:
-    """All numbers of the step in the fastest setup."""
-    name, sizes, device = step_name(context), context.sizes, context.device
-    setup = chosen_setup(context)
-    model = paper_model(setup, context)
-    batches = [b.to(device) for b in split(batch_of(context), setup.micro_batch)]
-    optimizer = adam(model)
-    mean = yield from recycle_rows(name, model, batches, optimizer, setup, context)
-    yield measured(f"{name}: chains a second", sizes.batch / mean, "chains/s")
-    yield from operations(name, training_of(model, batches[0], 0), mean, context)
-    peak = peak_memory(optimizer_step([training_of(model, batches[0], 3)], optimizer), device)
-    yield measured(f"{name}: peak memory above the model", peak / 2**30, "GiB", detail=str(setup))
-    yield from part_rows(name, training_of(model, batches[0], 0), optimizer, context)
+    """The step compiled or not, by CUDA graphs or not; its operations, and its parts plain."""
+    name, size, means = step_name(context), fitting(context), dict[Setup, float]()
+    for compile, graphs in ((True, True), (True, False), (False, False), (False, True)):
+        setup = Setup(size, compile=compile, graphs=graphs)
+        mean = yield from timed(f"{name}, {setup}", setup, context)
+        if mean is not None:
+            means[setup] = mean
+            context.setup = min(means, key=lambda key: means[key])
+        tidy(context.device)
+    training = training_of(
+        paper_model(Setup(size), context), batch_of(context, size).to(context.device), 0
+    )
+    yield from operations(name, training, min(means.values()), context)
+    yield from part_rows(name, training, context)
 
 
-def fastest(context: Context) -> Iterator[Row]:
-    """Tries more and more chains at a time, recomputing and not; keeps the fastest in `context`."""
-    per_chain: dict[Setup, float] = {}
-    for recompute in (True, False):
-        for size in context.sizes.micro_batches:
-            setup = Setup(size, recompute)
-            time, row = tried(setup, context)
-            yield row
-            tidy(context.device)
-            if time is None:  # more will not fit either
-                break
-            per_chain[setup] = time
-            context.setup = min(per_chain, key=lambda key: per_chain[key])
+def fitting(context: Context) -> int:
+    """The most chains at a time whose plain step has enough memory.
+
+    Args:
+        context: see there.
+    """
+    for size in sorted(context.sizes.micro_batches, reverse=True):
+        try:
+            optimizer_step(Setup(size), context, chains=size)(0)
+            return size
+        except torch.OutOfMemoryError:
+            pass
+        tidy(context.device)
+    return 1
 
 
 def chosen_setup(context: Context) -> Setup:
-    """The setup that was fastest; the safest where that is not known."""
-    return context.setup or Setup(1, recompute=True)
+    """The setup that was fastest; the plain one where that is not known."""
+    return context.setup or Setup(fitting(context))
 
 
-def recycle_rows(
-    name: str,
-    model: FoldingModel,
-    batches: list[Batch],
-    optimizer: torch.optim.Optimizer,
-    setup: Setup,
-    context: Context,
-) -> Generator[Row, None, float]:
-    """Times the whole batch by recycles, and returns the mean in seconds.
+def timed(title: str, setup: Setup, context: Context) -> Generator[Row, None, float | None]:
+    """Times the whole batch by recycles; returns the mean over what a step draws, in seconds.
 
     Args:
-        name: of the rows.
-        model: on the device.
-        batches: all micro-batches.
-        optimizer: of the model.
-        setup: for the detail.
+        title: of the rows.
+        setup: how it is computed.
         context: see there.
     """
-    optimizer_step([training_of(model, batches[0], 1)], optimizer)()  # warms up
-    steps = {
-        f"{recycles} recycles": optimizer_step(
-            [training_of(model, batch, recycles) for batch in batches], optimizer
-        )
-        for recycles in RECYCLES
-    }
-    times = interleaved(steps, context.sizes.rounds, context.device)
-    medians = {key: statistics.median(own) for key, own in times.items()}
-    for key, time in medians.items():
-        yield measured(f"{name}, {key}", time, "s", detail=str(setup))
-    mean = statistics.mean(medians.values())
-    detail = f"recycles 0 to 3, {setup}" + ", tiny: no speed of the model" * context.sizes.tiny
-    yield against_goal(f"{name}, mean over recycles", mean, GOAL, "s", detail=detail)
+    device, medians = context.device, dict[int, float]()
+    try:
+        step = optimizer_step(setup, context)
+        yield measured(f"{title}: first step", seconds(partial(step, max(TIMED)), device), "s")
+        for recycles in TIMED:
+            times = [seconds(partial(step, recycles), device) for _ in range(context.sizes.rounds)]
+            medians[recycles] = statistics.median(times)
+            row = f"{title}, {recycles} recycles"
+            yield measured(row, medians[recycles], "s", detail=f"{setup.micro_batch} at a time")
+        peak = peak_memory(partial(step, max(TIMED)), device)
+    except AbsentError as error:
+        yield skipped(title, str(error))
+        return None
+    except torch.OutOfMemoryError:
+        yield skipped(title, "does not fit into the card's memory")
+        return None
+    mean = medians[0] + MEAN_RECYCLES * (medians[1] - medians[0])  # passes take equally long
+    detail = f"aim {AIM} s; peak {peak / 2**30:.1f} GiB above the model"
+    yield against_goal(f"{title}, mean over 0 to 3 recycles", mean, GOAL, "s", detail=detail)
     return mean
-
-
-def otherwise(context: Context) -> Iterator[Row]:
-    """The same step without recycling by openfold3's blocks, and with a float32 pair track."""
-    yield from beside("by openfold3", replace(chosen_setup(context), kernels="openfold"), context)
-    other = replace(chosen_setup(context), pair_track="float32")
-    yield from beside("with a float32 pair track", other, context)
-
-
-def compiled(context: Context) -> Iterator[Row]:
-    """The same step without recycling and compiled, beside the plain one."""
-    if context.sizes.tiny:
-        yield skipped("step compiled", "tiny: compiling takes a minute of a CPU core")
-    else:
-        yield from beside("compiled", replace(chosen_setup(context), compile=True), context)
-
-
-def beside(how: str, setup: Setup, context: Context) -> Iterator[Row]:
-    """Time of a setup over that of the plain one, and the seconds of its first step.
-
-    Args:
-        how: for the names of the rows.
-        setup: the other one.
-        context: see there.
-    """
-    batch = batch_of(context, setup.micro_batch).to(context.device)
-    steps: dict[str, Step] = {}
-    for key, each in {"plain": chosen_setup(context), how: setup}.items():
-        model = paper_model(each, context)
-        steps[key] = optimizer_step([training_of(model, batch, 0)], adam(model))
-    steps["plain"]()
-    name = f"step {how} / plain"
-    try:
-        first = seconds(steps[how], context.device)
-    except torch.OutOfMemoryError:
-        yield skipped(name, "does not fit into the card's memory")
-        return
-    yield measured(f"{name}: first step", first, "s")
-    times = interleaved(steps, 2 * context.sizes.rounds + 1, context.device)
-    ours = statistics.median(times[how]) / setup.micro_batch
-    detail = f"{ours:.3f} s a chain without recycling, {setup}"
-    yield measured(name, ratio(times[how], times["plain"]), detail=detail)
-    peak = peak_memory(steps[how], context.device)
-    yield measured(f"{name}: peak memory", peak / 2**30, "GiB")
-
-
-def tried(setup: Setup, context: Context) -> tuple[float | None, Row]:
-    """Seconds of a chain without recycling, None where it does not fit, and the row.
-
-    Args:
-        setup: to try.
-        context: see there.
-    """
-    name = f"{step_name(context)}: a chain, {setup}"
-    try:
-        model = paper_model(setup, context)
-        batch = batch_of(context, setup.micro_batch).to(context.device)
-        step = optimizer_step([training_of(model, batch, 0)], adam(model))
-        step()  # warms up
-        times = [seconds(step, context.device) for _ in range(context.sizes.rounds)]
-    except torch.OutOfMemoryError:
-        return None, skipped(name, "does not fit into the card's memory")
-    time = statistics.median(times) / setup.micro_batch
-    return time, measured(name, time, "s", detail="no recycling")
 
 
 def operations(
@@ -203,35 +208,28 @@ def operations(
         step_seconds: of the whole batch, mean over recycles.
         context: see there.
     """
-    flops = model_flops(training)
-    micro_batches = context.sizes.batch / len(training.batch.ids)
-    mean = statistics.mean(RECYCLES)
-    whole = micro_batches * flops.with_recycles(mean)
+    flops, batch = model_flops(training), context.sizes.batch
+    whole = batch / len(training.batch.ids) * flops.with_recycles(MEAN_RECYCLES)
     detail = (
-        f"matrix products, {mean} recycles on average, without what is recomputed; a recycle is"
+        f"matrix products, {MEAN_RECYCLES} recycles on average; a recycle is"
         f" {flops.recycle / flops.with_recycles(0):.0%} of forward and backward"
     )
     yield measured(f"{name}: operations of the model", whole / 1e12, "TFLOP", detail=detail)
-    cuda = context.device.type == "cuda"
-    device = torch.cuda.get_device_name(context.device) if cuda else "CPU"
-    peak = peak_flops(device)
+    peak, _ = peaks_of(card(context.device))
     row = f"{name}: share of the peak in bf16"
     if peak is None:
-        yield skipped(row, f"no peak is known for {device}")
-        return
-    detail = f"of {peak / 1e12:.0f} TFLOPS ({device})"
-    yield measured(row, 100 * whole / step_seconds / peak, "%", detail=detail)
+        yield skipped(row, "no peak is known for this device")
+    else:
+        detail = f"of {peak / 1e12:.0f} TFLOPS, in the fastest of the above"
+        yield measured(row, 100 * whole / step_seconds / peak, "%", detail=detail)
 
 
-def part_rows(
-    name: str, training: Training, optimizer: torch.optim.Optimizer, context: Context
-) -> Iterator[Row]:
-    """Forward and backward pass of each part, and Adam, scaled to the whole batch.
+def part_rows(name: str, training: Training, context: Context) -> Iterator[Row]:
+    """Forward and backward pass of each part, scaled to the whole batch.
 
     Args:
         name: of the rows.
         training: of one micro-batch, without recycling.
-        optimizer: of its model.
         context: see there.
     """
     steps = parts(training)
@@ -240,31 +238,77 @@ def part_rows(
     times = interleaved(steps, context.sizes.rounds, context.device)
     scale = context.sizes.batch / len(training.batch.ids)
     for part, own in times.items():
-        detail = "forward and backward, no recycling"
+        detail = "forward and backward, plain, no recycling"
         yield measured(f"{name}: {part}", scale * statistics.median(own), "s", detail=detail)
-    training.loss(training.fold()).backward()
-    time = seconds(lambda: _update(optimizer), context.device)
-    yield measured(f"{name}: optimizer", time, "s", detail="gradient's norm and Adam, once")
+
+
+def pair_track(context: Context) -> Iterator[Row]:
+    """Loss curves of training with the pair track in float32 and in bfloat16, step by step."""
+    sizes = context.sizes
+    chains, steps, windows = sizes.curve
+    runs = {
+        track: optimizer_step(Setup(chains, track), context, chains=chains, rate=CURVE_RATE)
+        for track in ("float32", "bf16")
+    }
+    for first in range(0, steps, steps // windows):
+        places = range(first, first + steps // windows)
+        means = {
+            track: float(torch.stack([step(0) for _ in places]).mean())
+            for track, step in runs.items()  # dropout is the same in both
+        }
+        detail = ", ".join(f"{track} {mean:.3f}" for track, mean in means.items())
+        yield measured(
+            f"pair track, {chains} x {sizes.paper_crop}, steps {first + 1} to {places[-1] + 1}:"
+            " loss in bf16 / float32",
+            means["bf16"] / means["float32"],
+            detail=f"mean loss: {detail}",
+        )
 
 
 def paper_model(setup: Setup, context: Context) -> FoldingModel:
-    """ESM-2 with LoRTA of rank 1 and the Evoformer, in bfloat16 autocast, for training.
+    """The model of the paper's configuration, for training.
 
     Args:
         setup: how it computes.
         context: see there.
     """
-    paper = context.sizes.paper
-    evoformer = replace(paper.evoformer, checkpoint=setup.recompute)
+    model, _ = build_model(paper_settings(setup, context, chains=context.sizes.batch))
+    return model.to(context.device).train()
+
+
+def paper_settings(
+    setup: Setup, context: Context, *, chains: int, rate: float = SLOW_RATE
+) -> TrainConfig:
+    """ESM-2 with LoRTA of rank 1 and the Evoformer, in bfloat16 autocast.
+
+    Args:
+        setup: how it computes.
+        context: see there.
+        chains: of a step.
+        rate: of Adam.
+    """
+    paper, cpu = context.sizes.paper, context.device.type == "cpu"
+    evoformer = replace(paper.evoformer, checkpoint=False)
     config = settings(
-        replace(paper, evoformer=evoformer, kernels=setup.kernels, pair_track=setup.pair_track),
+        replace(paper, evoformer=evoformer, pair_track=setup.pair_track),
         precision="bf16",
         weights=LossWeights(),
         adapter=LORTA,
         compile=setup.compile,
     )
-    model, _ = build_model(config)
-    return model.to(context.device).train()
+    engine = replace(
+        config.engine,
+        accelerator="cpu" if cpu else "gpu",
+        batch_size=chains,
+        micro_batch=setup.micro_batch,
+        cuda_graphs=setup.graphs,
+    )
+    return replace(
+        config,
+        engine=engine,
+        optimizer=replace(config.optimizer, lr=rate),
+        data=replace(config.data, crop=context.sizes.paper_crop),
+    )
 
 
 def batch_of(context: Context, chains: int | None = None) -> Batch:
@@ -289,39 +333,6 @@ def training_of(model: FoldingModel, batch: Batch, recycles: int) -> Training:
     return Training(model, batch, recycles, clamp, LossWeights())
 
 
-def adam(model: FoldingModel) -> torch.optim.Optimizer:
-    """As the project trains, at a rate that changes next to nothing.
-
-    Args:
-        model: whose trained parameters it has.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.Adam(trained, lr=1e-6, fused=trained[0].device.type == "cuda")
-
-
-def optimizer_step(trainings: list[Training], optimizer: torch.optim.Optimizer) -> Step:
-    """Accumulates the gradients of all micro-batches, and updates.
-
-    Args:
-        trainings: one for each micro-batch.
-        optimizer: of their model.
-    """
-
-    def step() -> None:
-        for training in trainings:
-            (training.loss(training.fold()) / len(trainings)).backward()
-        _update(optimizer)
-
-    return step
-
-
 def step_name(context: Context) -> str:
     """How the rows begin."""
-    return f"paper step, {context.sizes.batch} x {context.sizes.paper_crop}"
-
-
-def _update(optimizer: torch.optim.Optimizer) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, CLIP)
-    optimizer.step()
-    optimizer.zero_grad()
+    return f"step, {context.sizes.batch} x {context.sizes.paper_crop}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from esmfold_peft.config import ModelConfig
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import fold_loss
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
@@ -128,7 +129,8 @@ def results(model: FoldingModel, batch: Batch, *, bf16: bool = False) -> Results
     model.bf16 = bf16
     output = model(batch.aatype, batch.residue_index, batch.mask, 0, heads=HEADS)
     clamp = torch.full(batch.resolution.shape, CLAMP, device=batch.mask.device)
-    terms = fold_loss(output, batch, FINETUNING, clamp=clamp, resolution_range=None)
+    truth = ground_truth(batch)
+    terms = fold_loss(output, truth, FINETUNING, clamp=clamp, resolution_range=None)
     model.zero_grad()
     terms.total.mean().backward()
     rows, pairs = batch.mask, batch.mask[:, :, None] & batch.mask[:, None]

@@ -13,7 +13,7 @@ from esmfold_peft.protein.fasta import read_fasta
 from gpu_checks.commands import command
 from gpu_checks.report import Row, at_least, at_most
 from gpu_checks.running import Context
-from gpu_checks.training import LEARNED, straight
+from gpu_checks.training import learned, straight
 
 SEQUENCES = 3
 
@@ -25,7 +25,7 @@ def predicting(context: Context) -> Iterator[Row]:
     """Folds sequences of the example with the runs just trained."""
     fasta = first_records(context.scratch / "sequences.fasta")
     accelerator = "cpu" if context.device.type == "cpu" else "gpu"
-    folder = predict(context, fasta, context.scratch / LEARNED, accelerator, "predicted")
+    folder = predict(context, fasta, learned(context), accelerator, "predicted")
     rows, places = read(folder)
     yield at_least("predict, bf16: structures", len(places), SEQUENCES)
     plddt = [float(row["plddt"]) for row in rows]

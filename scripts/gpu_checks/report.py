@@ -27,6 +27,7 @@ class Row:
         relation: how the value must stand to the limit; "goal" need not be reached.
         unit: of value and limit.
         seconds: it took, from the row before it in the same check.
+        check: that gave it.
         detail: for people.
     """
 
@@ -38,6 +39,7 @@ class Row:
     unit: str = ""
     seconds: float = 0.0
     detail: str = ""
+    check: str = ""
 
 
 def at_most(name: str, value: float, limit: float, *, unit: str = "", detail: str = "") -> Row:
@@ -123,11 +125,41 @@ class Report:
         path: JSON file.
         header: circumstances, as JSON takes them.
         rows: in the order of the checks.
+        ended: checks whose rows are all there.
     """
 
     path: Path
     header: dict[str, object] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def resume(self, file: Path, alike: dict[str, object]) -> None:
+        """Takes over the rows of an earlier call, but for those of checks that had not ended.
+
+        Args:
+            file: the report of that call.
+            alike: what its header must say too.
+
+        Raises:
+            SystemExit: it is no report, or one of something else.
+        """
+        try:
+            content = json.loads(file.read_text())
+            ended, rows = content["ended"], [Row(**row) for row in content["rows"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"gpu_check: --resume: {file}: not a report ({error})") from error
+        for name, value in alike.items():
+            if (found := content.get(name)) != value:
+                raise SystemExit(
+                    f"gpu_check: --resume: {file}: its {name} is {found}, here it is {value};"
+                    " begin a new report"
+                )
+        self.ended, self.rows = ended, [row for row in rows if row.check in ended]
+
+    def end(self, check: str) -> None:
+        """Notes that a check has given all its rows."""
+        self.ended.append(check)
+        self.write()
 
     def add(self, row: Row) -> None:
         """Keeps a row and writes the file."""
@@ -137,7 +169,8 @@ class Report:
     def write(self) -> None:
         """Writes all that is known; a reader never sees half of it."""
         counts = {status: sum(row.status == status for row in self.rows) for status in _COLOURS}
-        content = {**self.header, "counts": counts, "rows": [asdict(row) for row in self.rows]}
+        content = {**self.header, "counts": counts, "ended": self.ended}
+        content["rows"] = [asdict(row) for row in self.rows]
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path, text + "\n")
 

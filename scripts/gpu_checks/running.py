@@ -34,12 +34,14 @@ class Context:
         device: under check.
         sizes: of everything.
         scratch: folder that is removed at the end.
+        tiles: file of the kernels' tiles, which a sweep writes.
         setup: the fastest way to compute a training step, once it is known.
     """
 
     device: torch.device
     sizes: Sizes
     scratch: Path
+    tiles: Path
     setup: "Setup | None" = None
 
 
@@ -48,7 +50,8 @@ class Check:
     """A function that gives rows.
 
     Attributes:
-        name: of the row that says that it broke off or was not begun.
+        name: also of the row that says that it broke off or was not begun.
+        call: of the two, so that a GPU is needed for 6 minutes at a time.
         run: gives its rows as it finds them.
         seconds: at most.
         benchmark: without a verdict, so that it may be left out where time is short.
@@ -56,6 +59,7 @@ class Check:
     """
 
     name: str
+    call: int
     run: Callable[[Context], Iterator[Row]]
     seconds: float
     benchmark: bool = False
@@ -70,7 +74,9 @@ def run_checks(
     deadline: float,
     say: Callable[[Row], None],
 ) -> None:
-    """Runs all checks, each guarded.
+    """Runs the checks that have not ended, each guarded.
+
+    A check has ended if it was not broken off, whatever its rows say.
 
     Args:
         checks: in order.
@@ -79,21 +85,25 @@ def run_checks(
         deadline: by `time.monotonic`.
         say: called with every row.
     """
-
-    def add(row: Row) -> None:
-        report.add(row)
-        say(row)
-
     for check in checks:
+        if check.name in report.ended:
+            continue
+
+        def add(row: Row, check: Check = check) -> None:
+            report.add(replace(row, check=check.name))
+            say(row)
+
         left = deadline - time.monotonic()
         if left <= check.needs:
             add((skipped if check.benchmark else failed)(check.name, NO_TIME))
             continue
-        _run(check, context, min(left, check.seconds), add)
+        if _run(check, context, min(left, check.seconds), add):
+            report.end(check.name)
         tidy(context.device)
 
 
-def _run(check: Check, context: Context, seconds: float, add: Callable[[Row], None]) -> None:
+def _run(check: Check, context: Context, seconds: float, add: Callable[[Row], None]) -> bool:
+    """Whether the check ended, in success or failure, within its time."""
     last = started = time.monotonic()
     try:
         with time_limit(seconds):
@@ -105,9 +115,11 @@ def _run(check: Check, context: Context, seconds: float, add: Callable[[Row], No
         taken = time.monotonic() - started
         reason = f"{NO_TIME} after {taken:.0f} s of it"
         add((skipped if check.benchmark else failed)(check.name, reason))
+        return False
     # Whatever went wrong, the other checks are run: benchmarks leave by SystemExit.
     except (Exception, SystemExit) as error:
         add(replace(failed(check.name, _reason(error)), seconds=time.monotonic() - last))
+    return True
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def scarce_memory(context: Context) -> Iterator[Row]:
     if context.device.type != "cuda":
         yield skipped(NAME, "absent: needs a GPU")
         return
-    model = paper_model(Setup(1, recompute=False), context).eval()
+    model = paper_model(Setup(1), context).eval()
     model.bf16 = False
     chains, length = context.sizes.scarce
     yield from _compared(f"{NAME}, {chains} x {length}", model, chains, length, context)
@@ -70,15 +70,14 @@ def _folded(
 def _allowed(above: float, device: torch.device) -> Iterator[None]:
     """Lets this process have some bytes more than it has, and all again afterwards."""
     tidy(device)
-    index = device.index if device.index is not None else torch.cuda.current_device()
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(
-        (torch.cuda.memory_allocated(device) + above) / total, index
+        (torch.cuda.memory_allocated(device) + above) / total, device
     )
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, index)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def _sequence(length: int, seed: int) -> str:

@@ -43,9 +43,13 @@ class Sizes:
         batch: chains of an optimizer step.
         micro_batches: chains at a time that are tried.
         rounds: timings.
+        curve: chains of the training that draws loss curves, its steps, and means of a curve.
         adapted: language model of the adapters' benchmark.
         adapter_batch: its chains and residues.
-        inference: lengths that are folded.
+        inference: lengths that are folded, and the seconds that are the goal on one H100.
+        copied: bytes of a copy.
+        matrix: rows and columns of matrices that are multiplied.
+        sweep: seconds for all sweeps.
         scarce: chains and residues that are folded with too little memory.
     """
 
@@ -65,9 +69,13 @@ class Sizes:
     batch: int
     micro_batches: tuple[int, ...]
     rounds: int
+    curve: tuple[int, int, int]
     adapted: str
     adapter_batch: tuple[int, int]
-    inference: tuple[int, ...]
+    inference: dict[int, float]
+    copied: int
+    matrix: int
+    sweep: float
     scarce: tuple[int, int]
 
 
@@ -146,7 +154,7 @@ def settings(
         optimizer=OptimizerConfig(
             lr=2e-3, eps=1e-3, warmup_steps=0, clip_norm=0.3, schedule="constant"
         ),
-        engine=EngineConfig(precision=precision, compile=compile),  # pyright: ignore
+        engine=EngineConfig(precision=precision, compile=compile, cuda_graphs=False),  # pyright: ignore
     )
 
 
@@ -170,9 +178,13 @@ def full_sizes() -> Sizes:
         batch=32,
         micro_batches=(1, 2, 4, 8),
         rounds=2,
+        curve=(2, 100, 5),
         adapted="esm2_t12_35M_UR50D",
         adapter_batch=(4, 256),
-        inference=(128, 256, 512, 1024),
+        inference={256: 0.08, 1024: 1.5},
+        copied=2**30,
+        matrix=8192,
+        sweep=110.0,
         scarce=(8, 256),
     )
 
@@ -196,8 +208,12 @@ def tiny_sizes() -> Sizes:
         batch=2,
         micro_batches=(1, 2),
         rounds=1,
+        curve=(2, 4, 2),
         adapted="tiny",
         adapter_batch=(1, 8),
-        inference=(8, 12),
+        inference={8: 0.08, 12: 1.5},
+        copied=2**20,
+        matrix=64,
+        sweep=2.0,
         scarce=(2, 8),
     )

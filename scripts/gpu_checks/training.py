@@ -15,9 +15,6 @@ from gpu_checks.report import Row, at_least, at_most
 from gpu_checks.running import Context
 from gpu_checks.sizes import settings
 
-LEARNED, STRAIGHT = "learned", "straight"
-"""Runs that the check of predictions uses: of bfloat16, and of float32."""
-
 SAME_LOSS = 1e-3
 """Relative; other orders of sums are 1e-6, a wrongly scaled gradient 1e-1 after a few steps."""
 
@@ -31,9 +28,7 @@ RESUME_SECONDS = 60.0  # in a process of its own: what breaks a GPU there must n
 
 def learning(context: Context) -> Iterator[Row]:
     """Training in bfloat16 on the example's chains lowers the loss and raises lDDT-Cα."""
-    sizes = context.sizes
-    flags = ("--engine.precision", "bf16", "--optimizer.eps", "1e-5", "--optimizer.warmup_steps", 5)
-    run = train(context, LEARNED, sizes.steps, *flags)
+    sizes, run = context.sizes, learned(context)
     loss, score = (column(run, f"train/{name}") for name in ("loss", "lddt_ca"))
     name = f"training, bf16, {sizes.steps} steps"
     yield at_least(f"{name}: steps logged", len(loss), sizes.steps)
@@ -81,16 +76,19 @@ def resuming(context: Context) -> Iterator[Row]:
     yield at_most("resumed run: weights", apart(context, run, whole), limit, detail=detail)
 
 
+def learned(context: Context) -> Path:
+    """The run in bfloat16 that learns, made when it is first asked for."""
+    flags = ("--engine.precision", "bf16", "--optimizer.eps", "1e-5", "--optimizer.warmup_steps", 5)
+    return train(context, "learned", context.sizes.steps, *flags)
+
+
 def straight(context: Context) -> Path:
     """The float32 run with which others are compared, made when it is first asked for."""
-    run = context.scratch / STRAIGHT
-    if not (run / "model.safetensors").exists():
-        train(context, STRAIGHT, context.sizes.compared_steps)
-    return run
+    return train(context, "straight", context.sizes.compared_steps)
 
 
 def train(context: Context, name: str, steps: int, *flags: object) -> Path:
-    """Trains in this process and returns the run's folder.
+    """Trains in this process, unless that is done, and returns the run's folder.
 
     Args:
         context: see there.
@@ -99,7 +97,8 @@ def train(context: Context, name: str, steps: int, *flags: object) -> Path:
         flags: more of them.
     """
     run = context.scratch / name
-    command(*train_words(context, run, steps), *flags)
+    if not (run / "model.safetensors").exists():
+        command(*train_words(context, run, steps), *flags)
     return run
 
 
@@ -150,9 +149,7 @@ def apart(context: Context, run: Path, other: Path) -> float:
         run: folder of one.
         other: folder of the other.
     """
-    untrained = context.scratch / "untrained"
-    if not untrained.exists():
-        train(context, "untrained", 0)
+    untrained = train(context, "untrained", 0)
     return share(weights(run), weights(other), weights(untrained))
 
 

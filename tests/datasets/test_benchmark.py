@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "data.py"
 @pytest.mark.proof
 def test_every_part_of_the_benchmark_is_measured(example: Path, tmp_path: Path):
     output = tmp_path / "data.json"
-    words = ("--rounds", "1", "--crop", "32", "--samples", "8", "--listed", "50")
+    words = ("--rounds", "1", "--crop", "32", "--samples", "8", "--chains", "4", "--listed", "50")
     command = [sys.executable, SCRIPT, example / "held_out", *words, "--output", output]
     subprocess.run(command, check=True, capture_output=True)
     found = json.loads(output.read_text())

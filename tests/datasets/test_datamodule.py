@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._pytree import tree_leaves
 
 from esmfold_peft.config import DataConfig, EngineConfig, LossConfig, TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.errors import UserError
 
 Draw = tuple[int, int]
@@ -31,7 +34,7 @@ def config(tmp_path: Path, write_store: Callable, make_chain: Callable) -> Train
     return TrainConfig(
         run=tmp_path / "run",
         data=DataConfig(tmp_path / "train", tmp_path / "validation", crop=20, workers=0),
-        engine=EngineConfig(micro_batch=2, validation_tokens=62),
+        engine=EngineConfig(batch_size=2, validation_tokens=62),
     )
 
 
@@ -51,10 +54,10 @@ def data_of(config: TrainConfig, rank: int = 0, world: int = 1) -> ChainDataModu
     return data
 
 
-def draws(config: TrainConfig, batches: int, rank: int = 0, world: int = 1) -> list[list[Draw]]:
-    """Chain and number of each sample of the first micro-batches of a process."""
+def draws(config: TrainConfig, steps: int, rank: int = 0, world: int = 1) -> list[list[Draw]]:
+    """Chain and number of each sample of the first steps of a process."""
     sampler: Any = data_of(config, rank, world).train_dataloader().batch_sampler
-    return list(islice(sampler, batches))
+    return list(islice(sampler, steps))
 
 
 def chains(config: TrainConfig, size: int) -> np.ndarray:
@@ -158,9 +161,27 @@ def test_crop_and_clamping_are_those_of_the_settings(config: TrainConfig):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_samples_out(world: int, config: TrainConfig):
-    alone = [draw for batch in draws(config, 12 * world) for draw in batch]
+    config = replace(config, engine=replace(config.engine, batch_size=2 * world))
+    alone = [draw for batch in draws(config, 12) for draw in batch]
     ranks = [draws(config, 12, rank, world) for rank in range(world)]
+    assert {len(batch) for rank in ranks for batch in rank} == {2}
     assert [d for step in zip(*ranks, strict=True) for batch in step for d in batch] == alone
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_share_of_a_step_is_one_batch_with_its_true_structures(
+    compiled: bool, config: TrainConfig
+):
+    """Compiled code needs one length, that of the crop."""
+    chosen = with_data(config, train=config.data.validation, crop=80)
+    engine = EngineConfig(batch_size=8, micro_batch=1, compile=compiled)
+    loader = data_of(replace(chosen, engine=engine), rank=1, world=2).train_dataloader()
+    batch, truth = next(iter(loader))
+    assert len(batch.ids) == 4
+    n = 80 if compiled else max(batch.lengths)
+    assert batch.mask.shape == truth.mask.shape == (4, n)
+    found, expected = (tree_leaves(each) for each in (truth, ground_truth(batch, fixed=compiled)))
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -101,7 +101,7 @@ import json, resource, time
 import numpy as np
 from esmfold_peft.datasets.mixture import Mixture
 from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.datasets.sampler import StepBatches
 
 rng = np.random.default_rng(0)
 length = rng.integers(20, 1200, 600_000).astype(np.int32)
@@ -110,7 +110,7 @@ size = np.bincount(cluster)[cluster].astype(np.int32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.process_time()
 mixture = Mixture([StoreOrder(chain_weights(length, size, "inverse", True), 0)], [1.0], 0)
-batches = iter(MicroBatches(mixture, micro=32, rank=0, world=1))
+batches = iter(StepBatches(mixture, chains=32, rank=0, world=1))
 next(batches)
 built = time.process_time() - started
 draws = []
@@ -119,7 +119,7 @@ for _ in range(3000):
     next(batches)
     draws.append(time.thread_time() - started)
 started = time.process_time()
-next(iter(MicroBatches(mixture, micro=32, rank=0, world=1, start=27_200_000)))
+next(iter(StepBatches(mixture, chains=32, rank=0, world=1, start=27_200_000)))
 print(json.dumps({
     "built": built,
     "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000,

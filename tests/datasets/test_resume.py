@@ -24,7 +24,7 @@ from esmfold_peft.errors import UserError
 
 @pytest.fixture
 def config(tmp_path: Path, write_store: Callable, make_chain: Callable) -> TrainConfig:
-    """Steps of 4 chains, in micro-batches of 2, from two stores."""
+    """Steps of 4 chains from two stores."""
     chains = [make_chain(f"t{n}", n) for n in range(50, 57)]
     write_store(tmp_path / "train", chains, ["a", "a", "a", "b", "b", "c", "d"])
     write_store(tmp_path / "distilled", [make_chain(f"d{n}", n) for n in (40, 70)])
@@ -36,34 +36,28 @@ def config(tmp_path: Path, write_store: Callable, make_chain: Callable) -> Train
             crop=20,
             workers=0,
         ),
-        engine=EngineConfig(accelerator="cpu", batch_size=4, micro_batch=2, steps=12),
+        engine=EngineConfig(accelerator="cpu", batch_size=4, steps=12),
     )
 
 
-def crops(config: TrainConfig, start: int, *, micro: int = 2, workers: int = 0) -> list[tuple]:
+def crops(config: TrainConfig, start: int, workers: int = 0) -> list[tuple]:
     """What a process sees from step `start` to step 12."""
-    config = replace(
-        config,
-        engine=replace(config.engine, micro_batch=micro),
-        data=replace(config.data, workers=workers),
-    )
+    config = replace(config, data=replace(config.data, workers=workers))
     batches = iter(ChainDataModule(config, start).train_dataloader())
     seen = []
-    for batch in islice(batches, (12 - start) * 4 // micro):
+    for batch, _ in islice(batches, 12 - start):
         first = batch.residue_index[:, 0].tolist()
         seen += zip(batch.ids, first, batch.clamped.tolist(), strict=True)
     return seen
 
 
 @pytest.mark.parametrize("start", [0, 5, 11])
-@pytest.mark.parametrize(("workers", "micro"), [(0, 2), (2, 2), (0, 1), (0, 4)])
-def test_a_resumed_run_sees_what_it_would_have_seen(
-    start: int, workers: int, micro: int, config: TrainConfig
-):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_what_it_would_have_seen(start: int, workers: int, config: TrainConfig):
     whole = crops(config, 0)
     assert len(whole) == 48
     assert {name[0] for name, _, _ in whole} == {"t", "d"}
-    assert crops(config, start, micro=micro, workers=workers) == whole[4 * start :]
+    assert crops(config, start, workers) == whole[4 * start :]
 
 
 def test_a_checkpoint_of_other_data_is_refused(
@@ -91,8 +85,7 @@ def test_crops_and_the_choice_of_stores_have_streams_of_their_own():
     keys = [(STORES, 3), (CROPS, 3), (RECYCLES, 3), (DROPOUT, 3), (0, 3), (CROPS, 3, 0), (CROPS,)]
     drawn = [random_stream(0, *key).random(4).tolist() for key in keys]
     assert len({tuple(numbers) for numbers in drawn}) == len(keys)
-    seeds = {random_seed(0, DROPOUT, step, micro, rank) for step in range(9) for micro in range(9)
-             for rank in range(9)}  # fmt: skip
+    seeds = {random_seed(0, DROPOUT, chain, turn) for chain in range(27) for turn in range(27)}
     assert len(seeds) == 729
     assert all(0 <= seed < 2**63 for seed in seeds)
 

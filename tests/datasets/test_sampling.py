@@ -9,7 +9,7 @@ from esmfold_peft.datasets.chains import CroppedChains, JoinedChains
 from esmfold_peft.datasets.crop import crop_start
 from esmfold_peft.datasets.mixture import Mixture
 from esmfold_peft.datasets.order import StoreOrder
-from esmfold_peft.datasets.sampler import MicroBatches
+from esmfold_peft.datasets.sampler import StepBatches
 
 
 def mixture(*sizes: int, seed: int = 3, shares: tuple[float, ...] = (1.0,)) -> Mixture:
@@ -20,23 +20,23 @@ def mixture(*sizes: int, seed: int = 3, shares: tuple[float, ...] = (1.0,)) -> M
     return Mixture(orders, shares, seed)
 
 
-def numbers(mixture: Mixture, world: int, micro: int, steps: int, start: int = 0):
+def numbers(mixture: Mixture, world: int, chains: int, steps: int, start: int = 0):
     """Draws of all processes, interleaved as an optimizer step of the whole world sees them."""
-    ranks = [iter(MicroBatches(mixture, micro, rank, world, start)) for rank in range(world)]
+    ranks = [iter(StepBatches(mixture, chains, rank, world, start)) for rank in range(world)]
     return [draw for _ in range(steps) for rank in ranks for draw in next(rank)]
 
 
 def test_the_world_sees_the_same_samples_whatever_its_size():
     mixed = mixture(7, 20, shares=(0.4, 0.6))
-    alone = numbers(mixed, world=1, micro=4, steps=200)
+    alone = numbers(mixed, world=1, chains=4, steps=200)
     assert [number for _, number in alone] == list(range(800))
-    assert numbers(mixed, world=2, micro=2, steps=200) == alone
-    assert numbers(mixed, world=4, micro=1, steps=200) == alone
-    assert numbers(mixed, world=2, micro=1, steps=400) == alone
+    assert numbers(mixed, world=2, chains=2, steps=200) == alone
+    assert numbers(mixed, world=4, chains=1, steps=200) == alone
+    assert numbers(mixed, world=2, chains=1, steps=400) == alone
 
 
 def test_processes_do_not_overlap():
-    shares = [list(islice(MicroBatches(mixture(50), 3, rank, 4), 10)) for rank in range(4)]
+    shares = [list(islice(StepBatches(mixture(50), 3, rank, 4), 10)) for rank in range(4)]
     seen = [number for share in shares for batch in share for _, number in batch]
     assert sorted(seen) == list(range(120))
 
@@ -44,13 +44,13 @@ def test_processes_do_not_overlap():
 @pytest.mark.parametrize("start", [1, 17, 4095, 4096, 9999])
 def test_a_start_leaves_out_what_came_before(start: int):
     mixed = mixture(7, 5000, shares=(0.3, 0.7))
-    whole = numbers(mixed, world=1, micro=100, steps=110)
+    whole = numbers(mixed, world=1, chains=100, steps=110)
     assert numbers(mixed, 1, 100, 10, start) == whole[start : start + 1000]
     assert numbers(mixed, 2, 5, 100, start) == whole[start : start + 1000]
 
 
 def test_a_batch_may_be_larger_than_the_data_set():
-    batch = next(iter(MicroBatches(mixture(2), micro=5, rank=0, world=1)))
+    batch = next(iter(StepBatches(mixture(2), chains=5, rank=0, world=1)))
     assert len(batch) == 5
     assert {index for index, _ in batch} == {0, 1}
 
@@ -81,9 +81,9 @@ def test_the_order_differs_with_the_seed():
 def test_the_samples_of_a_seed_stay_what_they_are(make_chain):
     """In another process, on another machine, and in a later version: a run can be resumed."""
     mixed = mixture(7, 20, shares=(0.4, 0.6))
-    begin = [index for index, _ in numbers(mixed, world=1, micro=12, steps=1)]
+    begin = [index for index, _ in numbers(mixed, world=1, chains=12, steps=1)]
     assert begin == [4, 10, 15, 11, 26, 22, 0, 3, 23, 6, 2, 16]
-    later = [index for index, _ in numbers(mixed, world=1, micro=6, steps=1, start=10_000)]
+    later = [index for index, _ in numbers(mixed, world=1, chains=6, steps=1, start=10_000)]
     assert later == [21, 25, 19, 22, 17, 15]
     chains = CroppedChains([make_chain("a", 50)], crop=20, clamp_probability=0.5, seed=1)
     samples = [chains[0, number] for number in range(6)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.padded import map_tensors
 from esmfold_peft.geometry.frames import atom14_from_frames, frames_from_torsions
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
 from esmfold_peft.model.output import FoldOutput
@@ -56,6 +57,7 @@ def make_case(
     atom_mask = torch.tensor(ATOM14_MASK)[aatype] & (mask & (aatype != UNKNOWN))[..., None]
     batch = Batch(
         ids=tuple(f"chain_{i}" for i in range(len(sequences))),
+        lengths=tuple(map(len, sequences)),
         aatype=aatype,
         residue_index=torch.where(mask, torch.arange(length), 0),
         mask=mask,
@@ -104,37 +106,13 @@ def perturb(output: FoldOutput, size: float, seed: int = 0) -> FoldOutput:
 
 def map_output(output: FoldOutput, change: Callable[[Tensor], Tensor]) -> FoldOutput:
     """Applies `change` to every tensor."""
-
-    def frames(rigid: Rigid) -> Rigid:
-        return Rigid(change(rigid.rotation), change(rigid.translation))
-
-    return FoldOutput(
-        frames=frames(output.frames),
-        torsions=change(output.torsions),
-        unnormalized_torsions=change(output.unnormalized_torsions),
-        sidechain_frames=frames(output.sidechain_frames),
-        positions=change(output.positions),
-        distogram_logits=change(output.distogram_logits),
-        plddt_logits=change(output.plddt_logits),
-        resolved_logits=change(output.resolved_logits),
-        pae_logits=change(output.pae_logits),
-    )
+    return map_tensors(output, change)
 
 
 def one_chain(batch: Batch, output: FoldOutput, index: int) -> tuple[Batch, FoldOutput]:
     """One chain of a batch and its prediction, without padding."""
-    n, rows = int(batch.mask[index].sum()), slice(index, index + 1)
-    part = Batch(
-        ids=batch.ids[rows],
-        aatype=batch.aatype[rows, :n],
-        residue_index=batch.residue_index[rows, :n],
-        mask=batch.mask[rows, :n],
-        positions=batch.positions[rows, :n],
-        atom_mask=batch.atom_mask[rows, :n],
-        resolution=batch.resolution[rows],
-        clamped=batch.clamped[rows],
-    )
-    return part, FoldOutput(
+    n, rows = batch.lengths[index], slice(index, index + 1)
+    return batch.rows(rows, n), FoldOutput(
         frames=output.frames[:, rows, :n],
         torsions=output.torsions[:, rows, :n],
         unnormalized_torsions=output.unnormalized_torsions[:, rows, :n],

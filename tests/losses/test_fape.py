@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.fape import backbone_fape, fape, sidechain_fape
-from esmfold_peft.losses.truth import ground_truth
 
 NO_CLAMP = torch.tensor([math.inf])
 YES = torch.ones(1, 1, dtype=torch.bool)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.torsions import alternative_torsions
 from esmfold_peft.losses.torsion import angle_norm_loss, chi_loss
-from esmfold_peft.losses.truth import ground_truth
 from esmfold_peft.protein.residues import encode
 
 

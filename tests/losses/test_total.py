@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from esmfold_peft.config import LossWeights
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.pae import pae_loss
 from esmfold_peft.losses.plddt import atom_plddt_loss
 from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
-from esmfold_peft.losses.truth import ground_truth
 from esmfold_peft.model.heads import HEADS
 
 ALL = "ARNDCQEGHILKMFPSTWYV"
@@ -24,7 +24,7 @@ NOTHING = LossWeights(fape=0.0, chi=0.0, distogram=0.0, plddt=0.0)
 
 def loss(batch, output, weights: LossWeights = EVERY, clamp: float = 10.0, **options):
     clamps = torch.full((len(batch.ids),), clamp)
-    return fold_loss(output, batch, weights, clamp=clamps, **options)
+    return fold_loss(output, ground_truth(batch), weights, clamp=clamps, **options)
 
 
 def assert_close(one: LossTerms, two: LossTerms, tolerance: float) -> None:
@@ -164,7 +164,7 @@ def test_clamp_cuts_the_backbone_and_never_frees_the_side_chains(cases):
     batch, output = cases.make(ALL, ALL)
     output = cases.perturb(output, 12.0)
     clamp = torch.tensor([10.0, math.inf])
-    terms = fold_loss(output, batch, EVERY, clamp=clamp).terms
+    terms = fold_loss(output, ground_truth(batch), EVERY, clamp=clamp).terms
     assert terms["backbone_fape"][0] < 1 < terms["backbone_fape"][1]
     assert (terms["sidechain_fape"] < 1).all()
 

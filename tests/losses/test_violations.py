@@ -478,6 +478,27 @@ def test_search_in_blocks_finds_the_same(cases, monkeypatch):
     torch.testing.assert_close(violation_loss(*chain), before, rtol=1e-6, atol=0)
 
 
+def test_looking_at_all_pairs_gives_the_same_loss_and_gradient(cases, monkeypatch):
+    """As on a GPU: with cysteines, X, a gap, equal indices, padding, and in pieces."""
+    positions, aatype, index, mask = random_chain(cases, "ARNDCQEGHILKMFPSTWYV", "CXCYWGACC")
+    index = index.clone()
+    index[0, 7:] += 3
+    index[1, 5] = 4
+    chain = positions.double().requires_grad_(), aatype, index, mask
+
+    def found() -> tuple[Tensor, Tensor]:
+        loss = violation_loss(*chain)
+        (gradient,) = torch.autograd.grad((loss * torch.tensor([1.0, 3.0])).sum(), chain[0])
+        return loss.detach(), gradient
+
+    expected = found()
+    monkeypatch.setattr("esmfold_peft.losses.violations.lists_pairs", lambda device: False)
+    for pairs in (2**24, 14 * 40 * 3):
+        monkeypatch.setattr("esmfold_peft.losses.violations._DENSE", pairs)
+        torch.testing.assert_close(found(), expected, rtol=1e-9, atol=1e-9)
+    assert (count_violations(*chain).clashes > 20).all()
+
+
 def real_chain(path: Path) -> Chain:
     """A chain with the residues of which every atom is resolved."""
     (structure,) = read_chains(path)

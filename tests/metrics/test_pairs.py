@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esmfold_peft.metrics.pairs import Atoms, tally, tally_chosen, tally_in_rows, tally_near
+from esmfold_peft.metrics.pairs import Atoms, tally, tally_in_rows, tally_near
 
 CUTOFF = 15.0
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "scoring_memory.py"
@@ -37,8 +37,7 @@ def test_all_ways_of_counting_agree_to_the_last_bit(atoms: Atoms, block: int):
     assert pairs.sum() > 2000
     on_the_limit = torch.cdist(atoms.true[1:], atoms.true[1:]) == CUTOFF
     assert on_the_limit.sum() > 10
-    assert_same(tally_in_rows(atoms, CUTOFF, block), (kept, pairs))
-    assert_same(tally_chosen(atoms, atoms.known, atoms.known, CUTOFF, block), (kept, pairs))
+    assert_same(tally_in_rows(atoms, atoms.known, atoms.known, CUTOFF, block), (kept, pairs))
     assert_same(tally_near(atoms, atoms.known, None, CUTOFF, block), (kept, pairs))
 
 
@@ -46,7 +45,7 @@ def test_all_ways_of_counting_agree_to_the_last_bit(atoms: Atoms, block: int):
 def test_rows_with_other_columns(atoms: Atoms, block: int):
     rows = atoms.known & (torch.arange(90) % 3 == 0)
     columns = atoms.known & ~rows
-    chosen = tally_chosen(atoms, rows, columns, CUTOFF, block)
+    chosen = tally_in_rows(atoms, rows, columns, CUTOFF, block)
     assert chosen[1].sum() > 500
     assert_same(tally_near(atoms, rows, columns, CUTOFF, block), chosen)
 

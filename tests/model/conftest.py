@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from esmfold_peft.model.checkpoint_files import WEIGHTS
 from esmfold_peft.model.esmfold_weights import folding_hash, load_esmfold
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.language_model import LanguageModel
+from tests.tiny import TINY
 
 SHAPE = AttentionShape(layers=2, width=40, heads=4)
 LAYOUTS = ("official", "safetensors", "sharded safetensors", "bin", "sharded bin")
@@ -178,6 +180,27 @@ def folding_model():
 
     def make(config, shape=SHAPE):
         return FoldingModel(LanguageModel.random(shape, seed=1), config, bf16=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shaken(folding_model, tiny):
+    """Makes a model of each trunk in training mode, with dropout, in which no weight is zero."""
+
+    def make(trunk, chunk=None):
+        model = folding_model(replace(config_of(trunk), chunk=chunk))
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        return model.train()
+
+    def config_of(trunk):
+        if trunk == "evoformer":
+            return replace(TINY.model, evoformer=replace(TINY.model.evoformer, blocks=1))
+        esmfold = replace(tiny.esmfold, blocks=1, dropout=0.15)
+        return replace(tiny, esmfold=esmfold, structure=TINY.model.structure)
 
     return make
 

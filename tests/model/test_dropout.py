@@ -1,12 +1,15 @@
 """Dropout acts in every pass of a training step (AF2 Suppl. 1.11.6) and in none of evaluation."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from esmfold_peft.config import ModelConfig
+from esmfold_peft.model.dropout import Site, draw_factors
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from tests.tiny import TINY
@@ -30,29 +33,10 @@ ESMFOLD = [
 ]
 """The last layer of each branch of a block that has dropout."""
 
-STRUCTURE = ["ipa_dropout", "transition.dropout"]
+STRUCTURE = ["attention", "transition"]
+"""The structure module's, by the names of their factors."""
+
 TRUNKS = {"evoformer": EVOFORMER, "esmfold_v1": ESMFOLD}
-
-
-@pytest.fixture(scope="module")
-def shaken(folding_model, tiny):
-    """Makes a model of each trunk in training mode, in which no weight is zero."""
-
-    def make(trunk: str, chunk: int | None = None) -> FoldingModel:
-        model = folding_model(replace(config_of(trunk), chunk=chunk))
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        return model.train()
-
-    def config_of(trunk: str) -> ModelConfig:
-        if trunk == "evoformer":
-            return replace(TINY.model, evoformer=replace(TINY.model.evoformer, blocks=1))
-        esmfold = replace(tiny.esmfold, blocks=1, dropout=0.15)
-        return replace(tiny, esmfold=esmfold, structure=TINY.model.structure)
-
-    return make
 
 
 def fold(model: FoldingModel, seed: int, recycles: int = 1) -> FoldOutput:
@@ -63,16 +47,18 @@ def fold(model: FoldingModel, seed: int, recycles: int = 1) -> FoldOutput:
 
 
 def silence(model: FoldingModel, spared: str) -> None:
-    """Takes away the effect of every dropout but one, named by its branch or module."""
+    """Takes away the effect of every dropout but one, named by its branch or factors."""
     (block,) = model.trunk.stack.blocks
     named = dict(block.named_modules())
     for name in {*EVOFORMER, *ESMFOLD} & named.keys() - {spared}:
         for parameter in named[name].parameters():
             parameter.data.zero_()
-    for name in {*STRUCTURE} - {spared}:
-        dropout = model.structure_module.get_submodule(name)
-        assert isinstance(dropout, nn.Dropout)
-        dropout.p = 0.0
+    sites, others = model.structure_module.dropout_sites, dict.fromkeys({*STRUCTURE} - {spared})
+
+    def silenced(residues: int) -> Any:
+        return tuple(layer._replace(**others) for layer in sites(residues))
+
+    model.structure_module.dropout_sites = silenced
 
 
 def after_recycling_in_evaluation(model: FoldingModel) -> FoldingModel:
@@ -102,29 +88,69 @@ def test_the_sites_are_all_that_draw(shaken, trunk: str):
     assert torch.allclose(fold(model, 0).positions, fold(model, 1).positions)
 
 
+class Drawing(TorchDispatchMode):
+    """Records every operator that draws from PyTorch's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[str, Any, torch.Size]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = torch.get_rng_state()
+        result = function(*args, **(kwargs or {}))
+        if not torch.equal(torch.get_rng_state(), before):
+            self.drawn.append((str(function), args[1:], result.shape))
+        return result
+
+
 @pytest.mark.parametrize("chunk", [None, 3])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_every_pass_of_training_draws_the_same_dropouts(
-    shaken, chunk: int | None, trunk: str, monkeypatch: pytest.MonkeyPatch
-):
-    drawn: dict[bool, list[tuple[float, torch.Size]]] = {True: [], False: []}
-    drop = nn.functional.dropout
-
-    def counted(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if training and p:
-            drawn[torch.is_grad_enabled()].append((p, x.shape))
-        return drop(x, p, training, inplace)
-
-    monkeypatch.setattr(nn.functional, "dropout", counted)
+def test_every_pass_of_training_draws_the_same_dropouts(shaken, chunk: int | None, trunk: str):
     model = shaken(trunk, chunk)
-    fold(model, 0)
-    layers = model.structure_module.layers
-    assert len(drawn[True]) == len(TRUNKS[trunk]) + layers * len(STRUCTURE)
-    assert drawn[False] == drawn[True]
-    fold(model, 0, recycles=2)
-    assert drawn[False] == 3 * drawn[True][: len(drawn[True]) // 2]
-    drawn = {True: [], False: []}
-    fold(model.eval(), 0)
-    with torch.no_grad():
-        fold(model, 0)
-    assert drawn == {True: [], False: []}
+    with Drawing() as one:
+        fold(model, 0, recycles=0)
+    blocks, layers = (
+        part.dropout_sites(LENGTH) for part in (model.trunk.stack, model.structure_module)
+    )
+    sites = [*tree_leaves(blocks), *tree_leaves(layers)]
+    assert len(sites) == len(TRUNKS[trunk]) + len(layers) * len(STRUCTURE)
+    assert min(site.rate for site in sites) > 0
+    ((name, _, shape),) = one.drawn
+    numbers = sum(math.prod(site.shape) for site in sites)
+    assert (name, shape) == ("aten.rand.default", (2, numbers))
+    with Drawing() as three:
+        fold(model, 0, recycles=2)
+    assert three.drawn == 3 * one.drawn
+    with Drawing() as evaluation, torch.no_grad():
+        fold(model.eval(), 0)
+    assert evaluation.drawn == []
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_a_generator_of_its_own_decides_alone(shaken, trunk: str):
+    model, found = shaken(trunk), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        drawn = model.draw_dropout(2, LENGTH, [torch.Generator().manual_seed(n) for n in (5, 6)])
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(drawn)
+    assert len(tree_leaves(found[0])) == len(TRUNKS[trunk]) + 2 * model.structure_module.layers
+    for one, other in zip(*map(tree_leaves, found), strict=True):
+        assert torch.equal(one, other)
+    assert model.eval().draw_dropout(2, LENGTH) is None
+
+
+def test_openfold3s_blocks_draw_for_themselves(folding_model):
+    drawn = folding_model(replace(TINY.model, kernels="openfold")).train().draw_dropout(2, LENGTH)
+    assert drawn.blocks is None
+    assert len(drawn.structure) == TINY.model.structure.layers
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
+def test_factors_are_zero_at_their_rate_and_keep_the_mean(rate: float):
+    factors = draw_factors(Site((1000,), rate), 100, torch.device("cpu"))
+    assert (factors == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
+    kept = factors[factors != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - min(rate, 0.9))))
+    assert draw_factors(Site((2,), 0.0), 2, factors.device) is None

@@ -3,8 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
-from esmfold_peft.geometry.tables import tables
+from esmfold_peft.geometry.tables import _tables
 from esmfold_peft.model.attention import InvariantPointAttention
+from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.structure_module import StructureModule, StructureModuleOutput
 
 B, N, C_S, C_Z = 2, 12, 24, 16
@@ -213,7 +214,7 @@ def test_gradients_are_finite_at_initialisation_and_with_padding(module, inputs)
 
 def test_training_follows_inference_mode(module, inputs):
     """Tables first used under inference mode must not poison the training steps after it."""
-    tables.cache_clear()
+    _tables.cache_clear()
     with torch.inference_mode():
         module.eval()(*inputs)
     module.train()(*inputs).positions.sum().backward()
@@ -221,10 +222,12 @@ def test_training_follows_inference_mode(module, inputs):
 
 
 def test_dropout_only_in_training(module, inputs):
-    randomize(module).eval()
-    assert torch.equal(module(*inputs).positions, module(*inputs).positions)
-    module.train()
-    assert not torch.equal(module(*inputs).positions, module(*inputs).positions)
+    chains, residues = inputs[-1].shape
+    sites = randomize(module).dropout_sites(residues)
+    assert {site.rate for layer in sites for site in layer} == {0.1}
+    first, second = (draw_factors(sites, chains, inputs[0].device) for _ in range(2))
+    assert not torch.allclose(module(*inputs, first).positions, module(*inputs, second).positions)
+    assert torch.allclose(module(*inputs, first).positions, module(*inputs, first).positions)
 
 
 def test_more_layers_have_no_more_parameters():

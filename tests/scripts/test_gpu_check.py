@@ -5,7 +5,9 @@ import json
 import signal
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from esmfold_peft.config import EvoformerConfig
 from esmfold_peft.model.trunks.openfold import Evoformer
+from esmfold_peft.model.trunks.tiling import Tiles, read_tiles, tiles_on, write_tiles
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 HARDWARE_OR_PACKAGE = ("absent: ", "not installed", "no peak is known", "tiny: ")
@@ -24,6 +27,15 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         yield importlib.import_module
+
+
+@pytest.fixture
+def context(script, tmp_path):
+    """What checks share, at tiny sizes on a CPU; what they change is forgotten."""
+    running, sizes = script("gpu_checks.running"), script("gpu_checks.sizes").tiny_sizes()
+    tiles_on.cache_clear()
+    yield running.Context(torch.device("cpu"), sizes, tmp_path, tmp_path / "tiles" / "cpu.json")
+    tiles_on.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -38,42 +50,55 @@ def tiny(script, tmp_path_factory):
         patch.setattr("tempfile.tempdir", str(folder))
         patch.setattr(script("gpu_check"), "CHECKS", patient)
         code = script("gpu_check").main(words)
+    tiles_on.cache_clear()
     assert not list(folder.glob("gpu_check_*"))  # no scratch is left
-    return code, json.loads(output.read_text())
+    return code, json.loads(output.read_text()), folder
 
 
 @pytest.mark.proof
-def test_everything_runs_at_tiny_sizes_on_a_cpu(tiny):
-    code, found = tiny
+def test_everything_runs_at_tiny_sizes_on_a_cpu(script, tiny):
+    code, found, _ = tiny
     rows = {row["name"]: row for row in found["rows"]}
     assert len(rows) == len(found["rows"])  # every name once
     assert [row for row in rows.values() if row["status"] == "failed"] == []
     skipped = [row for row in rows.values() if row["status"] == "skipped"]
     assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
-    # Triton, cuEquivariance, the peak, compiling twice, memory, PEFT, the profile's busy share,
-    # waits.
-    assert len(skipped) <= 9
+    # Triton, cuEquivariance, the peak, a block and a step compiled, CUDA graphs twice, memory,
+    # PEFT, the profile's busy share, waits.
+    assert len(skipped) <= 11
     assert code == 0
     assert found["environment"]["torch"] == torch.__version__
+    checks = [check.name for check in script("gpu_check").CHECKS]
+    assert found["ended"] == checks
+    # In the order of the checks, each of which has rows.
+    assert list(dict.fromkeys(row["check"] for row in rows.values())) == checks
 
 
 @pytest.mark.proof
-def test_every_part_has_its_rows(tiny):
+def test_the_step_and_the_goals_have_their_rows(tiny):
     rows = {row["name"]: row for row in tiny[1]["rows"]}
-    begin = ("small float32: ", "wide float32: ", "wide bf16: ", "attention kernel: ")
-    begin += ("training, bf16", "attention, 2 x 16 x 16", "block, 1 x 12", "step by openfold3")
-    begin += ("DeepSpeed ZeRO 2: ", "resumed run: ", "predict, ", "inference, ", "ESM-2 tiny")
-    begin += ("profile: ",)
-    for words in begin:
-        assert any(name.startswith(words) for name in rows), words
-    step = {name.partition(": ")[2]: row["value"] for name, row in rows.items() if "paper" in name}
-    parts = ("language model", "trunk", "structure module", "losses", "optimizer")
-    assert all(step[part] > 0 for part in (*parts, "operations of the model", "chains a second"))
-    by_recycles = [rows[f"paper step, 2 x 12, {k} recycles"]["value"] for k in range(4)]
-    mean = rows["paper step, 2 x 12, mean over recycles"]
-    assert mean["value"] == pytest.approx(sum(by_recycles) / 4)
-    assert (mean["limit"], mean["relation"]) == (1.0, "goal")
-    assert step["chains a second"] == pytest.approx(2 / mean["value"])
+    step = {name.partition(": ")[2]: row["value"] for name, row in rows.items() if "step," in name}
+    parts = ("language model", "trunk", "structure module", "losses", "operations of the model")
+    assert all(step[part] > 0 for part in parts)
+    once, twice = (rows[f"step, 2 x 12, plain, {k} recycles"]["value"] for k in range(2))
+    mean = rows["step, 2 x 12, plain, mean over 0 to 3 recycles"]["value"]
+    by_recycles = [once + k * (twice - once) for k in range(4)]
+    assert mean == pytest.approx(sum(by_recycles) / 4)
+    goals = {name: row["limit"] for name, row in rows.items() if row["relation"] == "goal"}
+    assert goals == {
+        "step, 2 x 12, plain, mean over 0 to 3 recycles": 2.5,
+        "ESM-2 tiny, 1 x 8, bf16: lora / frozen": 1.1,
+        "ESM-2 tiny, 1 x 8, bf16: lorta / lora": 1.0,
+        "inference, 8 residues, 3 recycles, bf16": 0.08,
+        "inference, 12 residues, 3 recycles, bf16": 1.5,
+    }
+
+
+@pytest.mark.proof
+def test_the_package_reads_the_tiles_that_a_sweep_writes(tiny):
+    default = tiles_on(torch.device("cpu"))
+    found = read_tiles(tiny[2] / "tiles" / "cpu.json", default)
+    assert found.keys() == {key for key in default if key[1] == torch.bfloat16}
 
 
 @pytest.fixture
@@ -180,28 +205,31 @@ def test_operations_of_two_blocks_give_those_of_all(script):
 
 
 @pytest.mark.parametrize(
-    ("name", "tflops"),
+    ("name", "tflops", "gigabytes"),
     [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA H100 80GB HBM3", 989, 3350),
+        ("NVIDIA H100 PCIe", 756, 2000),
+        ("NVIDIA H200", 989, 4800),
+        ("NVIDIA A100-SXM4-80GB", 312, 2039),
+        ("NVIDIA A100-SXM4-40GB", 312, 1555),
+        ("NVIDIA A100 80GB PCIe", 312, 1935),
+        ("NVIDIA L40S", 362, 864),
+        ("NVIDIA GeForce RTX 4090", 165.2, 1008),
     ],
 )
-def test_peak_of_a_card_by_its_name(script, name, tflops):
-    assert script("gpu_checks.flops").peak_flops(name) == pytest.approx(tflops * 1e12)
+def test_peaks_of_a_card_by_its_name(script, name, tflops, gigabytes):
+    found = script("gpu_checks.flops").peaks_of(name)
+    assert found == pytest.approx((tflops * 1e12, gigabytes * 1e9))
 
 
 def test_no_peak_is_made_up(script):
     for name in ("CPU", "NVIDIA H1000", "NVIDIA L400", "NVIDIA GeForce RTX 4080"):
-        assert script("gpu_checks.flops").peak_flops(name) is None
+        assert script("gpu_checks.flops").peaks_of(name) == (None, None)
 
 
 @pytest.mark.parametrize("wrong", ["gate", "scale", "mask", "bias", "nothing"])
-def test_a_wrong_attention_fails_its_rows(script, tmp_path, monkeypatch, wrong):
-    attention, sizes = script("gpu_checks.attention"), script("gpu_checks.sizes").tiny_sizes()
+def test_a_wrong_attention_fails_its_rows(script, context, monkeypatch, wrong):
+    attention = script("gpu_checks.attention")
 
     def broken(qkvg, bias):
         q, k, v, gate = qkvg.chunk(4, -1)
@@ -212,7 +240,6 @@ def test_a_wrong_attention_fails_its_rows(script, tmp_path, monkeypatch, wrong):
         return attention.formula(torch.cat([q, k, v, gate], -1), bias)
 
     monkeypatch.setattr(attention, "gated_attention", broken)
-    context = script("gpu_checks.running").Context(torch.device("cpu"), sizes, tmp_path)
     rows = list(attention.attention_kernel(context))
     assert [row.status for row in rows] == ["skipped"] + 8 * [
         "passed" if wrong == "nothing" else "failed"
@@ -229,9 +256,8 @@ def test_a_kernel_that_is_left_for_the_plain_path_fails(script, monkeypatch, wro
     assert ("32 channels bf16 in blocks" in row.detail) == (status == "failed")
 
 
-def test_all_attentions_are_the_same(script, tmp_path):
-    attention, sizes = script("gpu_checks.attention"), script("gpu_checks.sizes").tiny_sizes()
-    context = script("gpu_checks.running").Context(torch.device("cpu"), sizes, tmp_path)
+def test_all_attentions_are_the_same(script, context):
+    attention = script("gpu_checks.attention")
     given = attention.inputs(5, 16, torch.float32, context, padding=3)
     expected = attention.output_and_gradients(attention.formula, *given)
     with warnings.catch_warnings(record=True):  # openfold3's autocast is for another device
@@ -245,14 +271,19 @@ def test_all_attentions_are_the_same(script, tmp_path):
 
 def test_only_the_checks_that_are_named_are_run(script):
     check = script("gpu_check")
-    chosen = [each.name for each in check.chosen_checks(["step compiled", "setup"])]
-    assert chosen == ["setup", "step compiled"]
-    assert check.chosen_checks(None) == check.CHECKS
-    with pytest.raises(SystemExit, match='no check is named "setups"; there are: environment, '):
-        check.main(["--only", "setups", "--tiny"])
+
+    def chosen(names, call):
+        return [each.name for each in check.chosen_checks(names, call)]
+
+    assert chosen(["step", "parity"], None) == ["parity", "step"]
+    assert chosen(["step", "parity"], 2) == ["step"]
+    assert check.chosen_checks(None, None) == check.CHECKS
+    assert chosen(None, 1) + chosen(None, 2) == [each.name for each in check.CHECKS]
+    with pytest.raises(SystemExit, match='no check is named "steps"; there are: environment, '):
+        check.main(["--only", "steps", "--tiny"])
 
 
-def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
+def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script, monkeypatch):
     from esmfold_peft.model.trunks.blocks import run_blocks
 
     profiling = script("gpu_checks.profiling")
@@ -263,7 +294,7 @@ def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
 
     def step():
         tracks = torch.ones(1), torch.ones(1)
-        run_blocks(wait, [None] * 2, lambda m, z: None, *tracks, recompute=False)
+        run_blocks(wait, [None] * 2, [None] * 2, *tracks, recompute=False)
         wait(None)
         warnings.warn("of something else", stacklevel=1)
 
@@ -271,6 +302,14 @@ def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script):
     (place,) = found.keys() - {"elsewhere"}
     assert place.startswith("model/trunks/blocks.py:")
     assert (found[place], found["elsewhere"]) == (2, 1)
+    row = profiling.waits_row(step)
+    assert (row.status, row.value, row.limit) == ("failed", 3, 0)
+    assert place in row.detail
+    assert profiling.waits_row(lambda: None).status == "passed"
+    for fetches, status in ((1, "passed"), (2, "failed")):  # a step fetches its summary once
+        fetched = Counter({f"{profiling.SUMMARY}59": fetches})
+        monkeypatch.setattr(profiling, "waits", lambda step, fetched=fetched: fetched)
+        assert profiling.waits_row(step).status == status
 
 
 def test_full_sizes_are_not_begun_without_a_gpu(script, monkeypatch):
@@ -289,7 +328,7 @@ def test_the_limit_of_a_check_rings_the_alarm(script):
         time.sleep(60)
 
 
-def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, tmp_path):
+def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, context, tmp_path):
     running, report = (script(f"gpu_checks.{name}") for name in ("running", "report"))
     path = tmp_path / "found.json"
 
@@ -306,20 +345,18 @@ def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, tmp_path):
         written = json.loads(path.read_text())["rows"]
         yield report.measured("rows written before", len(written))
 
-    check = running.Check
+    check = partial(running.Check, call=1)
     checks = [
-        check("breaks", breaks, 60),
-        check("sleeps", sleeps, 60, benchmark=True),
-        check("sleeps too", sleeps, 60),
-        check("last", last, 60),
-        check("long", last, 60, benchmark=True, needs=1e6),
-        check("also long", last, 60, needs=1e6),
+        check("breaks", run=breaks, seconds=60),
+        check("sleeps", run=sleeps, seconds=60, benchmark=True),
+        check("sleeps too", run=sleeps, seconds=60),
+        check("last", run=last, seconds=60),
+        check("long", run=last, seconds=60, benchmark=True, needs=1e6),
+        check("also long", run=last, seconds=60, needs=1e6),
     ]
     found = report.Report(path)
-    context = running.Context(torch.device("cpu"), None, tmp_path)
-    running.run_checks(
-        checks, context, found, deadline=time.monotonic() + 1000, say=lambda row: None
-    )
+    deadline = time.monotonic() + 1000
+    running.run_checks(checks, context, found, deadline=deadline, say=lambda row: None)
     written = json.loads(path.read_text())
     assert [(row["name"], row["status"], row["value"]) for row in written["rows"]] == [
         ("before", "passed", 1.0),
@@ -335,3 +372,100 @@ def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, tmp_path):
     assert "SystemExit: not comparable (test_gpu_check.py:" in written["rows"][1]["detail"]
     assert written["rows"][7]["detail"] == "no time left"
     assert written["counts"] == {"passed": 4, "failed": 3, "skipped": 2}
+    assert written["ended"] == ["breaks", "last"]
+
+
+def test_a_resumed_report_runs_again_only_what_had_not_ended(script, tmp_path, monkeypatch):
+    check, report = script("gpu_check"), script("gpu_checks.report")
+    file, runs = tmp_path / "found.json", []
+
+    def checks(broken):
+        def rows_of(name):
+            def rows(context):
+                runs.append(name)
+                yield report.measured(f"{name}: first", len(runs))
+                if name == broken:
+                    raise KeyboardInterrupt  # the machine is taken away
+                yield report.failed(f"{name}: second", "wrong")
+
+            return rows
+
+        return [check.Check(k, int(k[1]), rows_of(k), 60) for k in ("a1", "b1", "c2")]
+
+    def call(*words, broken=None):
+        monkeypatch.setattr(check, "CHECKS", checks(broken))
+        check.main(["--tiny", "--device", "cpu", *map(str, words)])
+
+    with pytest.raises(KeyboardInterrupt):
+        call("--output", file, "--call", 1, broken="b1")
+    names = [row["name"] for row in json.loads(file.read_text())["rows"]]
+    assert names == ["a1: first", "a1: second", "b1: first"]
+    call("--resume", file, "--call", 1)
+    call("--resume", file)
+    assert runs == ["a1", "b1", "b1", "c2"]
+    found = [(row["name"], row["value"]) for row in json.loads(file.read_text())["rows"]]
+    assert found == [
+        ("a1: first", 1), ("a1: second", None), ("b1: first", 3), ("b1: second", None),
+        ("c2: first", 4), ("c2: second", None),
+    ]  # fmt: skip
+    call("--resume", file, "--output", tmp_path / "other.json")  # nothing is left to do
+    assert (
+        json.loads((tmp_path / "other.json").read_text())["rows"]
+        == json.loads(file.read_text())["rows"]
+    )
+
+
+def test_a_report_of_another_card_is_not_resumed(script, tmp_path):
+    check, file = script("gpu_check"), tmp_path / "found.json"
+    content = {"tiny": True, "card": "NVIDIA H100 PCIe", "ended": [], "rows": []}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"json: its card is NVIDIA H100 PCIe, here it is cpu"):
+        check.main(["--tiny", "--device", "cpu", "--resume", str(file)])
+    file.write_text("{}")
+    with pytest.raises(SystemExit, match=r"found\.json: not a report"):
+        check.main(["--tiny", "--device", "cpu", "--resume", str(file)])
+
+
+def test_a_sweep_takes_the_fastest_tiles_that_are_right(script, context, monkeypatch):
+    sweeps = script("gpu_checks.sweeps")
+    key, table = ("key", torch.bfloat16, True), tiles_on(context.device)
+    usual, fast, faster, wrong, broken = table[key], *(Tiles(16, w, 1) for w in (1, 2, 4, 8))
+    times = {usual: 5.0, fast: 3.0, faster: 2.0, wrong: 1.0}
+    monkeypatch.setattr(sweeps, "milliseconds", lambda *arguments: times[table[key]])
+
+    def step():
+        if table[key] == broken:
+            raise RuntimeError("out of resources")
+        return (torch.full((4,), 2.0 if table[key] == wrong else 1.0),)
+
+    candidates = [broken, fast, faster, wrong]
+    row = sweeps.fastest("x", key, candidates, step, context, seconds=60)
+    assert table[key] == faster
+    assert (row.value, row.unit) == (2.0, "ms")
+    assert "16/all, 8 warps, 1: RuntimeError; 16/all, 1 warps, 1: 3.000" in row.detail
+    assert "16/all, 4 warps, 1: off by 100%" in row.detail
+    table[key] = usual
+    row = sweeps.fastest("x", key, candidates, step, context, seconds=0)
+    assert (table[key], row.value) == (usual, 5.0)
+    assert row.detail.endswith("no time for the others")
+
+
+def test_the_tiles_of_an_earlier_call_are_used(script, context):
+    check = script("gpu_check")
+    check.use_tiles(context)  # there is no file
+    key = ("key", torch.bfloat16, True)
+    write_tiles(context.tiles, {key: Tiles(64, 16, 3)}, {})
+    check.use_tiles(context)
+    assert tiles_on(context.device)[key] == Tiles(64, 16, 3)
+    context.tiles.write_text("{")
+    with pytest.raises(SystemExit, match=r"gpu_check: .*cpu\.json: "):
+        check.use_tiles(context)
+
+
+def test_a_sweep_tries_twelve_tiles_at_most(script):
+    sweeps = script("gpu_checks.sweeps")
+    default = tiles_on(torch.device("cpu"))
+    for (kernel, whole), shapes in sweeps.SHAPES.items():
+        usual = default[kernel, torch.bfloat16, whole]
+        tried = {Tiles(t, w, s, block) for t, w, block in shapes for s in sweeps.STAGES[whole]}
+        assert len({usual, *tried}) <= 12

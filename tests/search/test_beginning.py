@@ -97,7 +97,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
         (("--executor.kind", "ray"), "Ray is not installed: pip install 'esmfold-peft[ray]'"),
         (("--grid", "{loral: [1]}"), "grid: 'loral' is none of none, full, lora"),
         (("--data.train", "/nowhere"), "/nowhere: no such store"),
-        (("--engine.micro_batch", 3), "engine.batch_size: 32 does not divide by devices x nodes"),
+        (("--engine.devices", 3), "engine.batch_size: 32 does not divide by devices x nodes"),
         (("--engine.deepspeed", "/nowhere.json"), "engine.deepspeed: /nowhere.json is not a JSON"),
         (("--executor.gpus", 1.5), "executor.gpus: 1.5 is neither a share of one nor whole"),
     ],

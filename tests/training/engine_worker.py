@@ -25,8 +25,9 @@ install_import_hook("esmfold_peft", "beartype.beartype")
 from esmfold_peft.config import EngineConfig
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engine_state import read_adam, read_parameters, write_adam
-from esmfold_peft.training.gradients import discard_step, gradient_norms, step_is_due
+from esmfold_peft.training.gradients import GradientSum, apply_gradient, gradient_norms
 from esmfold_peft.training.trainer import _deepspeed, _Untouched
+from esmfold_peft.training.zero import whole
 
 ROOT, FOLDER = Path(__file__).parents[2], Path(sys.argv[1])
 WORLD, RANK = 1, 0  # those of a forked process
@@ -71,6 +72,7 @@ class Toy(pl.LightningModule):
     def __init__(self, done: int = 0, eps: float = 1e-3, broken: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.automatic_optimization = False
         self.done, self.eps, self.broken = done, eps, broken
         self.base = nn.Linear(8, 33).requires_grad_(False)
         self.first = Scale(nn.Parameter(1 + torch.rand(33)))
@@ -82,22 +84,44 @@ class Toy(pl.LightningModule):
         self.register_buffer("drawn", torch.arange(3.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(self.base(x).tanh())
+        return self.second_half(self.first(self.base(x).tanh()))
+
+    def second_half(self, x: Tensor) -> Tensor:
         x = self.second(x).tanh()
         gate = self.head_bias(x)
         return gate * self.head(self.bias(self.trunk(x).tanh()))
 
-    def training_step(self, batch: Tensor, index: int) -> Tensor:
-        loss = 10 * (self(batch[:, :8]) - batch[:, 8:]).square().mean()
-        broken = self.global_step == self.broken and RANK == WORLD - 1
-        return loss * torch.nan if broken and index % (MICRO_BATCHES // WORLD) == 0 else loss
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        """A step like that of the package: micro-batches, one backward pass, clip, Adam."""
+        x = self.first(self.base(torch.stack([part[:, :8] for part in batch])).tanh())
+        leaf = x.detach().requires_grad_()
+        later = [p for p in self.parameters() if p.requires_grad]
+        sums = GradientSum(x, later)
+        for place, part in enumerate(batch):
+            loss = self.loss(leaf[place], part[:, 8:]) / len(batch)
+            if place == 0 and self.global_step == self.broken and RANK == WORLD - 1:
+                loss = loss * torch.nan
+            of_leaf, *gradients = torch.autograd.grad(loss, [leaf, *later], allow_unused=True)
+            sums.add(slice(place, place + 1), of_leaf[place : place + 1], gradients)
+        with whole(self.trainer, sums.parameters):
+            self.manual_backward(sums.as_loss())
+        norms = gradient_norms(self.trainer)
+        self.probe.measured(self.trainer, norms)
+        apply_gradient(self.trainer, self.optimizers(), norms["total"], CLIP)
+        self.lr_schedulers().step()
+
+    def loss(self, x: Tensor, wanted: Tensor) -> Tensor:
+        return 10 * (self.second_half(x) - wanted).square().mean()
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         self.predicted = self(batch[:, :8])
 
     def train_dataloader(self) -> Any:
-        first, own = self.done * MICRO_BATCHES, range(RANK, STEPS * MICRO_BATCHES, WORLD)
-        return torch.utils.data.DataLoader([samples(first + i) for i in own], batch_size=None)
+        first, all_steps = self.done * MICRO_BATCHES, STEPS * MICRO_BATCHES
+        own = [samples(first + i) for i in range(RANK, all_steps, WORLD)]
+        share = MICRO_BATCHES // WORLD
+        steps = [own[i : i + share] for i in range(0, len(own), share)]
+        return torch.utils.data.DataLoader(steps, batch_size=None)
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader([samples(UNSEEN)], batch_size=None)
@@ -112,7 +136,7 @@ class Toy(pl.LightningModule):
             {"params": [self.trunk.weight, self.trunk.bias], "name": "trunk", "lr": lr},
             {"params": [*self.head.parameters(), *self.head_bias.parameters()], "name": "head"},
         ]
-        optimizer = optim.Adam(groups, lr=lr, eps=self.eps)
+        optimizer = optim.Adam(groups, lr=lr, eps=self.eps, fused=True)
         schedule = optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.9 ** (i + self.done))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -147,20 +171,17 @@ class Probe(pl.Callback):
         self.seen["persistent"] = [n for n, p in parameters.items() if getattr(p, "ds_persist", 0)]
         self.seen["imported"] = "deepspeed" in sys.modules
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
-    ) -> None:
-        if not step_is_due(trainer):
-            return
-        if self.look or pl_module.broken is not None:
-            self.seen["norms"].append(gradient_norms(trainer))
-        if trainer.global_step in (self.discard, pl_module.broken):
+    def measured(self, trainer: pl.Trainer, norms: dict[str, Tensor]) -> None:
+        """Between gradient and step."""
+        broken = trainer.lightning_module.broken
+        if self.look or broken is not None:
+            self.seen["norms"].append({name: float(norm) for name, norm in norms.items()})
+        if trainer.global_step in (self.discard, broken):
             self.seen["kept"] = state(trainer)
-            discard_step(trainer)
+        if trainer.global_step == self.discard:
+            norms["total"] = norms["total"] * torch.nan
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        if (trainer.fit_loop.epoch_loop.batch_progress.current.ready * WORLD) % MICRO_BATCHES:
-            return
         self.seen["rates"].append(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
         self.average.update()
         if "kept" in self.seen and "after" not in self.seen:
@@ -213,7 +234,8 @@ def strategy(engine: str) -> Any:
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENT
     path = FOLDER / f"{engine}_{RANK}.json"
     path.write_text(json.dumps(settings))
-    return _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path, micro_batch=5))
+    engine = EngineConfig(accelerator="cpu", deepspeed=path)
+    return _deepspeed(engine, chains=5, clip_norm=CLIP)
 
 
 def fit(engine: str, toy: Toy, probe: Probe, steps: int = STEPS) -> dict[str, Any]:
@@ -223,12 +245,12 @@ def fit(engine: str, toy: Toy, probe: Probe, steps: int = STEPS) -> dict[str, An
     trainer = pl.Trainer(
         accelerator="cpu", devices=WORLD, strategy=strategy(engine), max_steps=steps,
         plugins=[_Untouched("32-true")] if "zero" in engine else None,
-        accumulate_grad_batches=MICRO_BATCHES // WORLD, gradient_clip_val=CLIP, logger=False,
-        val_check_interval=SAVED * MICRO_BATCHES // WORLD, check_val_every_n_epoch=None,
+        logger=False, val_check_interval=SAVED, check_val_every_n_epoch=None,
         limit_val_batches=1 if probe.look else 0, num_sanity_val_steps=0,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[probe],
     )  # fmt: skip
+    toy.probe = probe
     trainer.fit(toy)
     return probe.seen
 

@@ -14,9 +14,10 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.j
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_ask_for_the_stage_of_their_name(path: Path):
-    strategy = _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path))
+    strategy = _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path), chains=2, clip_norm=0.1)
     zero = strategy.config["zero_optimization"]
     assert zero["stage"] == int(path.stem.removeprefix("zero")[0])
+    assert strategy.config["gradient_clipping"] == 0.1
     assert ("offload_optimizer" in zero) == path.stem.endswith("_offload")
 
 
@@ -35,4 +36,4 @@ def test_settings_under_which_a_training_could_not_be_saved_are_refused(
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3} | setting}))
     with pytest.raises(UserError, match=said):
-        _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path))
+        _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path), chains=2, clip_norm=0.1)

@@ -13,13 +13,13 @@ from esmfold_peft.cli import main
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.errors import LostProcessError, UserError
 from esmfold_peft.training import world
-from esmfold_peft.training.accumulation import accumulation
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.launch import (
     cluster_environment,
     require_gpus,
     resolved_engine,
 )
+from esmfold_peft.training.plan import chains_of_device
 from esmfold_peft.training.trainer import build_trainer
 from esmfold_peft.training.world import World, after_the_first, is_first, launched_world
 
@@ -169,17 +169,17 @@ def test_each_process_must_see_all_gpus_of_its_node():
         require_gpus(4, 3, launched_world(TORCHRUN))
 
 
-def test_accumulation_makes_up_the_batch(launched):
+def test_devices_share_the_batch(launched):
     launched(SRUN)  # 2 nodes of 4
-    engine = EngineConfig(batch_size=32, micro_batch=2)
-    assert accumulation(engine) == 2
-    with pytest.raises(UserError, match=r"36 does not .* = 4 x 2 x 2 = 16; 32 and 48 do$"):
-        accumulation(replace(engine, batch_size=36))
-    with pytest.raises(UserError, match=r"8 does not .* = 4 x 2 x 2 = 16; 16 does$"):
-        accumulation(replace(engine, batch_size=8))
+    engine = EngineConfig(batch_size=32)
+    assert chains_of_device(engine) == 4
+    with pytest.raises(UserError, match=r"36 does not .* = 4 x 2 = 8; 32 and 40 do$"):
+        chains_of_device(replace(engine, batch_size=36))
+    with pytest.raises(UserError, match=r"4 does not .* = 4 x 2 = 8; 8 does$"):
+        chains_of_device(replace(engine, batch_size=4))
     launched({})
-    assert accumulation(engine) == 16
-    assert accumulation(replace(engine, devices=4)) == 4
+    assert chains_of_device(engine) == 32
+    assert chains_of_device(replace(engine, devices=4)) == 8
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, DEEPSPEED, SRUN])
@@ -189,7 +189,7 @@ def test_lightning_has_the_launchers_processes(environment: dict, launched, tmp_
     assert (trainer.world_size, trainer.num_nodes, trainer.num_devices) == (8, 2, 4)
     assert (trainer.global_rank, trainer.local_rank, trainer.node_rank) == (5, 1, 1)
     assert trainer.strategy.root_device == torch.device("cpu")
-    assert trainer.accumulate_grad_batches == 4
+    assert trainer.accumulate_grad_batches == 1  # a batch is all of a step
     environment = cluster_environment(launched_world(os.environ))
     assert environment.creates_processes_externally
 

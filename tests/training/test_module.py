@@ -1,6 +1,6 @@
 """The training step: what a broken chain does."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,17 @@ from esmfold_peft.config import TrainConfig
 from esmfold_peft.config_io import config_parser, to_config
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import LossTerms, fold_loss
 from esmfold_peft.model.build import build_model
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.residues import encode
-from esmfold_peft.training.module import FoldingModule, recycles_at, seed_dropout
+from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.passes import Chains, Passes
+from esmfold_peft.training.step import recycles_at
 
 ROOT = Path(__file__).parents[2]
 TRYPTOPHAN = int(encode("W")[0])
-OF_CHAINS = ("ids", "resolution", "clamped")
 
 
 def module(*flags: str) -> FoldingModule:
@@ -43,13 +45,25 @@ def batch(*sequences: str) -> Batch:
     return replace(made, positions=positions * atom_mask[..., None], atom_mask=atom_mask)
 
 
+def predict(trained: FoldingModule, given: Batch, step: int = 0, first: int = 0):
+    """The loss of all chains together, with its graph, and what was predicted."""
+    model, config = trained.model.train(), trained.config
+    passes = Passes(model, config, len(given.ids), given.mask.device)
+    m, weights = model.read(given.aatype, given.mask), model.pack()
+    chains = Chains(given, ground_truth(given), m, first)
+    recycles = recycles_at(step, config.model.max_recycles, config.seed)
+    recycled = passes.recycle(chains, weights, recycles)
+    return passes.loss(chains, recycled, weights, recycles)
+
+
 def test_a_loss_that_is_not_finite_is_named_and_reaches_every_gradient():
     trained = module()
     weight = trained.model.trunk.sequence_embedding.amino_acid.weight
     with torch.no_grad():
         weight[TRYPTOPHAN + 1] = torch.nan
-    loss, found = trained.learn(batch("ACDEFG", "ACWD"), step=0)
-    (fault,) = found.terms.faults(found.batch.ids)
+    given = batch("ACDEFG", "ACWD")
+    loss, found = predict(trained, given)
+    (fault,) = found.terms.faults(given.ids)
     assert fault.startswith("chain_ACWD: backbone_fape is nan, ")
     for term in ("sidechain_fape", "chi", "violation", "distogram"):
         assert f"{term} is nan" in fault, term
@@ -64,26 +78,26 @@ def test_an_infinite_loss_has_no_finite_gradient(monkeypatch: pytest.MonkeyPatch
         return replace(terms, total=terms.total + torch.inf)
 
     for loss_of, finite in ((fold_loss, True), (infinite, False)):
-        monkeypatch.setattr("esmfold_peft.training.module.fold_loss", loss_of)
+        monkeypatch.setattr("esmfold_peft.training.passes.fold_loss", loss_of)
         trained.zero_grad()
-        loss, _ = trained.learn(batch("ACDEFG"), step=0)
-        loss.backward()
+        predict(trained, batch("ACDEFG"))[0].backward()
         gradients = [p.grad for p in trained.parameters() if p.grad is not None]
         assert bool(torch.nn.utils.get_total_norm(gradients).isfinite()) == finite
 
 
-def test_what_is_drawn_follows_from_the_step():
-    trained = module("--model.evoformer.dropout_msa", "0.3", "--model.structure.dropout", "0.3")
+def test_what_is_drawn_follows_from_the_seed_and_the_number_of_the_sample():
+    flags = ("--model.evoformer.dropout_msa", "0.3", "--model.structure.dropout", "0.3")
+    trained = module(*flags)
 
-    def loss(*key: int) -> float:
-        seed_dropout(*key)
-        return trained.learn(batch("ACDEFGHIKL"), step=4)[0].item()
+    def loss(of: FoldingModule, first: int) -> float:
+        torch.rand(7)
+        return predict(of, batch("ACDEFGHIKL"), step=4, first=first)[0].item()
 
-    same = loss(0, 4, 1, 0)
-    torch.rand(7)
-    assert loss(0, 4, 1, 0) == same
-    others = [loss(*key) for key in ((1, 4, 1, 0), (0, 5, 1, 0), (0, 4, 2, 0), (0, 4, 1, 1))]
-    assert len({same, *others}) == 5
+    same = loss(trained, 12)
+    assert loss(trained, 12) == pytest.approx(same, rel=1e-6)
+    other = replace(trained.config, seed=1)
+    others = [loss(trained, 13), loss(FoldingModule(other, trained.model), 12)]
+    assert all(abs(each - same) > 1e-4 * same for each in others)
 
 
 def test_passes_are_uniform_and_follow_from_seed_and_step():
@@ -130,8 +144,7 @@ def test_the_score_of_a_chain_does_not_depend_on_its_batch():
         return found
 
     def alone(row: int, length: int) -> Batch:
-        tensors = {f.name: getattr(both, f.name)[row : row + 1] for f in fields(both)}
-        return Batch(**{k: v[:, :length] if k not in OF_CHAINS else v for k, v in tensors.items()})
+        return both.rows(slice(row, row + 1), length)
 
     together = scores(both)
     assert together == pytest.approx(scores(alone(0, 14), alone(1, 8)), abs=1e-6)

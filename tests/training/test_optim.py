@@ -21,8 +21,8 @@ from esmfold_peft.config import (
 )
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.build import build_model
-from esmfold_peft.training.module import recycles_at
 from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
+from esmfold_peft.training.step import recycles_at
 from esmfold_peft.training.trainer import build_trainer
 
 

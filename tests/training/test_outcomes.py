@@ -15,25 +15,32 @@ from tests.training.conftest import words
 BROKEN_CHAIN = """
 import torch
 from dataclasses import replace
-import esmfold_peft.training.module as module
-fold_loss = module.fold_loss
-def broken(output, batch, weights, **settings):
-    terms = fold_loss(output, batch, weights, **settings)
-    bad = torch.tensor([name == "3nir_A" for name in batch.ids])
+import esmfold_peft.training.passes as passes
+fold_loss, predict, learn = passes.fold_loss, passes.Passes.loss, passes.Passes.differentiate
+ids = []
+def noted(run):
+    def noting(self, chains, *arguments, **settings):
+        ids[:] = chains.batch.ids
+        return run(self, chains, *arguments, **settings)
+    return noting
+passes.Passes.loss, passes.Passes.differentiate = noted(predict), noted(learn)
+def broken(output, truth, weights, **settings):
+    terms = fold_loss(output, truth, weights, **settings)
+    bad = torch.tensor([name == "3nir_A" for name in ids])
     fape = torch.where(bad, {value}, terms.terms["backbone_fape"])
     total = torch.where(bad, {value}, terms.total)
     return replace(terms, total=total, terms=terms.terms | {{"backbone_fape": fape}})
-module.fold_loss = broken
+passes.fold_loss = broken
 """
 EXPLOSION = """
 from dataclasses import replace
-import esmfold_peft.training.module as module
-fold_loss, steps = module.fold_loss, []
-def exploding(output, batch, weights, **settings):
-    terms = fold_loss(output, batch, weights, **settings)
+import esmfold_peft.training.passes as passes
+fold_loss, steps = passes.fold_loss, []
+def exploding(output, truth, weights, **settings):
+    terms = fold_loss(output, truth, weights, **settings)
     steps.append(0)
     return replace(terms, total=terms.total * (1 if len(steps) < 16 else 5))
-module.fold_loss = exploding
+passes.fold_loss = exploding
 """
 OUT_OF_MEMORY = """
 import torch

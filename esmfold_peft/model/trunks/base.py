@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import ModelConfig
+from esmfold_peft.model.compiling import compiled_for_inference
 from esmfold_peft.model.heads import AtomPLDDTHead, PLDDTHead
+from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,10 @@ class Stack(nn.Module, ABC):
     Attributes:
         chunk: rows of the pair track at a time; None chooses. Prediction lowers it for a chain that
             does not fit into memory.
+        recompute: keep only the blocks' inputs for the backward pass; may be changed at any time.
+        compiled: whether the blocks are compiled for training.
+        step: a block in training.
+        inference_step: a block otherwise.
     """
 
     first_amino_acid: ClassVar[int] = 1
@@ -55,6 +61,10 @@ class Stack(nn.Module, ABC):
     """The head of pLDDT: of residues, or of their atoms."""
 
     chunk: int | None
+    recompute: bool
+    compiled: bool
+    step: Step
+    inference_step: Step
 
     @classmethod
     @abstractmethod
@@ -70,6 +80,31 @@ class Stack(nn.Module, ABC):
         """Prepares the weights once for all passes of a step. The default prepares nothing."""
         return None
 
+    @property
+    def lean(self) -> bool:
+        """Whether blocks keep less than autograd would: a compiler computes the rest again."""
+        return self.compiled and not self.recompute
+
+    def compile_for_inference(self) -> None:
+        """Compiles the blocks for chains of all lengths of which a block needs no pieces."""
+        plain = self.inference_step
+        compiled = compiled_for_inference(plain)
+
+        def step(*given: Any) -> tuple[Tensor, Tensor]:
+            _, _, z, _, _, chunk, _ = given
+            whole = chunk is None and z.numel() <= NUMBERS_AT_ONCE
+            return (compiled if whole else plain)(*given)
+
+        self.inference_step = step
+
+    def dropout_sites(self, residues: int) -> Any:
+        """Where dropout acts in a pass: any nesting of `Site`; the default has none.
+
+        Args:
+            residues: to which chains are padded.
+        """
+        return None
+
     @abstractmethod
     def forward(
         self,
@@ -77,6 +112,7 @@ class Stack(nn.Module, ABC):
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
         weights: Any,
+        dropout: Any,
         /,
     ) -> Tracks:
         """Runs all blocks.
@@ -86,6 +122,7 @@ class Stack(nn.Module, ABC):
             z: pair track; without gradients it may be overwritten.
             mask: which residues exist; padding must not reach them.
             weights: from `pack`.
+            dropout: factors for `dropout_sites`.
         """
 
     @staticmethod

@@ -1,10 +1,8 @@
-"""What both trunks need to run a block: the type of its products, dropout, recomputing."""
+"""What both trunks need to run a block: the type of its products, recomputing."""
 
-import logging
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -22,40 +20,10 @@ def product_type(parameter: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
 
 
-def shared_dropout(track: Tensor, rate: float, *, dim: int | None = None) -> Tensor | None:
-    """Factors of an update of a track, the same along a dimension (AF2 Suppl. 1.11.6).
-
-    Args:
-        track: of any shape.
-        rate: share of zeros; with 0 there are no factors.
-        dim: the dimension; None: each number has its own factor.
-    """
-    if rate == 0:
-        return None
-    shape = [1 if axis == dim else size for axis, size in enumerate(track.shape)]
-    return F.dropout(track.new_ones(shape, dtype=torch.float32), rate)
-
-
-def training_step(block: Step, *, compile: bool) -> Step:
-    """A block's function for training crops, whose shapes are fixed.
-
-    Args:
-        block: the function.
-        compile: compile it as one graph.
-    """
-    if not compile:
-        return block
-    # It warns of changes in place in what is computed again; compiled code has none.
-    logging.getLogger("torch._higher_order_ops.wrap").addFilter(
-        lambda record: "context_fn is passed" not in record.getMessage()
-    )
-    return torch.compile(block, dynamic=False)
-
-
 def run_blocks(
     step: Step,
     weights: Iterable[object],
-    draw: Callable[[Tensor, Tensor], object],
+    factors: Iterable[object],
     first: Tensor,
     pair: Tensor,
     *shared: object,
@@ -66,7 +34,7 @@ def run_blocks(
     Args:
         step: a block: called with its weights, the tracks, its dropout and `shared`.
         weights: of each block, in the types of the products: autocast is off inside.
-        draw: gives a block's dropout, from the tracks before it.
+        factors: dropout of each block.
         first: sequence track.
         pair: pair track.
         shared: what all blocks read.
@@ -74,8 +42,8 @@ def run_blocks(
     """
     again = recompute and torch.is_grad_enabled()
     with torch.autocast(pair.device.type, enabled=False):
-        for own in weights:
-            arguments = (own, first, pair, draw(first, pair), *shared)
+        for own, dropped in zip(weights, factors, strict=True):
+            arguments = (own, first, pair, dropped, *shared)
             # Re-entrant checkpointing gives silently wrong gradients where an input needs none. A
             # block draws no random numbers, so no generator state has to be kept.
             first, pair = (

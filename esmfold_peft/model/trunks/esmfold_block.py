@@ -7,11 +7,11 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from esmfold_peft.model.dropout import Factors
 from esmfold_peft.model.linear import linear
 from esmfold_peft.model.trunks import packed
 from esmfold_peft.model.trunks.attention import gated_attention
 from esmfold_peft.model.trunks.triangles import (
-    Factors,
     RowFunction,
     add,
     gather_rows,

@@ -6,12 +6,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import EsmfoldConfig, ModelConfig
+from esmfold_peft.model.compiling import compiled_for_training
+from esmfold_peft.model.dropout import Factors, Site
 from esmfold_peft.model.heads import AtomPLDDTHead
 from esmfold_peft.model.trunks import packed
 from esmfold_peft.model.trunks.base import Stack, Tracks
-from esmfold_peft.model.trunks.blocks import product_type, run_blocks, shared_dropout, training_step
+from esmfold_peft.model.trunks.blocks import product_type, run_blocks
 from esmfold_peft.model.trunks.esmfold_block import BlockWeights, EsmfoldBlock, esmfold_block
-from esmfold_peft.model.trunks.triangles import Factors
+
+_NO_DROPOUT: Factors = (None,) * 7
 
 
 class EsmfoldStack(Stack):
@@ -35,8 +38,9 @@ class EsmfoldStack(Stack):
         super().__init__()
         self.config = config
         self.chunk = chunk
-        self.lean = compile and not config.checkpoint
-        self.step = training_step(esmfold_block, compile=compile)
+        self.recompute, self.compiled = config.checkpoint is not False, compile
+        self.step = compiled_for_training(esmfold_block) if compile else esmfold_block
+        self.inference_step = esmfold_block
         self.blocks = nn.ModuleList(
             EsmfoldBlock(config.c_s, config.c_z, config.heads, config.heads_pair)
             for _ in range(config.blocks)
@@ -71,6 +75,7 @@ class EsmfoldStack(Stack):
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
         weights: list[BlockWeights] | None = None,
+        dropout: tuple[Factors, ...] | None = None,
     ) -> Tracks:
         """Runs all blocks.
 
@@ -79,22 +84,22 @@ class EsmfoldStack(Stack):
             z: pair track.
             mask: which residues exist; padding does not reach them.
             weights: from `pack`; None: they are packed here.
+            dropout: of the sites; None: there is none.
         """
         weights = self.pack() if weights is None else weights
-        # Compiled code is made for the fixed shapes of training crops only.
-        step = self.step if self.training else esmfold_block
+        step = self.step if self.training else self.inference_step
+        factors = [_NO_DROPOUT] * len(self.blocks) if dropout is None else dropout
         shared = (mask, self.chunk, self.lean)
-        s, z = run_blocks(
-            step, weights, self._draw_factors, s, z, *shared, recompute=self.config.checkpoint
-        )
+        s, z = run_blocks(step, weights, factors, s, z, *shared, recompute=self.recompute)
         return Tracks(s, z, self.to_structure_s(s), self.to_structure_z(z))
 
-    def _draw_factors(self, s: Float[Tensor, "b n c_s"], z: Float[Tensor, "b n n c_z"]) -> Factors:
-        """Dropout of a block: in pairs twice as much, shared along rows or columns."""
-        if not self.training:
-            return (None,) * 7
-        rate = self.config.dropout
-        sequence = [shared_dropout(s, rate) for _ in range(2)]
+    def dropout_sites(self, residues: int) -> Any:
+        """Those of each block: in pairs twice as much, shared along rows or columns."""
+        n, c = residues, self.config
+        sequence = Site((n, c.c_s), c.dropout)
+        rows = Site((1, n, c.c_z), 2 * c.dropout)
+        columns = Site((n, 1, c.c_z), 2 * c.dropout)
         # The last of the triangles is for the transposed track.
-        triangles = [shared_dropout(z, 2 * rate, dim=dim) for dim in (2, 1, 2, 2)]
-        return (*sequence, *triangles, shared_dropout(z, rate))
+        triangles = (columns, rows, columns, columns)
+        block = (sequence, sequence, *triangles, Site((n, n, c.c_z), c.dropout))
+        return (block,) * len(self.blocks)

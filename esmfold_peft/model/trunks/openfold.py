@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from esmfold_peft.config import EvoformerConfig, Kernels, ModelConfig
+from esmfold_peft.model.compiling import compiled_for_training
+from esmfold_peft.model.dropout import Factors, Site
 from esmfold_peft.model.trunks import packed
 from esmfold_peft.model.trunks.attention import gated_attention
 from esmfold_peft.model.trunks.base import Stack, Tracks
-from esmfold_peft.model.trunks.blocks import product_type, run_blocks, shared_dropout, training_step
+from esmfold_peft.model.trunks.blocks import product_type, run_blocks
 from esmfold_peft.model.trunks.triangles import (
-    Factors,
     RowFunction,
     add,
     add_rows,
@@ -32,6 +33,7 @@ from esmfold_peft.model.trunks.triangles import (
 
 _INF = 1e9  # added to masked attention logits; finite in bfloat16
 _EPS = 1e-8
+_NO_DROPOUT: Factors = (None,) * 5
 
 
 class OuterProduct(NamedTuple):
@@ -78,8 +80,9 @@ class Evoformer(Stack):
         self.config = config
         self.chunk = chunk
         self.kernels = kernels
-        self.lean = compile and not config.checkpoint
-        self.step = training_step(fused_block, compile=compile)
+        self.recompute, self.compiled = config.checkpoint is not False, compile
+        self.step = compiled_for_training(fused_block) if compile else fused_block
+        self.inference_step = fused_block
         with _quiet_import(), _numpy_seeded_by_torch():
             stack = _stack(config)
         self.blocks: nn.ModuleList = stack.blocks
@@ -108,6 +111,7 @@ class Evoformer(Stack):
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
         weights: list[BlockWeights] | None = None,
+        dropout: tuple[Factors, ...] | None = None,
     ) -> Tracks:
         """Runs all blocks.
 
@@ -116,24 +120,28 @@ class Evoformer(Stack):
             z: the pair track; without gradients it is overwritten.
             mask: which residues exist; padding does not reach them.
             weights: from `pack`; None: they are packed here.
+            dropout: of the sites; None: there is none in our own blocks.
         """
         if self.kernels == "openfold":
             m, z = self._by_definition(m, z, mask)
         else:
-            # Compiled code is made for the fixed shapes of training crops only.
-            step = self.step if self.training else fused_block
+            step = self.step if self.training else self.inference_step
             ready = self.packing.nested() if weights is None else weights
-            shared, recompute = (mask, self.chunk, self.lean), self.config.checkpoint
-            m, z = run_blocks(step, ready, self._draw_factors, m, z, *shared, recompute=recompute)
+            factors = [_NO_DROPOUT] * len(self.blocks) if dropout is None else dropout
+            shared = (mask, self.chunk, self.lean)
+            m, z = run_blocks(step, ready, factors, m, z, *shared, recompute=self.recompute)
         return Tracks(m, z, self.linear(m), z)
 
-    def _draw_factors(self, m: Tensor, z: Tensor) -> Factors:
-        """Dropout of a block, in openfold3's order: the row, four triangle updates."""
-        if not self.training:
-            return (None,) * 5
-        row = shared_dropout(m, self.config.dropout_msa)
-        pairs = (shared_dropout(z, self.config.dropout_pair, dim=1) for _ in range(4))
-        return (row, *pairs)
+    def dropout_sites(self, residues: int) -> Any:
+        """Those of each block, in openfold3's order: the row, four triangle updates.
+
+        A residue's factors are shared by all pairs that it is the second of (AF2 Suppl. 1.11.6).
+        openfold3's own forward pass draws for itself.
+        """
+        c = self.config
+        row = Site((residues, c.c_m), c.dropout_msa)
+        pairs = Site((1, residues, c.c_z), c.dropout_pair)
+        return None if self.kernels == "openfold" else ((row, *(pairs,) * 4),) * c.blocks
 
     def _by_definition(
         self,
@@ -146,7 +154,7 @@ class Evoformer(Stack):
         row, m = mask[:, None].to(m.dtype), m[:, None]
         for block in self.blocks:
             masks = {"msa_mask": row, "pair_mask": pairs, "chunk_size": self.chunk}
-            if self.config.checkpoint and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled():
                 m, z = checkpoint(block, m, z, **masks, use_reentrant=False)
             else:
                 m, z = block(m, z, **masks)
@@ -167,7 +175,7 @@ def fused_block(
     Args:
         weights: of the block.
         m: the row of the MSA track.
-        z: pair track; without gradients it is overwritten.
+        z: pair track; where `changes_in_place`, it is overwritten.
         factors: dropout of the row's attention and of the four triangle updates.
         mask: which residues exist.
         chunk: rows of the pair track at a time at most.

@@ -1,6 +1,7 @@
 """What both trunks do to the pair track: triangle updates and a transition, in pieces of rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from esmfold_peft.model.dropout import Factors
 from esmfold_peft.model.trunks.attention import CACHED_ELEMENTS, gated_attention
 from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.model.trunks.packed import (
@@ -30,13 +32,6 @@ _OF_TRACKS, _OF_WEIGHTS = torch.ops.aten.bmm, torch.ops.aten.addmm
 RowFunction = Callable[[slice], Tensor]
 """Computes something for some rows; rows are the second dimension of the pair track."""
 
-Factors = tuple[Tensor | None, ...]
-"""What dropout multiplies each update of a block with, in order; None: no dropout.
-
-They are drawn outside the block, which then sees the same whether it is plain, compiled or computed
-again in the backward pass.
-"""
-
 
 def update_pairs(
     weights: PairUpdates,
@@ -51,7 +46,7 @@ def update_pairs(
 
     Args:
         weights: of the block.
-        z: pair track; without autograd it is overwritten.
+        z: pair track; where `changes_in_place`, it is overwritten.
         mask: which residues exist; pairs with others do not change the rest.
         factors: dropout of the five updates; that of the ending node's attention is for the
             transposed track.
@@ -67,6 +62,30 @@ def update_pairs(
     z = attend_triangles(weights.att_start, z, mask, start, chunk, lean)
     z = attend_triangles(weights.att_end, z, mask, end, chunk, lean, ending=True)
     return update(_add_transition, weights.transition, z, last, chunk)
+
+
+def changes_in_place() -> bool:
+    """Whether the pair track is changed in place, in pieces of rows.
+
+    Autograd needs the old values. A compiler finds by itself what may be overwritten: of changes
+    in place it makes copies, and of each piece other kernels. Without gradients two chains of 256
+    are 50 kernels and 4.1 GB a block, by counts; in place they would be 110 and 10.5.
+    """
+    return not (_functional or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+_functional = False
+
+
+@contextmanager
+def nothing_in_place() -> Iterator[None]:
+    """Inside, eager code needs as much memory as compiled code, or more."""
+    global _functional
+    _functional = True
+    try:
+        yield
+    finally:
+        _functional = False
 
 
 def _once(function: Callable[..., Any], *arguments: object) -> Any:
@@ -99,7 +118,7 @@ def multiply_triangles(
 
     Args:
         weights: of the layer.
-        z: pair track; without autograd it is overwritten.
+        z: pair track; where `changes_in_place`, it is overwritten.
         mask: which residues exist; no triangle has another corner.
         factor: of the update (dropout).
         chunk: rows at a time at most.
@@ -136,7 +155,7 @@ def _triangles(
     def both(rows: slice) -> Float[Tensor, "two_c b r n"]:
         return F.glu(channels_first(normed(rows), sides), 0)
 
-    if torch.is_grad_enabled():
+    if not changes_in_place():
         a, b = gather_rows(both, pieces, mask.shape[1], dim=2).chunk(2)
         # A product is masked by one side; compiled, both in the pass that makes them are cheaper.
         a, b = a * present, b * present if torch.compiler.is_compiling() else b
@@ -170,7 +189,7 @@ def attend_triangles(
 
     Args:
         weights: of the layer.
-        z: pair track; without autograd it is overwritten.
+        z: pair track; where `changes_in_place`, it is overwritten.
         mask: which residues exist; others are no keys.
         factor: of the update (dropout); around the ending node, of the transposed one.
         chunk: rows at a time at most.
@@ -179,8 +198,8 @@ def attend_triangles(
             same for the transposed track.
     """
     rows_of = z.transpose(1, 2) if ending else z
-    pieces = row_slices(z, len(weights.qkvg.weight), chunk)
-    if not torch.is_grad_enabled():
+    if changes_in_place():
+        pieces = row_slices(z, len(weights.qkvg.weight), chunk)
         normed = normalized_rows(rows_of, weights.qkvg.weight.dtype, weights.norm)
         bias = attention_bias(normed, weights.bias, mask, pieces)
 
@@ -290,7 +309,7 @@ def normalized_rows(
     z: Float[Tensor, "b n n c_z"], dtype: torch.dtype, norm: Norm | None = None
 ) -> RowFunction:
     """Layer norm of the asked rows: once if it is kept or small, else anew each time."""
-    if torch.is_grad_enabled() or z.numel() <= 2 * CACHED_ELEMENTS:
+    if not changes_in_place() or z.numel() <= 2 * CACHED_ELEMENTS:
         whole = normalize(z, dtype, norm)
         return lambda rows: whole[:, rows]
     return lambda rows: normalize(z[:, rows], dtype, norm)
@@ -307,11 +326,13 @@ def channels_first(x: Float[Tensor, "b r n c_in"], weights: Affine) -> Float[Ten
 def row_slices(z: Float[Tensor, "b n n c_z"], width: int, chunk: int | None) -> list[slice]:
     """Cuts the rows into pieces of at most `chunk`, their `width` channels within the limits.
 
-    Where backward keeps all pieces anyway, only `chunk` cuts.
+    Where backward keeps all pieces anyway, and in compiled code, only `chunk` cuts.
     """
+    if chunk is None and not changes_in_place():
+        return [slice(None)]
     b, n = z.shape[:2]
     rows = n if chunk is None else min(chunk, n)
-    if not torch.is_grad_enabled():
+    if changes_in_place():
         # On a CPU an intermediate that stays in the cache needs no new pages.
         limit = CACHED_ELEMENTS if z.device.type == "cpu" else NUMBERS_AT_ONCE
         rows = max(1, min(rows, limit // (b * n * width)))
@@ -323,7 +344,7 @@ def gather_rows(function: RowFunction, pieces: list[slice], rows: int, *, dim: i
     first = function(pieces[0])
     if len(pieces) == 1:
         return first
-    if torch.is_grad_enabled():
+    if not changes_in_place():
         return torch.cat([first, *map(function, pieces[1:])], dim)
     # cat would need all pieces and their union at once.
     whole = first.new_empty(*first.shape[:dim], rows, *first.shape[dim + 1 :])
@@ -339,11 +360,11 @@ def add_rows(
     pieces: list[slice],
     factor: Float[Tensor, "b _ _ c_z"] | None = None,
 ) -> Float[Tensor, "b n n c_z"]:
-    """Adds an update, times a factor, to the pair track; without autograd in place.
+    """Adds an update, times a factor, to the pair track; in place where `changes_in_place`.
 
     The update of a piece must read no other rows of z: some of them are already updated.
     """
-    if torch.is_grad_enabled():
+    if not changes_in_place():
         return add(z, gather_rows(update, pieces, z.shape[1], dim=1), factor)
     for piece in pieces:
         change = update(piece)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from esmfold_peft.config import EsmfoldConfig
+from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
 
 
@@ -31,5 +32,7 @@ class OneBlock(nn.Module):
         """Updates both tracks."""
         self.stack.train(self.training)
         self.stack.chunk = chunk
-        tracks = self.stack(s, z, mask)
+        chains, residues = mask.shape
+        sites = self.stack.dropout_sites(residues) if self.training else None
+        tracks = self.stack(s, z, mask, None, draw_factors(sites, chains, mask.device))
         return tracks.m, tracks.z

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ COMPILED = """
 import functools, torch
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
 from esmfold_peft.config import EsmfoldConfig, EvoformerConfig
+from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
 from esmfold_peft.model.trunks.openfold import Evoformer
 from torch._dynamo.utils import counters
@@ -39,10 +41,11 @@ def results(made, seed, n=12):
     z = torch.randn(2, n, n, 16, generator=generator, requires_grad=True)
     mask = torch.arange(n) < torch.tensor([[n], [n - 3 - seed]])
     torch.manual_seed(seed)  # of the dropout, which is drawn outside the compiled code
+    first, last = (draw_factors(made.dropout_sites(n), 2, m.device) for _ in range(2))
     with torch.no_grad():  # a recycling pass
-        recycled = made(m.clone(), z.clone(), mask)
+        recycled = made(m.clone(), z.clone(), mask, None, first)
     made.zero_grad()
-    tracks = made(m, z, mask)
+    tracks = made(m, z, mask, None, last)
     (tracks.s.square().sum() + tracks.structure_z.square().sum()).backward()
     return [recycled.s, recycled.z, m.grad, z.grad, *(p.grad for p in made.parameters())]
 
@@ -109,3 +112,22 @@ def test_a_chunked_evoformer_equals_the_unchunked_one(length: int):
     n = length - 3
     torch.testing.assert_close(chunked.z[:, :n, :n], whole.z[:, :n, :n], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(chunked.s[:, :n], whole.s[:, :n], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recomputing_can_be_switched_between_steps(compiled: bool):
+    model = Evoformer(TINY).train()
+    step, calls, model.compiled = model.step, [], compiled
+
+    def counted(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(arguments[-1])  # lean
+        return step(*arguments)
+
+    model.step = counted
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    for recompute in (True, False, True):
+        model.recompute = recompute
+        model(torch.randn(1, 5, 8), torch.randn(1, 5, 5, 8), mask).z.sum().backward()
+        lean = compiled and not recompute
+        assert calls == [lean] * (2 if recompute else 1)
+        calls.clear()

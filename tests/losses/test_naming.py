@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.geometry.frames import rigid_group_frames
-from esmfold_peft.losses.truth import GroundTruth, ground_truth, rename_ambiguous
+from esmfold_peft.losses.naming import rename_ambiguous
 from esmfold_peft.protein.residues import ATOM14
 
 ALL = "ARNDCQEGHILKMFPSTWYV"
@@ -138,3 +139,30 @@ def test_backbone_of_chains_without_side_chains_is_fully_known(cases):
     assert bare.ca_mask.sum(-1).tolist() == [20, 3]
     assert not bare.torsion_mask[:, :, 3:].any()
     assert whole.torsion_mask[0, :, 3:].sum() > 30
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_the_truth_are_the_truth_of_these_chains(cases, fixed):
+    batch, output = cases.make("DEFYADEFYWKKKK", "AADYG", "GGGD")
+    generator = torch.Generator().manual_seed(6)
+    predicted = output.positions + 6 * torch.randn(output.positions.shape, generator=generator)
+    part = batch.rows(slice(1, 3), 5)
+    assert (part.ids, part.lengths) == (batch.ids[1:], (5, 4))
+    assert part.positions.shape == (2, 5, 14, 3)
+    assert part.positions.untyped_storage().data_ptr() == batch.positions.data_ptr()
+    cut = ground_truth(batch, fixed=fixed).rows(slice(1, 3), 5)
+    alone = ground_truth(part, fixed=fixed)
+    assert torch.equal(cut.torsions, alone.torsions)
+    one, two = cut.alternative.group_frames, alone.alternative.group_frames
+    assert torch.equal(one.rotation, two.rotation)
+    one, two = (rename_ambiguous(truth, predicted[1:, :5]) for truth in (cut, alone))
+    assert_equal(one, two)
+    assert not torch.equal(one.atoms.positions, part.positions)
+    assert_equal(rename_ambiguous(ground_truth(part, fixed=not fixed), predicted[1:, :5]), two)
+
+
+def test_shapes_of_the_fixed_truth_do_not_depend_on_the_chains(cases):
+    one, two = (cases.make(sequence)[0] for sequence in ("GGGG", "DEFY"))
+    assert ground_truth(one, fixed=True).ambiguous.shape == (1, 4)
+    assert ground_truth(two, fixed=True).ambiguous.shape == (1, 4)
+    assert ground_truth(one).ambiguous.shape == (1, 0)

@@ -1,0 +1,86 @@
+"""What `auto` means for a training on this machine."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from esmfold_peft.config import EngineConfig, TrainConfig
+from esmfold_peft.devices import TRITON_NEEDS, choose_device
+from esmfold_peft.training.trainer import deepspeed_settings
+
+
+def decided(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The settings of a training with what `auto` means on this machine, and a line that says so.
+
+    `engine.micro_batch` and the trunk's `checkpoint` stay auto where a test of memory tells.
+
+    Args:
+        config: of a run.
+
+    Returns:
+        The settings, and what was decided here, with the reason; empty where nothing was.
+
+    Raises:
+        UserError: the device, or the file of DeepSpeed's settings, is wrong.
+    """
+    engine = config.engine
+    device, stage_3 = choose_device(engine.accelerator), _is_stage_3(engine)
+    obstacle = _obstacle(config, device, stage_3)
+    # On a CPU too there is a compiler for who asks for it.
+    forced = engine.compile is True and device.type == "cpu"
+    compiled = engine.compile is not False and (forced or obstacle is None)
+    alone = None if compiled else "without engine.compile crops have many lengths"
+    graphs = engine.cuda_graphs is not False and (obstacle or alone) is None
+    line = "; ".join(
+        f"engine.{name} {'on' if now else 'off, though asked for' if wanted is True else 'off'}"
+        f" ({torch.cuda.get_device_name(device) if now else why})"
+        for name, wanted, now, why in (
+            ("compile", engine.compile, compiled, obstacle),
+            ("cuda_graphs", engine.cuda_graphs, graphs, obstacle or alone),
+        )
+        if now is not wanted
+    )
+    if compiled:
+        line += "; " * bool(line) + "the first steps take longer, while the model is compiled"
+    config = replace(config, engine=replace(engine, compile=compiled, cuda_graphs=graphs))
+    return _without_test(config) if device.type == "cpu" or stage_3 else config, line
+
+
+def _without_test(config: TrainConfig) -> TrainConfig:
+    """One chain at a time, computed again, where nothing else is asked for.
+
+    On a CPU more chains at a time are not faster; under stage 3 no process could
+    test its memory for itself.
+    """
+    engine, section = config.engine, config.model.section
+    if engine.micro_batch == "auto":
+        config = replace(config, engine=replace(engine, micro_batch=1))
+    if section.checkpoint == "auto":
+        values: dict[str, Any] = {section.name: replace(section, checkpoint=True)}  # pyright: ignore
+        config = replace(config, model=replace(config.model, **values))
+    return config
+
+
+def _obstacle(config: TrainConfig, device: torch.device, stage_3: bool) -> str | None:
+    """What keeps a model from being compiled, and so from being captured in CUDA graphs."""
+    if device.type != "cuda":
+        return "no GPU"
+    if config.model.kernels == "openfold":
+        return "openfold3's own forward pass"
+    if stage_3:
+        return "ZeRO stage 3 spreads the weights"
+    if torch.version.hip:
+        return "this was written for NVIDIA's GPUs"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < TRITON_NEEDS:
+        return "the GPU is too old for Triton"
+    return None
+
+
+def _is_stage_3(engine: EngineConfig) -> bool:
+    if engine.deepspeed is None:
+        return False
+    return deepspeed_settings(engine)["zero_optimization"]["stage"] == 3

@@ -1,0 +1,161 @@
+"""One optimizer step: chains at a time change nothing in it, and the host waits for it once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from esmfold_peft.config import LossWeights, TrainConfig
+from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.truth import ground_truth
+from esmfold_peft.geometry.tables import tables
+from esmfold_peft.model.build import build_model
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.inference import sequence_features
+from esmfold_peft.training import step
+from esmfold_peft.training.ema import ExponentialAverage
+from esmfold_peft.training.memory_test import attempt
+from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.passes import Passes
+from esmfold_peft.training.plan import Plan
+from esmfold_peft.training.step_summary import StepSummary
+from tests.tiny import TINY
+from tests.waits import no_waits
+
+SEQUENCES = ("ACDEFGHIKL", "ACWDRSTV", "GGWDEY")
+FINETUNING = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
+
+
+def batch_of(*sequences: str) -> Batch:
+    """Sequences with atoms at random places."""
+    made = collate([sequence_features(s, s) for s in sequences], [True] * len(sequences))
+    generator = torch.Generator().manual_seed(0)
+    positions = 5 * torch.randn(made.positions.shape, generator=generator)
+    atom_mask = made.mask[..., None] & (torch.arange(14) < 5)
+    return replace(made, positions=positions * atom_mask[..., None], atom_mask=atom_mask)
+
+
+def config_of(weights: LossWeights) -> TrainConfig:
+    """Three chains a step, recycled, with dropout everywhere."""
+    evoformer = replace(TINY.model.evoformer, dropout_msa=0.2, dropout_pair=0.2)
+    return replace(
+        TINY,
+        data=replace(TINY.data, crop=10),
+        model=replace(TINY.model, evoformer=evoformer, max_recycles=2),
+        loss=replace(TINY.loss, weights=weights, resolution=None),
+        engine=replace(TINY.engine, batch_size=3, compile=False, cuda_graphs=False),
+        optimizer=replace(TINY.optimizer, clip_norm=0.1),
+    )
+
+
+def module_of(config: TrainConfig, device: torch.device) -> FoldingModule:
+    """A training of one process, without Lightning."""
+    torch.manual_seed(1)
+    model, _ = build_model(config)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.05 * torch.randn(parameter.shape)
+    module = FoldingModule(config, model.to(device).train())
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    strategy = pl.strategies.SingleDeviceStrategy(device=device)
+    module.trainer = pl.Trainer(strategy=strategy, **quiet)
+    module.trainer.strategy.optimizers = [optimizer]
+    module.optimizers = lambda: optimizer
+    module.manual_backward = lambda loss: loss.backward()
+    module.passes = Passes(model, config, 3, device)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    module.average = ExponentialAverage(trained, 0.9)
+    module.asked_to_stop = lambda: False
+    return module
+
+
+@pytest.fixture(autouse=True)
+def two_recycles(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Every step has two recycling passes; says of each whether it read one before."""
+    passes, recycle = [], FoldingModel.recycle
+    monkeypatch.setattr(step, "recycles_at", lambda *_: 2)
+
+    def recorded(self: FoldingModel, *arguments: Any) -> Any:
+        passes.append(arguments[4] is not None)
+        return recycle(self, *arguments)
+
+    monkeypatch.setattr(FoldingModel, "recycle", recorded)
+    return passes
+
+
+def stepped(plan: Plan) -> tuple[dict[str, float], dict[str, Tensor], list[Tensor]]:
+    """Metrics of a step by a plan, Adam's first moments, and the losses of all chains."""
+    module = module_of(config_of(FINETUNING), torch.device("cpu"))
+    module.plan = plan
+    batch = batch_of(*SEQUENCES)
+    terms, summary = step.optimizer_step(module, batch, ground_truth(batch))
+    state = module.trainer.optimizers[0].state
+    moments = {n: state[p]["exp_avg"] for n, p in module.model.named_parameters() if p in state}
+    return summary.metrics, moments, [terms.total, *terms.terms.values()]
+
+
+def test_what_is_computed_at_a_time_changes_nothing(two_recycles: list[bool]):
+    metrics, moments, losses = stepped(Plan(3, 3, recompute=False))
+    assert two_recycles == [False, True]
+    assert any("language_model.adapter" in name for name in moments)
+    for plan in (Plan(1, 1, True), Plan(2, 2, False), Plan(1, 3, False), Plan(1, 2, False)):
+        other = stepped(plan)
+        assert other[0] == pytest.approx(metrics, rel=1e-5), plan
+        for one, two in zip(other[2], losses, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+        for name, moment in moments.items():
+            assert (other[1][name] - moment).norm() <= 1e-4 * moment.norm() + 1e-7, (plan, name)
+
+
+@pytest.fixture(params=["cpu", "meta"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that stands for a GPU."""
+    device = torch.device(request.param)
+    tables(device)
+    for module in ("metrics.lddt", "losses.violations"):
+        monkeypatch.setattr(f"esmfold_peft.{module}.lists_pairs", lambda device: False)
+    if device.type == "meta":  # it has neither random numbers nor Adam
+        monkeypatch.setattr(Passes, "_draw_dropout", lambda *_: None)
+        monkeypatch.setattr(step, "apply_gradient", lambda *_: None)
+    return device
+
+
+@pytest.mark.parametrize("weights", [LossWeights(), FINETUNING], ids=["initial", "finetuning"])
+def test_the_host_waits_for_nothing_before_the_summary(
+    weights: LossWeights, device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    module = module_of(config_of(weights), device)
+    module.plan = Plan(1, 2, recompute=False)
+    batch = batch_of(*SEQUENCES)
+    truth = ground_truth(batch).to(device)
+    summarized = []
+
+    def summarize(*arguments: Any, **named: Any) -> Any:
+        summarized.append(arguments)
+        return StepSummary(1, {"gradient/total": 1.0}, stop=False)
+
+    monkeypatch.setattr(step, "summarize_step", summarize)
+    moved = batch.to(device)
+    with no_waits():
+        step.optimizer_step(module, moved, truth)
+    assert len(summarized) == 1
+    assert module.average.updates == 1
+
+
+def test_a_test_of_memory_changes_nothing(two_recycles: list[bool]):
+    module = module_of(config_of(FINETUNING), torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    attempt(module, Plan(2, 3, recompute=True))
+    assert two_recycles == [False, True]  # the second one takes more memory
+    assert module.model.trunk.stack.recompute
+    for name, tensor in module.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    assert all(p.grad is None for p in module.model.parameters())
+    assert module.trainer.optimizers[0].state == {}
+    assert bool((torch.get_rng_state() == generator).all())
