@@ -75,7 +75,7 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        # No engine scales a loss here: there is no float16, and accumulation is ours.
+        # No engine scales a loss here: there is no float16, and one backward pass a step.
         return None, *ctx.gradients
 
 

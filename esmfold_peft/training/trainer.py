@@ -102,7 +102,7 @@ _UNREADABLE = (
 
 
 def _deepspeed(engine: EngineConfig, *, chains: int, clip_norm: float) -> DeepSpeedStrategy:
-    """DeepSpeed for steps of one backward pass: the accumulation is ours.
+    """DeepSpeed for steps of one backward pass; we add up micro-batches before it.
 
     Args:
         engine: its `deepspeed` names the file of its settings.

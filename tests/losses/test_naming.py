@@ -21,8 +21,9 @@ def swapped(positions: Tensor, residue: int, *pairs: tuple[int, ...]) -> Tensor:
 def assert_equal(one: GroundTruth, two: GroundTruth) -> None:
     for name in ("positions", "atom_mask", "group_mask"):
         assert torch.equal(getattr(one.atoms, name), getattr(two.atoms, name))
-    assert torch.equal(one.atoms.group_frames.rotation, two.atoms.group_frames.rotation)
-    assert torch.equal(one.atoms.group_frames.translation, two.atoms.group_frames.translation)
+    for name in ("rotation", "translation"):  # computed
+        ours, theirs = (getattr(each.atoms.group_frames, name) for each in (one, two))
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +150,11 @@ def test_rows_of_the_truth_are_the_truth_of_these_chains(cases, fixed):
     part = batch.rows(slice(1, 3), 5)
     assert (part.ids, part.lengths) == (batch.ids[1:], (5, 4))
     assert part.positions.shape == (2, 5, 14, 3)
-    assert part.positions.untyped_storage().data_ptr() == batch.positions.data_ptr()
     cut = ground_truth(batch, fixed=fixed).rows(slice(1, 3), 5)
     alone = ground_truth(part, fixed=fixed)
-    assert torch.equal(cut.torsions, alone.torsions)
+    torch.testing.assert_close(cut.torsions, alone.torsions)
     one, two = cut.alternative.group_frames, alone.alternative.group_frames
-    assert torch.equal(one.rotation, two.rotation)
+    torch.testing.assert_close(one.rotation, two.rotation)
     one, two = (rename_ambiguous(truth, predicted[1:, :5]) for truth in (cut, alone))
     assert_equal(one, two)
     assert not torch.equal(one.atoms.positions, part.positions)

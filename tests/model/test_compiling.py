@@ -58,6 +58,14 @@ for case in sys.argv[1:]:
     for seed in range(2):
         found, expected = results(fast, seed), results(plain, seed)
         assert found.keys() == expected.keys()
+        if bf16:  # rounding differs, and neither is much farther from float32 than the other
+            exact = results(model(False, False, False), seed)
+            far = [
+                sum(float((r[n] - v).norm() / (v.norm() + 1)) for n, v in exact.items())
+                for r in (found, expected)
+            ]
+            assert far[0] <= 3 * far[1], far
+            continue
         for name, value in expected.items():
             error = (found[name] - value).norm()
             assert error <= 1e-4 * (value.norm() + 1), (case, name, error, value.norm())

