@@ -85,13 +85,9 @@ def run(script: str, *arguments: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.slow
-def test_each_part_of_a_compiled_model_is_one_graph_with_the_plain_gradients():
-    assert run(MODEL, "float32") == ["float32"]
-
-
 @pytest.mark.proof
-def test_so_it_is_under_autocast_and_with_recomputing():
+def test_each_part_of_a_compiled_model_is_one_graph_with_the_plain_gradients():
+    # Without both: tests/training/test_compiled_passes.py.
     assert run(MODEL, "bf16", "checkpoint") == ["bf16", "checkpoint"]
 
 
