@@ -46,11 +46,17 @@ TRITON_NEEDS = (7, 0)
 """Compute capability of the oldest GPU that Triton compiles for."""
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether PyTorch's compiler can make a GPU's kernels here."""
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= TRITON_NEEDS
+def compile_obstacle(device: torch.device) -> str | None:
+    """What keeps PyTorch's compiler from making a GPU's kernels here; None if nothing does."""
+    if device.type != "cuda":
+        return "no GPU"
+    if torch.version.hip:
+        return "this was written for NVIDIA's GPUs"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < TRITON_NEEDS:
+        return "the GPU is too old for Triton"
+    return None
 
 
 def lists_pairs(device: torch.device) -> bool:

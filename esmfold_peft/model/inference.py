@@ -14,7 +14,7 @@ from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.datasets.buckets import length_buckets
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import Features
-from esmfold_peft.devices import can_compile, is_out_of_memory
+from esmfold_peft.devices import compile_obstacle, is_out_of_memory
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import Head
 from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
@@ -165,7 +165,7 @@ def sequence_features(
 def _compile_if_it_pays(model: FoldingModel, pairs: int) -> None:
     """Compiles a model once it was asked for as much as makes up for it, in one call or in many."""
     model.pairs_asked += pairs
-    if model.pairs_asked >= _PAYS_FROM and can_compile(model.device):
+    if model.pairs_asked >= _PAYS_FROM and compile_obstacle(model.device) is None:
         model.compile_for_inference()
 
 

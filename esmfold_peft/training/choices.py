@@ -1,13 +1,12 @@
 """What `auto` means for a training on this machine."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from esmfold_peft.config import EngineConfig, TrainConfig
-from esmfold_peft.devices import TRITON_NEEDS, choose_device
+from esmfold_peft.devices import choose_device, compile_obstacle
 from esmfold_peft.training.trainer import deepspeed_settings
 
 
@@ -65,19 +64,11 @@ def _without_test(config: TrainConfig) -> TrainConfig:
 
 def _obstacle(config: TrainConfig, device: torch.device, stage_3: bool) -> str | None:
     """What keeps a model from being compiled, and so from being captured in CUDA graphs."""
-    if device.type != "cuda":
-        return "no GPU"
-    if config.model.kernels == "openfold":
+    if device.type == "cuda" and config.model.kernels == "openfold":
         return "openfold3's own forward pass"
-    if stage_3:
+    if device.type == "cuda" and stage_3:
         return "ZeRO stage 3 spreads the weights"
-    if torch.version.hip:
-        return "this was written for NVIDIA's GPUs"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    if torch.cuda.get_device_capability(device) < TRITON_NEEDS:
-        return "the GPU is too old for Triton"
-    return None
+    return compile_obstacle(device)
 
 
 def _is_stage_3(engine: EngineConfig) -> bool:

@@ -34,7 +34,7 @@ def bytes_of_moments(module: FoldingModule) -> int:
 
 
 def attempt(module: FoldingModule, plan: Plan) -> None:
-    """Does what takes most memory in a step: no engine sees it, and no parameter changes.
+    """Does what takes most memory in a step. No engine sees it, and no parameter changes.
 
     Nothing is compiled, because that takes minutes for each size.
 

@@ -39,8 +39,8 @@ class ValidationBatch:
 class FoldingModule(pl.LightningModule):
     """Trains a folding model.
 
-    All that is drawn at random follows from the seed and the number of a sample, so that a step can
-    be done again in another process, and no generator has a state to keep.
+    All random draws follow from the seed and the number of a sample. So another process can do a
+    step again, and no generator has a state to keep.
 
     Args:
         config: the run's settings.

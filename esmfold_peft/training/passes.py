@@ -154,7 +154,7 @@ class Passes(nn.Module):
             recycles: how many passes.
 
         Returns:
-            What the last pass reads of them; None where there are none.
+            What the last pass reads of them; None without recycling passes.
         """
         previous = None
         for number in range(recycles):

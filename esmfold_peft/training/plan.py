@@ -2,8 +2,8 @@
 
 The language model and the optimizer see all chains of a device at once; trunk, structure module and
 losses go through them in micro-batches. What fits depends on the device, so a test of its memory
-finds it. The plan is kept in plan.json of the run: a run that is gone on with on the same kind of
-device, with as many processes, chains and residues, and the same settings, takes it from there.
+finds it. The run keeps the plan in plan.json. When it is resumed on the same kind of device, with
+as many processes, chains and residues, and the same settings, it takes the plan from there.
 """
 
 import gc

@@ -157,7 +157,7 @@ def test_rows_of_the_truth_are_the_truth_of_these_chains(cases, fixed):
     torch.testing.assert_close(one.rotation, two.rotation)
     one, two = (rename_ambiguous(truth, predicted[1:, :5]) for truth in (cut, alone))
     assert_equal(one, two)
-    assert not torch.equal(one.atoms.positions, part.positions)
+    assert (one.atoms.positions - part.positions).abs().max() > 0.1  # some are renamed
     assert_equal(rename_ambiguous(ground_truth(part, fixed=not fixed), predicted[1:, :5]), two)
 
 

@@ -39,7 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Accelerator 1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("esmfold_peft.training.choices.find_spec", lambda name: name)
+    monkeypatch.setattr("esmfold_peft.devices.find_spec", lambda name: name)
 
 
 def test_on_a_cpu_nothing_is_compiled_and_one_chain_is_computed_at_a_time():
@@ -70,7 +70,7 @@ def test_on_a_gpu_a_model_is_compiled_and_a_trial_tells_the_rest(monkeypatch: py
     why = "off (openfold3's own forward pass)"
     line = f"engine.compile {why}; engine.cuda_graphs {why}"
     assert said(exact) == ((False, False, "auto", "auto"), line)
-    monkeypatch.setattr("esmfold_peft.training.choices.find_spec", lambda name: None)
+    monkeypatch.setattr("esmfold_peft.devices.find_spec", lambda name: None)
     why = "off, though asked for (Triton is not installed)"
     line = f"engine.compile {why}; engine.cuda_graphs {why}"
     asked = of_engine(AUTO, compile=True, cuda_graphs=True)
