@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from esmfold_peft import __version__, config
-from esmfold_peft.config_io import OneLineParser, config_parser, summary, to_config
+from esmfold_peft.config.parsing import OneLineParser, config_parser, summary, to_config
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.world import after_the_first, is_first, wait_for_the_first
+from esmfold_peft.runs.world import after_the_first, is_first, wait_for_the_first
 
 
 @dataclass(frozen=True)
@@ -36,44 +36,44 @@ class _Command:
 
 _COMMANDS: dict[str, dict[str, _Command]] = {
     "": {
-        "prepare": _Command(config.PrepareConfig, "prepare", "sources"),
+        "prepare": _Command(config.PrepareConfig, "commands.prepare", "sources"),
         "train": _Command(
             config.TrainConfig,
-            "train",
+            "commands.train",
             note="`train --replay FILE` does a step again that was not finite; see its own --help.",
         ),
-        "evaluate": _Command(config.EvaluateConfig, "evaluate"),
+        "evaluate": _Command(config.EvaluateConfig, "commands.evaluate"),
         "predict": _Command(
             config.PredictConfig,
-            "predict",
+            "commands.predict",
             "fasta",
             note="scripts/predict_ray.py shares the sequences out on a Ray cluster.",
         ),
         "search": _Command(
             config.SearchConfig,
-            "search_commands.search",
+            "commands.search",
             note="`search CONFIG` is `search --config CONFIG`. `search status FOLDER` shows how a"
             " search stands, `search report FOLDER` writes its table and figures.",
         ),
     },
     "adapters": {
-        "count": _Command(config.CountConfig, "adapter_commands.count"),
-        "merge": _Command(config.MergeConfig, "adapter_commands.merge"),
-        "export": _Command(config.ExportConfig, "adapter_commands.export", "adapter"),
-        "import": _Command(config.ImportConfig, "adapter_commands.import_peft", "adapter"),
+        "count": _Command(config.CountConfig, "commands.adapters_count"),
+        "merge": _Command(config.MergeConfig, "commands.adapters_merge"),
+        "export": _Command(config.ExportConfig, "commands.adapters_export", "adapter"),
+        "import": _Command(config.ImportConfig, "commands.adapters_import", "adapter"),
     },
     "weights": {
-        "inspect": _Command(config.InspectConfig, "weights_commands.inspect", "file"),
+        "inspect": _Command(config.InspectConfig, "commands.weights_inspect", "file"),
     },
 }
 """Commands by the word before them, which is empty for most."""
 
-_BY_FLAG = {("train", "--replay"): _Command(config.ReplayConfig, "replay")}
+_BY_FLAG = {("train", "--replay"): _Command(config.ReplayConfig, "commands.replay")}
 """What a flag makes of a command: other settings, none of its own."""
 
 _BY_WORD = {
-    ("search", "status"): _Command(config.SearchStatusConfig, "search_commands.status", "output"),
-    ("search", "report"): _Command(config.SearchReportConfig, "search_commands.report", "output"),
+    ("search", "status"): _Command(config.SearchStatusConfig, "commands.search_status", "output"),
+    ("search", "report"): _Command(config.SearchReportConfig, "commands.search_report", "output"),
 }
 """What a second word makes of a command."""
 

@@ -46,9 +46,9 @@ from downloading import (
 from fetch_options import OneLineParser, add_patience, between, ended, http_url, patience_of
 
 from esmfold_peft.console import report, watched
-from esmfold_peft.csv_text import csv_text
+from esmfold_peft.disk.csv_text import csv_text
+from esmfold_peft.disk.files import make_folder, read_bytes, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, read_bytes, write_atomically
 
 SERVER = "https://files.rcsb.org/download"
 ARCHIVE = "rsync://rsync.rcsb.org:33444/ftp_data/structures/divided/mmCIF"

@@ -38,8 +38,8 @@ from downloading import fetch_bytes
 from fetch_options import OneLineParser, add_patience, between, ended, http_url, patience_of
 
 from esmfold_peft.console import report
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
 
 CAMEO = "https://www.cameo3d.org"
 SEARCH = "https://search.rcsb.org"

@@ -43,9 +43,9 @@ from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.losses.violations import count_violations
 from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.protein.read import read_structure
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.optim import build_optimizer
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "example"

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from esmfold_peft.cli import parse
+from esmfold_peft.commands.predict import run as predict
 from esmfold_peft.config import PredictConfig
-from esmfold_peft.config_io import to_config
+from esmfold_peft.config.parsing import to_config
 from esmfold_peft.errors import UserError
-from esmfold_peft.predict import run as predict
 from esmfold_peft.prediction.manifest import OK, read_rows, require_new
 from esmfold_peft.prediction.shards import Shard
 

@@ -33,6 +33,7 @@ import pytest
 
 from tests.nursery import Nursery
 from tests.nursery import nursery as started_nursery
+from tests.tiny import TINY_ESMFOLD
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,3 +75,23 @@ def shared_structures() -> Path:
     if not path.is_dir():
         pytest.skip("needs the structures of ../shared/data")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Settings of a tiny model with the trunk esmfold_v1."""
+    return TINY_ESMFOLD
+
+
+@pytest.fixture(scope="session")
+def folding_model():
+    """Makes our model with random weights."""
+    from esmfold_peft.adapters.base import AttentionShape
+    from esmfold_peft.model.folding import FoldingModel
+    from esmfold_peft.model.language_model import LanguageModel
+
+    def make(config, shape=None):
+        shape = shape or AttentionShape(layers=2, width=40, heads=4)
+        return FoldingModel(LanguageModel.random(shape, seed=1), config, bf16=False)
+
+    return make

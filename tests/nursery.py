@@ -132,10 +132,10 @@ def serve() -> None:
 def _serve(answers: TextIO) -> None:
     import openfold3.core.model.latent.evoformer  # noqa: F401
 
-    import esmfold_peft.evaluate
-    import esmfold_peft.predict
-    import esmfold_peft.prepare
-    import esmfold_peft.train  # noqa: F401
+    import esmfold_peft.commands.evaluate
+    import esmfold_peft.commands.predict
+    import esmfold_peft.commands.prepare
+    import esmfold_peft.commands.train  # noqa: F401
 
     codes: dict[int, int] = {}
     for line in sys.stdin:

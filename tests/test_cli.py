@@ -12,7 +12,13 @@ import pytest
 
 from esmfold_peft.cli import main, parse
 from esmfold_peft.config import DataConfig, SearchConfig, TrainConfig
-from esmfold_peft.config_io import config_of, config_parser, config_text, read_config, to_config
+from esmfold_peft.config.parsing import (
+    config_of,
+    config_parser,
+    config_text,
+    read_config,
+    to_config,
+)
 from esmfold_peft.errors import UserError
 
 ROOT = Path(__file__).parents[1]

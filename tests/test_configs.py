@@ -21,12 +21,12 @@ from esmfold_peft.config import (
     SearchConfig,
     TrainConfig,
 )
+from esmfold_peft.config.parsing import config_parser, config_text, read_config, to_config
 from esmfold_peft.config.unused import (
     refuse_unused,
     refuse_unused_of_search,
     without_unused,
 )
-from esmfold_peft.config_io import config_parser, config_text, read_config, to_config
 from esmfold_peft.errors import UserError
 from esmfold_peft.search.grid import Arm, arms_of, trial_config
 from esmfold_peft.search.ladder import Trial

@@ -1,73 +1,68 @@
-"""The direction of imports: a part of the package knows only what stands to its left."""
+"""The direction of imports: a room of the package knows only what stands to its left."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "esmfold_peft"
 ORDER = [
-    "protein",
-    "geometry",
-    "datasets",
-    "preparation",
-    "adapters",
-    "model",
-    "metrics",
-    "losses",
-    "training",
-    "evaluation",
-    "prediction",
-    "search",
-    "commands",
+    *("disk", "protein", "geometry", "datasets", "preparation", "adapters", "model", "weights"),
+    *("metrics", "losses", "runs", "training", "evaluation", "prediction", "search", "commands"),
     "cli",
 ]
-ANYWHERE = {"errors", "config", "config_io", "console", "csv_text", "devices"}
-ANYWHERE |= {"journal", "versions", "__version__"}
-COMMANDS = {
-    *("prepare", "train", "replay", "evaluate", "predict", "search_commands"),
-    *("adapter_commands", "weights_commands"),
-}
+ANYWHERE = {"errors", "config", "console", "devices"}
+"""What every room may import, and what imports no room."""
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name == "cli.py")
 
 
-def layer(part: str) -> int:
-    """Place of a module or folder of the package in the order; -1 for what all may import."""
-    if part in ANYWHERE:
-        return -1
-    return ORDER.index("commands" if part in COMMANDS else part)
+def name_of(file: Path) -> str:
+    """A module's name within the package: `training.engines.zero`."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_parts(file: Path) -> set[str]:
-    """Parts of the package that a file imports, anywhere in its text."""
-    parts = set()
+MODULES = {name_of(file) for file in FILES} | {p.stem for p in PACKAGE.glob("*.py")}
+
+
+@cache
+def imports_of(file: Path) -> frozenset[str]:
+    """Modules of the package that a file imports, anywhere in its text."""
+    found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("esmfold_peft"):
-            names = node.module.split(".")[1:] or [alias.name for alias in node.names]
-            parts.add(names[0])
+            package = (node.module or "").removeprefix("esmfold_peft").removeprefix(".")
+            for alias in node.names:
+                full = f"{package}.{alias.name}".removeprefix(".")
+                found.add(full if full in MODULES else package)
         if isinstance(node, ast.Import):
-            parts |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("esmfold_peft.")
-            }
-    return parts
+            names = (alias.name for alias in node.names)
+            found |= {n.removeprefix("esmfold_peft.") for n in names if "esmfold_peft." in n}
+    return frozenset(found - {""})
 
 
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def place(module: str) -> int:
+    """Place of a module's room in the order; -1 for what all may import."""
+    return -1 if room(module) in ANYWHERE else ORDER.index(room(module))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_a_module_imports_only_from_its_left(file: Path):
-    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for part in imported_parts(file):
-        assert layer(part) <= layer(own), f"{file.name} imports {part}"
+    wrong = {m for m in imports_of(file) if place(m) > place(name_of(file))}
+    assert not wrong, f"{name_of(file)} imports {sorted(wrong)}"
 
 
 def test_a_wrong_direction_would_be_found(tmp_path: Path):
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from esmfold_peft.training.optim import x\n")
-    assert imported_parts(file) == {"training"}
-    assert layer("training") > layer("model")
+    assert imports_of(file) == {"training.optim"}
+    assert place("training.optim") > place("model.folding")
 
 
 def modules_imported(file: Path) -> set[str]:

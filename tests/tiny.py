@@ -6,6 +6,7 @@ from pathlib import Path
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
+    EsmfoldConfig,
     EvoformerConfig,
     LanguageModelConfig,
     ModelConfig,
@@ -40,3 +41,26 @@ TINY = TrainConfig(
     adapter=AdapterConfig(kind="lorta", rank=2),
 )
 TINY = replace(TINY, engine=replace(TINY.engine, precision="float32"))
+
+TINY_ESMFOLD = ModelConfig(
+    language_model=LanguageModelConfig(
+        name="custom", weights="random", layers=2, width=40, heads=4
+    ),
+    trunk="esmfold_v1",
+    esmfold=EsmfoldConfig(
+        blocks=2, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2, checkpoint=False
+    ),
+    structure=StructureConfig(
+        layers=3,
+        c_ipa=4,
+        heads=3,
+        query_points=2,
+        value_points=5,
+        c_angle=12,
+        angle_blocks=2,
+        dropout=0.0,
+    ),
+    relative_positions=6,
+    c_plddt=20,
+)
+"""The sizes of the tiny ESMFold of `tests/weights`."""

@@ -18,9 +18,9 @@ from torch import Tensor
 from esmfold_peft.adapters.base import AdaptedModel, Adapter, AttentionShape
 from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, build_adapter
 from esmfold_peft.config import AdapterConfig
-from esmfold_peft.config_io import config_of
+from esmfold_peft.config.parsing import config_of
+from esmfold_peft.disk.files import make_folder, read_bytes, read_json, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, read_bytes, read_json, write_atomically
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

@@ -32,8 +32,8 @@ from esmfold_peft.adapters.peft_config import (
     require_base_size,
 )
 from esmfold_peft.config import AdapterConfig, Target
+from esmfold_peft.disk.files import make_folder, read_bytes, read_json, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, read_bytes, read_json, write_atomically
 
 _LORA = {"a": "lora_A.weight", "b": "lora_B.weight"}
 

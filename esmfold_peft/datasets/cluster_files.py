@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from esmfold_peft.disk.files import read_bytes
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_bytes
 
 # What no name of a chain has, and FASTA, CSV, JSON, mmCIF, HTML and binary files have.
 _NOT_A_NAME = re.compile(r"[^\s\w.:|+-]", re.ASCII)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int32, Shaped
 
-from esmfold_peft.csv_text import csv_text
+from esmfold_peft.disk.csv_text import csv_text
 from esmfold_peft.errors import UserError
 
 FILE_NAME = "manifest.csv"

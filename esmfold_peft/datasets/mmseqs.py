@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
 
 # Two sequences belong together if they are 40 % identical where they are aligned, and that is at
 # least 90 % of both (coverage mode 0). The type is stated because mmseqs takes a peptide of A, C, G

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from esmfold_peft.datasets.cluster_files import ClusterFile, chain_key, cluster_of
+from esmfold_peft.disk.files import read_bytes, read_json
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_bytes, read_json
 
 _LETTERS = re.compile("[A-Za-z]+")
 _CHAIN = re.compile(r"[\w.:|+-]+", re.ASCII)

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from esmfold_peft.console import report
+from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.bootstrap import mean_interval
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, Score
 from esmfold_peft.evaluation.tables import SCORES, Columns, read_scores
-from esmfold_peft.protein.files import read_json
 
 _LOWER_IS_BETTER = ("rmsd",)
 _NOT_A_QUALITY = ("plddt",)

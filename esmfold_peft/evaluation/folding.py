@@ -14,7 +14,7 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.pairs import FoldedChain, Pair
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Failed, Folded, Query, fold
-from esmfold_peft.training.run_directory import load_model, run_config
+from esmfold_peft.runs.run_directory import load_model, run_config
 
 _CHAINS_AT_A_TIME = 1024
 """Chains that are in memory; neighbours in length, so that batches are as full as with all."""

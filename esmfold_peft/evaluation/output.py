@@ -12,7 +12,8 @@ from rich.table import Table
 
 from esmfold_peft import __version__
 from esmfold_peft.config import EvaluateConfig
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED
 from esmfold_peft.evaluation.comparison import Comparison, Difference, column_types
 from esmfold_peft.evaluation.plots import FOLDER, draw_comparison, draw_scores
@@ -25,8 +26,7 @@ from esmfold_peft.evaluation.tables import (
     write_residues,
     write_table,
 )
-from esmfold_peft.protein.files import make_folder, write_atomically
-from esmfold_peft.versions import installed_versions
+from esmfold_peft.runs.versions import installed_versions
 
 SUMMARY = "summary.json"
 _COMPARISON = "comparison"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.evaluation.scoring import Score
-from esmfold_peft.protein.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

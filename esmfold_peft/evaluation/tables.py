@@ -10,10 +10,10 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from esmfold_peft.csv_text import table_text
+from esmfold_peft.disk.csv_text import table_text
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.scoring import Score, Scored
-from esmfold_peft.protein.files import write_atomically
 
 SCORES = "scores"
 RESIDUES = "residues"

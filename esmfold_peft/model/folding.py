@@ -248,3 +248,14 @@ class FoldingModel(nn.Module):
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters as adapter (the language model's), trunk and head."""
+    groups: dict[str, list[nn.Parameter]] = {"adapter": [], "trunk": [], "head": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            top = name.split(".")[0]
+            group = {"language_model": "adapter", "trunk": "trunk"}.get(top, "head")
+            groups[group].append(parameter)
+    return groups

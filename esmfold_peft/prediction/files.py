@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.errors import UserError
 from esmfold_peft.prediction.names import file_names
-from esmfold_peft.protein.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from esmfold_peft.prediction.result import Prediction

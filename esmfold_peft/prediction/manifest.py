@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from esmfold_peft.csv_text import csv_text
+from esmfold_peft.disk.csv_text import csv_text
+from esmfold_peft.disk.files import make_folder, write_atomically
+from esmfold_peft.disk.journal import Journal, whole_lines
 from esmfold_peft.errors import BusyError, UserError
-from esmfold_peft.journal import Journal, whole_lines
-from esmfold_peft.protein.files import make_folder, write_atomically
 
 TABLE = "predictions.csv"
 OK = "ok"

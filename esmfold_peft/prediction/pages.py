@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
 from esmfold_peft.prediction.index_page import INDEX_FILE, IndexRow, index_page
 from esmfold_peft.prediction.manifest import OK, PredictionRow
 from esmfold_peft.prediction.page import PageRecord, record_page
 from esmfold_peft.prediction.result import Prediction
-from esmfold_peft.protein.files import write_atomically
 
 
 def write_page(

@@ -11,19 +11,19 @@ import torch
 
 from esmfold_peft.adapters.bank import AdapterChoice
 from esmfold_peft.config import ModelConfig, Precision, TrainConfig
-from esmfold_peft.config_io import config_of
+from esmfold_peft.config.parsing import config_of
 from esmfold_peft.devices import choose_device, make_current
+from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.build import build_language_model
-from esmfold_peft.model.contents import contents_of, nested
-from esmfold_peft.model.esm2_weights import hash_of, weights_hash
-from esmfold_peft.model.esmfold_weights import find_esmfold, folding_hash, load_esmfold
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Failed, Folded, Query, fold
 from esmfold_peft.prediction.complexes import query, read_sequence
 from esmfold_peft.prediction.result import Prediction
-from esmfold_peft.protein.files import read_json
-from esmfold_peft.training.run_directory import PROVENANCE, kept_tensors, load_model, run_config
+from esmfold_peft.runs.build import build_language_model
+from esmfold_peft.runs.run_directory import PROVENANCE, kept_tensors, load_model, run_config
+from esmfold_peft.weights.contents import contents_of, nested
+from esmfold_peft.weights.esm2_weights import hash_of, weights_hash
+from esmfold_peft.weights.esmfold_weights import find_esmfold, folding_hash, load_esmfold
 
 
 @dataclass(frozen=True, eq=False)

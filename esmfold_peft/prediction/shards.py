@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.world import launched_world
+from esmfold_peft.runs.world import launched_world
 
 _LONGEST_WAIT = timedelta(days=30)
 """Of a process that is done, for the others."""

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from esmfold_peft.disk.files import read_bytes
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_bytes
 
 _LONG_FORM = re.compile("^pdb_0000(?=[0-9])")
 _ENTRY = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)

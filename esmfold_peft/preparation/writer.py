@@ -20,11 +20,11 @@ import lmdb
 
 from esmfold_peft.datasets.manifest import FILE_NAME, ManifestEntry
 from esmfold_peft.datasets.store import CHAINS, CHAINS_FILE, TABLES, require_whole_file
+from esmfold_peft.disk.files import lock_folder, make_folder
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.filters import Note, Rejected
 from esmfold_peft.preparation.reading import LONGEST_ID, Read
 from esmfold_peft.preparation.sources import Item
-from esmfold_peft.protein.files import lock_folder, make_folder
 from esmfold_peft.protein.read import is_pdb_id
 
 _JOURNAL, _ABOUT = b"journal", b"about"

@@ -12,9 +12,9 @@ from pathlib import Path, PurePath
 
 import gemmi
 
+from esmfold_peft.disk.files import read_bytes
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.atom_site import complete, is_atom_table, require_numbers
-from esmfold_peft.protein.files import read_bytes
 from esmfold_peft.protein.pdb_text import readable
 from esmfold_peft.protein.polymers import Polymer, mmcif_polymers, pdb_polymers
 

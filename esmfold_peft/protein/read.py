@@ -19,10 +19,10 @@ import gemmi
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 
+from esmfold_peft.disk.files import decompressed
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.amino_acids import ATOM_COLUMNS
 from esmfold_peft.protein.entry import Entry, file_stem, open_entry, parse_entry, refusing_damage
-from esmfold_peft.protein.files import decompressed
 from esmfold_peft.protein.placement import Placed, place_residues
 from esmfold_peft.protein.polymers import Polymer, listed
 from esmfold_peft.protein.residues import AATYPE, ATOM37, ATOM37_INDEX, RESIDUES_X, UNKNOWN, encode

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from esmfold_peft.journal import Journal, whole_lines
+from esmfold_peft.disk.journal import Journal, whole_lines
 
 SETTINGS = "trial.yaml"
 ATTEMPTS = "attempts.jsonl"

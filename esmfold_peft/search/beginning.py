@@ -4,18 +4,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from esmfold_peft.config import SearchConfig
+from esmfold_peft.config.parsing import config_text, read_config, with_absolute_weights
 from esmfold_peft.config.unused import refuse_unused, refuse_unused_of_search
-from esmfold_peft.config_io import config_text, read_config, with_absolute_weights
 from esmfold_peft.datasets.datamodule import ChainDataModule
+from esmfold_peft.disk.files import LOCK, is_half_written, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import LOCK, is_half_written, write_atomically
 from esmfold_peft.search.grid import Arm, arms_of, rules_of, shared_config
 from esmfold_peft.search.inputs import INPUTS, require_same_inputs
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.training.beginning import changed_settings
+from esmfold_peft.training.engines.trainer import deepspeed_settings
 from esmfold_peft.training.leak_guard import LEAK_CHECK, LeakCheck, check_leaks, refuse_leaks
 from esmfold_peft.training.plan import chains_of_device
-from esmfold_peft.training.trainer import deepspeed_settings
 
 SETTINGS = "search.yaml"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.config_io import config_text
-from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.config.parsing import config_text
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.search.attempt import SETTINGS, attempts
 from esmfold_peft.search.executors.protocol import Executor, Job
 from esmfold_peft.search.grid import (

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from esmfold_peft.config import SearchConfig, TrunkConfig
 from esmfold_peft.datasets.position import manifest_hash, order_of
+from esmfold_peft.disk.files import read_json, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_json, write_atomically
-from esmfold_peft.training.run_directory import WEIGHTS, run_config
+from esmfold_peft.runs.run_directory import WEIGHTS, run_config
 
 INPUTS = "inputs.json"
 

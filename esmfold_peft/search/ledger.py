@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from esmfold_peft.disk.journal import Journal, whole_lines
 from esmfold_peft.errors import UserError
-from esmfold_peft.journal import Journal, whole_lines
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Outcome, Trial
 

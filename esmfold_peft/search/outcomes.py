@@ -9,10 +9,10 @@ from pathlib import Path
 
 from esmfold_peft.config import LadderConfig
 from esmfold_peft.errors import BusyError, UserError
+from esmfold_peft.runs.status import EXIT_CODES, Status, whole_status
 from esmfold_peft.search.attempt import RUN, attempts, last_words
 from esmfold_peft.search.ladder import Outcome, Trial
 from esmfold_peft.training.metrics_file import METRICS
-from esmfold_peft.training.status import EXIT_CODES, Status, whole_status
 from esmfold_peft.training.validation import VALIDATION
 
 COLUMNS = {"ema": "validation/lddt_ca", "raw": "validation/lddt_ca_raw"}

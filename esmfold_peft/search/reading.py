@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from esmfold_peft.config import SearchConfig
-from esmfold_peft.config_io import read_config
+from esmfold_peft.config.parsing import read_config
+from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_json
+from esmfold_peft.runs.run_directory import PROVENANCE
+from esmfold_peft.runs.status import whole_status
 from esmfold_peft.search.attempt import RUN, Attempt, attempts, last_sign
 from esmfold_peft.search.beginning import SETTINGS
 from esmfold_peft.search.costs import counted_devices
@@ -28,8 +30,6 @@ from esmfold_peft.search.ladder import (
 from esmfold_peft.search.ledger import arm_of, outcomes_of, read_ledger, trial_of
 from esmfold_peft.search.outcomes import LAST_LINES, below_text, column, read_end, trial_score
 from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
-from esmfold_peft.training.run_directory import PROVENANCE
-from esmfold_peft.training.status import whole_status
 
 
 def read_search(output: Path) -> SearchRecord:

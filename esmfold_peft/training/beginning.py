@@ -8,16 +8,15 @@ from esmfold_peft.config.unused import without_unused
 from esmfold_peft.console import report
 from esmfold_peft.datasets.position import manifest_hash, order_of, require_order
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.esmfold_weights import folding_hash
 from esmfold_peft.model.folding import FoldingModel
-from esmfold_peft.training.checkpoint import (
+from esmfold_peft.runs.checkpoint import (
     Checkpoint,
     State,
     checkpoint_folder,
     checkpoint_steps,
     read_checkpoint,
 )
-from esmfold_peft.training.run_directory import (
+from esmfold_peft.runs.run_directory import (
     CONFIG,
     WEIGHTS,
     fill_model,
@@ -26,7 +25,8 @@ from esmfold_peft.training.run_directory import (
     require_base,
     run_config,
 )
-from esmfold_peft.training.status import read_status
+from esmfold_peft.runs.status import read_status
+from esmfold_peft.weights.esmfold_weights import folding_hash
 
 _TRUNKS = ModelConfig().sections
 

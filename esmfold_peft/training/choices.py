@@ -7,7 +7,7 @@ import torch
 
 from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.devices import choose_device, compile_obstacle
-from esmfold_peft.training.trainer import deepspeed_settings
+from esmfold_peft.training.engines.trainer import deepspeed_settings
 
 
 def decided(config: TrainConfig) -> tuple[TrainConfig, str]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from esmfold_peft.adapters.base import Adapter, AttentionShape
 from esmfold_peft.adapters.merge import relative_update
 from esmfold_peft.config import OptimizerConfig, Target
-from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.folding import FoldingModel, parameter_groups
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.training.engines.zero import adam, places, whole, zero_optimizer
 from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
-from esmfold_peft.training.optim import epsilon, parameter_groups
-from esmfold_peft.training.zero import adam, places, whole, zero_optimizer
+from esmfold_peft.training.optim import epsilon
 
 
 def comparison_metrics(

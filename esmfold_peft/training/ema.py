@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from esmfold_peft.training.shards import assemble, held, shard
-from esmfold_peft.training.zero import release_gathered
+from esmfold_peft.training.engines.shards import assemble, held, shard
+from esmfold_peft.training.engines.zero import release_gathered
 
 
 def decay_at(updates: int, decay: float) -> float:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
-from esmfold_peft.training import zero
-from esmfold_peft.training.zero import adam, zero_optimizer
+from esmfold_peft.training.engines import zero
+from esmfold_peft.training.engines.zero import adam, zero_optimizer
 
 
 class GradientSum:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from esmfold_peft.config_io import config_of
+from esmfold_peft.config.parsing import config_of
 from esmfold_peft.console import report
 from esmfold_peft.datasets.leaks import (
     ChainList,
@@ -18,8 +18,8 @@ from esmfold_peft.datasets.leaks import (
 )
 from esmfold_peft.datasets.position import manifest_hash
 from esmfold_peft.datasets.store import Store
+from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_json
 
 LEAK_CHECK = "leak_check.json"
 """File in the folder of a search and of each trial: what was found of the same chains."""

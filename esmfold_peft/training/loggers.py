@@ -11,8 +11,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from esmfold_peft.config import LogConfig
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder, write_atomically
 from esmfold_peft.training.metrics_file import METRICS, MetricsFile
 
 TENSORBOARD = "tensorboard"

@@ -12,11 +12,11 @@ from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.trunks.triangles import nothing_in_place
+from esmfold_peft.training.engines.zero import adam
 from esmfold_peft.training.gradients import GradientSum
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.passes import Chains, Passes
 from esmfold_peft.training.plan import Plan
-from esmfold_peft.training.zero import adam
 
 _MOMENTS = 8
 """Bytes that Adam keeps of a trained number in float32."""

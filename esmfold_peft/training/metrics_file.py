@@ -10,8 +10,8 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
 
 METRICS = "metrics.csv"
 

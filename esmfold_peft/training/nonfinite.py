@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from esmfold_peft.console import report
 from esmfold_peft.datasets.batch import Batch
+from esmfold_peft.disk.files import make_folder
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import make_folder
-from esmfold_peft.training.engine_state import read_parameters
+from esmfold_peft.runs.run_directory import kept_tensors
+from esmfold_peft.training.engines.engine_state import read_parameters
 from esmfold_peft.training.module import FoldingModule
-from esmfold_peft.training.run_directory import kept_tensors
 
 NONFINITE = "nonfinite"
 WEIGHTS = "weights.safetensors"

@@ -3,7 +3,7 @@
 from torch import nn, optim
 
 from esmfold_peft.config import OptimizerConfig
-from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.folding import FoldingModel, parameter_groups
 
 _DECAY = 0.95
 
@@ -29,17 +29,6 @@ def epsilon(model: FoldingModel, config: OptimizerConfig, group: str) -> float:
     adapted = group == "adapter" and model.language_model.adapter is not None
     own = config.eps_adapter if adapted else None
     return config.eps if own is None else own
-
-
-def parameter_groups(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters as adapter (the language model's), trunk and head."""
-    groups: dict[str, list[nn.Parameter]] = {"adapter": [], "trunk": [], "head": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            top = name.split(".")[0]
-            group = {"language_model": "adapter", "trunk": "trunk"}.get(top, "head")
-            groups[group].append(parameter)
-    return groups
 
 
 def build_optimizer(

@@ -23,12 +23,12 @@ import torch.distributed as dist
 from esmfold_peft.config import EngineConfig, TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.devices import is_out_of_memory
+from esmfold_peft.disk.files import read_json, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import read_json, write_atomically
+from esmfold_peft.runs.versions import installed_versions
+from esmfold_peft.runs.world import launched_world
+from esmfold_peft.training.engines.launch import resolved_engine
 from esmfold_peft.training.failures import nothing_fits
-from esmfold_peft.training.launch import resolved_engine
-from esmfold_peft.training.world import launched_world
-from esmfold_peft.versions import installed_versions
 
 PLAN = "plan.json"
 

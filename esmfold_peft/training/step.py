@@ -14,11 +14,11 @@ from esmfold_peft.datasets.streams import RECYCLES, random_stream
 from esmfold_peft.datasets.truth import GroundTruth
 from esmfold_peft.losses.total import LossTerms
 from esmfold_peft.metrics.lddt import lddt
+from esmfold_peft.training.engines.zero import whole
 from esmfold_peft.training.gradients import GradientSum, apply_gradient, gradient_norms
 from esmfold_peft.training.optim import learning_rate_factor
 from esmfold_peft.training.passes import Chains, Prediction
 from esmfold_peft.training.step_summary import StepSummary, summarize_step
-from esmfold_peft.training.zero import whole
 
 if TYPE_CHECKING:
     from esmfold_peft.training.module import FoldingModule

@@ -12,7 +12,7 @@ import torch
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.checkpoint import (
+from esmfold_peft.runs.checkpoint import (
     Best,
     Checkpoint,
     State,
@@ -20,6 +20,9 @@ from esmfold_peft.training.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from esmfold_peft.runs.run_directory import export_model, kept_tensors
+from esmfold_peft.runs.status import Name, Status, write_status
+from esmfold_peft.runs.world import after_the_first
 from esmfold_peft.training.comparison_metrics import comparison_metrics
 from esmfold_peft.training.divergence import (
     GuardState,
@@ -29,7 +32,7 @@ from esmfold_peft.training.divergence import (
     on_plateau,
 )
 from esmfold_peft.training.ema import ExponentialAverage
-from esmfold_peft.training.engine_state import read_adam, read_parameters, write_adam
+from esmfold_peft.training.engines.engine_state import read_adam, read_parameters, write_adam
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.memory_test import attempt, bytes_of_moments
 from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
@@ -37,12 +40,9 @@ from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.nonfinite import keep_evidence
 from esmfold_peft.training.plan import find_plan
 from esmfold_peft.training.progress import TrainingProgress
-from esmfold_peft.training.run_directory import export_model, kept_tensors
-from esmfold_peft.training.status import Name, Status, write_status
 from esmfold_peft.training.step_summary import StepSummary
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.validation import validate
-from esmfold_peft.training.world import after_the_first
 
 
 class _ValidationStoppedError(Exception):

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from esmfold_peft.csv_text import table_text
-from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.disk.csv_text import table_text
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.module import FoldingModule, ValidationBatch
 

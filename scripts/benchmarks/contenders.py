@@ -20,9 +20,9 @@ from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, insert_adapte
 from esmfold_peft.adapters.lorta import LoRTA
 from esmfold_peft.adapters.peft_config import peft_settings
 from esmfold_peft.config import AdapterConfig, Target
-from esmfold_peft.model.esm2_files import hugging_face_settings
-from esmfold_peft.model.esm2_weights import hugging_face_name
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
+from esmfold_peft.weights.esm2_files import hugging_face_settings
+from esmfold_peft.weights.esm2_weights import hugging_face_name
 
 if TYPE_CHECKING:
     from transformers import EsmModel

@@ -40,9 +40,9 @@ from transformers import EsmConfig, EsmForProteinFolding
 
 from esmfold_peft.config import EsmfoldConfig, Kernels, LanguageModelConfig, ModelConfig
 from esmfold_peft.datasets.collate import collate
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import HEADS
+from esmfold_peft.runs.build import build_model
 
 
 def main(words: list[str] | None = None) -> None:

@@ -29,10 +29,10 @@ from paper_arms import ROOT, SMALL
 from rich.console import Console
 from rich.table import Table
 
+from esmfold_peft.commands.prepare import run as prepare
+from esmfold_peft.commands.train import run as train
 from esmfold_peft.config import PrepareConfig, TrainConfig
-from esmfold_peft.config_io import config_parser, to_config
-from esmfold_peft.prepare import run as prepare
-from esmfold_peft.train import run as train
+from esmfold_peft.config.parsing import config_parser, to_config
 
 WAYS = {
     "float32": {"engine.precision": "float32"},

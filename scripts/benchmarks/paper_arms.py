@@ -28,13 +28,13 @@ from measuring import circumstances
 from rich.console import Console
 from rich.table import Table
 
+from esmfold_peft.commands.prepare import run as prepare
+from esmfold_peft.commands.train import run as train
 from esmfold_peft.config import PrepareConfig, TrainConfig
-from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.config.parsing import config_parser, to_config
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.store import Store
-from esmfold_peft.prepare import run as prepare
-from esmfold_peft.train import run as train
-from esmfold_peft.training.run_directory import load_model
+from esmfold_peft.runs.run_directory import load_model
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("lora_r1", "lorta_r1", "lorta_r8", "lorta_r64")

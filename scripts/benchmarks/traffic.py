@@ -42,11 +42,11 @@ from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.losses.total import fold_loss
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.trunks.openfold import Evoformer, fused_block
+from esmfold_peft.runs.build import build_model
 
 EARLIER = {
     ("openfold3's block", "eager"): (258, 384, 16.07, 33.35, 1.62),

@@ -8,7 +8,7 @@ import torch
 from measuring import circumstances, milliseconds
 
 from esmfold_peft.model.trunks.tiling import card
-from esmfold_peft.versions import installed_versions
+from esmfold_peft.runs.versions import installed_versions
 from gpu_checks.flops import peaks_of
 from gpu_checks.report import Row, measured
 from gpu_checks.running import Context

@@ -7,8 +7,8 @@ from training_step import end_to_end
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.runs.build import build_model
 
 SHAKE = 0.3
 """Of the noise of a matrix, times the root of its inputs: half of the Evoformer's matrices start at

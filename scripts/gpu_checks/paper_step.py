@@ -21,13 +21,13 @@ import esmfold_peft.training.step
 from esmfold_peft.config import AdapterConfig, LossWeights, TrainConfig
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.truth import ground_truth
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.trunks.tiling import card
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.ema import ExponentialAverage
+from esmfold_peft.training.engines.trainer import build_trainer
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.plan import Plan
-from esmfold_peft.training.trainer import build_trainer
 from gpu_checks.flops import model_flops, peaks_of
 from gpu_checks.models import CLAMP, real_batch
 from gpu_checks.report import Row, against_goal, measured, skipped

@@ -9,7 +9,7 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
-from esmfold_peft.protein.files import write_atomically
+from esmfold_peft.disk.files import write_atomically
 
 Status = Literal["passed", "failed", "skipped"]
 _COLOURS: dict[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "yellow"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from training_step import EXAMPLE
 
 from esmfold_peft.config import LossWeights
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
 from gpu_checks.commands import column, command, command_apart, weights
 from gpu_checks.report import Row, at_least, at_most
 from gpu_checks.running import Context

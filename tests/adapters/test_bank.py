@@ -11,7 +11,7 @@ from esmfold_peft.adapters.insert import build_adapter
 from esmfold_peft.adapters.io import save_adapter
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.esm2_weights import weights_hash
+from esmfold_peft.weights.esm2_weights import weights_hash
 
 
 @pytest.mark.parametrize(

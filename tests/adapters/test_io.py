@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.io import load_adapter, save_adapter
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.weights.esm2_weights import weights_hash
 
 
 def test_each_shared_factor_is_stored_once(make_lm, tmp_path):

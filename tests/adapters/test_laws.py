@@ -10,7 +10,7 @@ from esmfold_peft.adapters.io import load_adapter, save_adapter
 from esmfold_peft.adapters.merge import merge, unmerge
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.esm2_weights import weights_hash
+from esmfold_peft.weights.esm2_weights import weights_hash
 
 LINEAR = sorted(set(ADAPTERS) - {"loretta_adp"})
 MOVED_AT_START = ("loretta_rep", "loretta_adp", "tt_lora")

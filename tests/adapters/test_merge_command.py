@@ -10,11 +10,11 @@ from esm.model.esm2 import ESM2
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, EsmConfig, EsmForMaskedLM, EsmModel
 
-from esmfold_peft.adapter_commands.merge import merged_stem, run
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import insert_adapter
 from esmfold_peft.adapters.io import load_adapter, save_adapter
 from esmfold_peft.cli import main
+from esmfold_peft.commands.adapters_merge import merged_stem, run
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
@@ -23,11 +23,11 @@ from esmfold_peft.config import (
     ModelConfig,
     TrainConfig,
 )
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.build import build_language_model
-from esmfold_peft.model.esm2_weights import load_esm2, weights_hash
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.runs.build import build_language_model
+from esmfold_peft.weights.esm2_weights import load_esm2, weights_hash
 
 SHAPE = AttentionShape(layers=2, width=40, heads=4)
 FREQUENCIES = "layers.0.self_attn.rot_emb.inv_freq"

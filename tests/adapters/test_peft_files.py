@@ -6,17 +6,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esmfold_peft.adapter_commands import export, import_peft
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import attach_adapter, build_adapter
 from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
 from esmfold_peft.adapters.lorta_fork import read_fork
 from esmfold_peft.adapters.peft_files import read_peft, write_peft
 from esmfold_peft.adapters.sizes import SIZES
+from esmfold_peft.commands import adapters_export as export
+from esmfold_peft.commands import adapters_import as import_peft
 from esmfold_peft.config import AdapterConfig, ExportConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.weights.esm2_weights import weights_hash
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

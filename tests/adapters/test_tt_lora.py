@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmfold_peft.adapter_commands import import_peft
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import build_adapter, insert_adapter
 from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
 from esmfold_peft.adapters.tensor_train import tt_svd
 from esmfold_peft.adapters.tt_lora import train_of
 from esmfold_peft.adapters.tt_lora_files import read_cores
+from esmfold_peft.commands import adapters_import as import_peft
 from esmfold_peft.config import AdapterConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.checkpoint_files import read_pt
-from esmfold_peft.model.esm2_weights import weights_hash
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.weights.checkpoint_files import read_pt
+from esmfold_peft.weights.esm2_weights import weights_hash
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
 CUSTOM = LanguageModelConfig(name="custom", weights="random", layers=3, width=40, heads=4)

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from esmfold_peft.config import DataConfig, EngineConfig, LossConfig, TrainConfig
-from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.config.parsing import config_parser, to_config
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.errors import UserError

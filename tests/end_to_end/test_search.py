@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import ExecutorConfig, PrepareConfig
-from esmfold_peft.config_io import config_text
-from esmfold_peft.prepare import run as prepare
+from esmfold_peft.config.parsing import config_text
 from esmfold_peft.search.attempt import attempts
 from esmfold_peft.search.executors.local import is_alive
 from esmfold_peft.search.executors.protocol import Job

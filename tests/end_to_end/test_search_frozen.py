@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import esmfold_peft
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
-from esmfold_peft.prepare import run as prepare
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.records import LadderRecord
 from tests.nursery import Nursery

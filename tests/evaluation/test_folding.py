@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmfold_peft import evaluate as command
+from esmfold_peft.commands import evaluate as command
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import DataConfig, EvaluateConfig, PrepareConfig, TrainConfig
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation import folding
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Failed, Folded, Query
-from esmfold_peft.prepare import run as prepare
 from tests.evaluation.predictions import reference, rows, summary
 
 

@@ -18,7 +18,7 @@ torch.compile = functools.partial(torch.compile, backend="aot_eager")
 from esmfold_peft.adapters.insert import insert_adapter
 from esmfold_peft.config import EsmfoldConfig
 from esmfold_peft.model import inference
-from esmfold_peft.model.build import build_language_model
+from esmfold_peft.runs.build import build_language_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import Query, fold, sequence_features
 from tests.tiny import TINY

@@ -18,11 +18,11 @@ from esmfold_peft.datasets.features import features
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.rigid import rotation_from_quaternion
 from esmfold_peft.losses.total import LossTerms, fold_loss
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import PLDDTHead
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.read import read_structure
+from esmfold_peft.runs.build import build_model
 from tests.tiny import TINY
 
 CHAINS = ("1ubq_A", "1hf9_A")

@@ -20,10 +20,10 @@ from esmfold_peft.config import (
     StructureConfig,
     TrainConfig,
 )
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.protein.residues import encode
+from esmfold_peft.runs.build import build_model
 
 SEQUENCES = ("MQIFVKTLTGKTITLEVEPSDTIENVKAKIQ", "GWHCYRDEFTSKPNL", "MKV")
 COORDINATES = 1e-3  # Å

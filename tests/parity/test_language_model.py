@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.model.esm2_weights import load_esm2
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
+from esmfold_peft.weights.esm2_weights import load_esm2
 
 SHAPE = AttentionShape(layers=3, width=60, heads=5)
 

@@ -21,11 +21,11 @@ from esmfold_peft.config import EsmfoldConfig, LanguageModelConfig, ModelConfig,
 from esmfold_peft.datasets.features import features
 from esmfold_peft.geometry.atoms import atom14_to_atom37
 from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
-from esmfold_peft.model.build import build_language_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.structure import ProteinStructure
 from esmfold_peft.protein.write import to_pdb
+from esmfold_peft.runs.build import build_language_model
 from tests.perturbing import CA, KINDS, perturbed, placed
 
 Pair = tuple[ProteinStructure, ProteinStructure]

@@ -15,8 +15,8 @@ from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import attach_adapter, insert_adapter
 from esmfold_peft.adapters.peft_files import read_peft, write_peft
 from esmfold_peft.config import AdapterConfig
-from esmfold_peft.model.esm2_weights import load_esm2
 from esmfold_peft.model.language_model import LanguageModel
+from esmfold_peft.weights.esm2_weights import load_esm2
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
 ALL = ("query", "key", "value", "output", "fc1", "fc2")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from esmfold_peft.config import LossConfig, LossWeights, TrainConfig
-from esmfold_peft.model.build import build_model
-from esmfold_peft.training.run_directory import create_run
+from esmfold_peft.runs.build import build_model
+from esmfold_peft.runs.run_directory import create_run
 from tests.tiny import TINY as SMALL
 
 TINY = replace(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from esmfold_peft.cli import parse
+from esmfold_peft.commands.predict import adapter_of
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.predict import adapter_of
 from esmfold_peft.protein.fasta import FastaRecord
 
 

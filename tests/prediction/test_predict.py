@@ -16,10 +16,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from esmfold_peft.cli import main, parse
+from esmfold_peft.commands.predict import run as predict
 from esmfold_peft.config import LossConfig, PredictConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed
-from esmfold_peft.predict import run as predict
 from esmfold_peft.prediction.manifest import PredictionRow, RowJournal
 from esmfold_peft.prediction.predictor import Predictor
 from esmfold_peft.prediction.shards import Shard
@@ -272,7 +272,7 @@ def test_a_full_disk_ends_with_what_is_done(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esmfold_peft.journal.os.fsync", full)
+    monkeypatch.setattr("esmfold_peft.disk.journal.os.fsync", full)
     assert predict(config) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device; 1 of 9 are done, --resume goes on" in last

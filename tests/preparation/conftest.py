@@ -8,8 +8,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import PrepareConfig
-from esmfold_peft.prepare import run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.preparation.conftest import contents
 ROOT = Path(__file__).parents[2]
 TABLES = ("manifest.csv", "rejected.csv", "report.json")
 _MAIN = """
-import esmfold_peft.prepare as prepare
+import esmfold_peft.commands.prepare as prepare
 from esmfold_peft.cli import main
 prepare._FILES_IN_A_UNIT = {files}
 raise SystemExit(main())

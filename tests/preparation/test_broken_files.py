@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.reading import Read, Rules, read_item
 from esmfold_peft.preparation.sources import Item, Loaded, list_items, shown
-from esmfold_peft.prepare import run
 from tests.preparation.conftest import contents, rows
 from tests.preparation.runs import ROOT, TABLES, command, same_store
 
@@ -154,7 +154,7 @@ def test_a_file_that_ends_its_reader_costs_itself_only(
     prepare, example: Path, monkeypatch, tmp_path: Path, capfd
 ):
     truth = contents(prepare(example / "train", output=tmp_path / "truth"))["chains"]
-    monkeypatch.setattr("esmfold_peft.prepare.read_item", crashing)
+    monkeypatch.setattr("esmfold_peft.commands.prepare.read_item", crashing)
     store = tmp_path / "store"
     config = PrepareConfig((example / "train",), store, clusters="none", workers=1)
     # The store is whole, but what it lacks is no fault of the files: nobody must overlook it.
@@ -306,7 +306,7 @@ def test_the_list_of_a_file_that_is_gone_goes_too(example: Path, prepare, monkey
     store = prepare(example / "train")
     (store / "chains.lmdb").unlink()
     monkeypatch.setattr(
-        "esmfold_peft.prepare._read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "esmfold_peft.commands.prepare._read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     config = PrepareConfig((example / "train",), store, clusters="none", predicted=True)
     with pytest.raises(KeyboardInterrupt):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.features import features
 from esmfold_peft.datasets.store import Store
-from esmfold_peft.prepare import run
 from esmfold_peft.protein.read import read_chains
 from tests.preparation.conftest import report_of, rows
 

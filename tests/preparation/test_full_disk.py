@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
-from esmfold_peft.prepare import run
 from tests.preparation.conftest import contents
 from tests.preparation.runs import TABLES, finished, require_nobody_left, same_store, start
 
@@ -34,9 +34,9 @@ def truth(sources: list[Path], tmp_path_factory) -> Path:
 @pytest.fixture
 def again(sources: list[Path], monkeypatch, tmp_path: Path) -> Callable[[], Path]:
     """The same run in this process."""
-    monkeypatch.setattr("esmfold_peft.prepare._FILES_IN_A_UNIT", 4)
+    monkeypatch.setattr("esmfold_peft.commands.prepare._FILES_IN_A_UNIT", 4)
     # Under pytest it goes to a file, which must not be too large either.
-    monkeypatch.setattr("esmfold_peft.prepare.report", lambda line: None)
+    monkeypatch.setattr("esmfold_peft.commands.prepare.report", lambda line: None)
     config = PrepareConfig(tuple(sources), tmp_path / "store", clusters="none", workers=1)
 
     def prepared() -> Path:

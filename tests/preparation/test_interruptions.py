@@ -14,11 +14,11 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.writer import StoreWriter
-from esmfold_peft.prepare import run
 from tests.preparation.runs import (
     ROOT,
     finished,
@@ -102,7 +102,7 @@ def run_until(owner: object, name: str, number: int, config: PrepareConfig) -> N
 def test_a_kill_in_the_first_and_the_last_moments(
     small, monkeypatch, owner: object, name: str, number: int, tmp_path: Path
 ):
-    monkeypatch.setattr("esmfold_peft.prepare._FILES_IN_A_UNIT", 2)
+    monkeypatch.setattr("esmfold_peft.commands.prepare._FILES_IN_A_UNIT", 2)
     config, truth = small
     config = replace(config, output=tmp_path / "store")
     run_until(owner, name, number, config)
@@ -122,7 +122,7 @@ def small(example: Path, tmp_path_factory) -> tuple[PrepareConfig, Path]:
         workers=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esmfold_peft.prepare._FILES_IN_A_UNIT", 2)
+        patch.setattr("esmfold_peft.commands.prepare._FILES_IN_A_UNIT", 2)
         assert run(config) == 0
     return config, config.output
 
@@ -165,5 +165,6 @@ def workers_of(process: int) -> list[int]:
 
 
 def test_neither_the_command_nor_its_workers_need_torch():
-    code = "import sys, esmfold_peft.cli, esmfold_peft.prepare; assert 'torch' not in sys.modules"
+    modules = "sys, esmfold_peft.cli, esmfold_peft.commands.prepare"
+    code = f"import {modules}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from esmfold_peft.commands.prepare import run
 from esmfold_peft.config import FilterConfig, PrepareConfig
 from esmfold_peft.datasets.features import features
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.writer import StoreWriter
-from esmfold_peft.prepare import run
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.write import to_pdb
 from tests.preparation.conftest import contents, report_of, rows

@@ -13,8 +13,8 @@ import gemmi
 import numpy as np
 import pytest
 
+from esmfold_peft.disk import files
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein import files
 from esmfold_peft.protein.read import parse_chains, read_chains, read_structure
 from esmfold_peft.protein.structure import ProteinStructure
 

@@ -14,8 +14,8 @@ from Bio import SeqIO
 from Bio.PDB.MMCIFParser import MMCIFParser
 from Bio.PDB.PDBParser import PDBParser
 
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.residues import ATOM37_INDEX, encode
 from esmfold_peft.protein.structure import ProteinStructure

@@ -14,8 +14,8 @@ import pytest
 from Bio.PDB.MMCIFParser import MMCIFParser
 from Bio.PDB.PDBParser import PDBParser
 
+from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import write_atomically
 from esmfold_peft.protein.modelcif import ModelRecord
 from esmfold_peft.protein.read import read_chains
 from esmfold_peft.protein.residues import ATOM37_INDEX, ONE_TO_THREE

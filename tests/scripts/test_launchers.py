@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
-from esmfold_peft.prepare import run as prepare
 from tests.training.launching import free_port
 
 ROOT = Path(__file__).parents[2]

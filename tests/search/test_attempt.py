@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
 from esmfold_peft.search.attempt import Attempt, attempts, last_words
 from tests.tiny import TINY
 

@@ -12,8 +12,8 @@ import pytest
 
 from esmfold_peft.cli import main
 from esmfold_peft.config import SearchConfig
+from esmfold_peft.disk.files import lock_folder
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import lock_folder
 from esmfold_peft.search import inputs
 from esmfold_peft.search.beginning import begin_folder, check_search
 from esmfold_peft.search.grid import Arm

@@ -9,7 +9,7 @@ import yaml
 
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.config.adapter import WITHOUT_ALPHA, WITHOUT_RANK
-from esmfold_peft.config_io import config_of, config_text, read_config
+from esmfold_peft.config.parsing import config_of, config_text, read_config
 from esmfold_peft.errors import UserError
 
 GOOD: dict[str, Any] = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
 from esmfold_peft.errors import BusyError
+from esmfold_peft.runs.status import Status, write_status
 from esmfold_peft.search.driver import Driver, Summary
 from esmfold_peft.search.executors.protocol import Executor, Handle, Job
 from esmfold_peft.search.grid import RUN, Arm, trial_folder
@@ -20,7 +21,6 @@ from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import Ledger, read_ledger
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.training.leak_guard import LEAK_CHECK
-from esmfold_peft.training.status import Status, write_status
 
 MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
 ARM = Arm("lorta", 8, 0)
@@ -323,7 +323,7 @@ def test_the_reader_finds_what_the_search_has_done(tmp_path: Path):
 
 
 def read_search_of(config: SearchConfig):
-    from esmfold_peft.config_io import config_text
+    from esmfold_peft.config.parsing import config_text
 
     (config.output / "search.yaml").write_text(config_text(config))
     return read_search(config.output)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmfold_peft.commands import search as command
 from esmfold_peft.config import LadderConfig, SearchConfig
 from esmfold_peft.search.costs import time_left
 from esmfold_peft.search.grid import Arm
@@ -15,7 +16,6 @@ from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import read_ledger
 from esmfold_peft.search.records import LadderRecord, SearchRecord
 from esmfold_peft.search.status_view import status_json, status_text
-from esmfold_peft.search_commands import search as command
 from tests.search.test_driver import (
     ARM,
     MULTIPLES,

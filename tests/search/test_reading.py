@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from esmfold_peft.config import ExecutorConfig, SearchConfig
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
+from esmfold_peft.runs.status import Status, write_status
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import Ledger
 from esmfold_peft.search.reading import read_search
 from esmfold_peft.search.records import LadderRecord
-from esmfold_peft.training.status import Status, write_status
 from tests.search.test_driver import search_config
 
 ARM = Arm("lorta", 8, 0)

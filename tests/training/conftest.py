@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
-from esmfold_peft.prepare import run as prepare
 from tests.nursery import ROOT
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from esmfold_peft.config import TrainConfig
-from esmfold_peft.config_io import config_text, read_config
+from esmfold_peft.config.parsing import config_text, read_config
 from esmfold_peft.errors import UserError
 from esmfold_peft.training.beginning import changed_settings
 from esmfold_peft.training.choices import decided
-from esmfold_peft.training.trainer import deepspeed_settings
+from esmfold_peft.training.engines.trainer import deepspeed_settings
 from tests.tiny import TINY
 
 AUTO = replace(

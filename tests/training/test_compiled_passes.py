@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
 from esmfold_peft.config import LossWeights
 from esmfold_peft.datasets.truth import ground_truth
-from esmfold_peft.model.build import build_model
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.gradients import GradientSum
 from esmfold_peft.training.passes import Chains, Passes
 from tests.losses.conftest import make_case

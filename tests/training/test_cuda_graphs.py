@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from esmfold_peft.config import EsmfoldConfig
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.truth import ground_truth
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training import cuda_graphs
 from esmfold_peft.training.cuda_graphs import MOST_GRAPHS, WARM_UPS, Captured, fresh_leaves
 from esmfold_peft.training.gradients import GradientSum

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from esmfold_peft.cli import main
+from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets import leaks
 from esmfold_peft.datasets.leaks import chain_list, find_leaks, what_was_compared
 from esmfold_peft.datasets.mmseqs import Hit, mmseqs_program
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
-from esmfold_peft.prepare import run as prepare
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.write import to_pdb
 from esmfold_peft.training import leak_guard

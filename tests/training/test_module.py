@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from esmfold_peft.config import TrainConfig
-from esmfold_peft.config_io import config_parser, to_config
+from esmfold_peft.config.parsing import config_parser, to_config
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import LossTerms, fold_loss
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.protein.residues import encode
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.passes import Chains, Passes
 from esmfold_peft.training.step import recycles_at

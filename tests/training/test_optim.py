@@ -20,10 +20,10 @@ from esmfold_peft.config import (
     TrainConfig,
 )
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.build import build_model
+from esmfold_peft.runs.build import build_model
+from esmfold_peft.training.engines.trainer import build_trainer
 from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
 from esmfold_peft.training.step import recycles_at
-from esmfold_peft.training.trainer import build_trainer
 
 
 def test_the_warm_up_is_linear_from_zero():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from esmfold_peft.training.checkpoint import checkpoint_steps
+from esmfold_peft.runs.checkpoint import checkpoint_steps
 from tests.nursery import Nursery
 from tests.training.conftest import words
 

@@ -12,10 +12,10 @@ from pytorch_lightning import LightningModule, Trainer
 from rich.console import Console
 
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
+from esmfold_peft.runs.status import Status as RunStatus
 from esmfold_peft.training.progress import TrainingProgress
 from esmfold_peft.training.progress_views import Bar, Lines, Status, View, duration
 from esmfold_peft.training.rates import Rates, peak_memory
-from esmfold_peft.training.status import Status as RunStatus
 
 
 class Clock:

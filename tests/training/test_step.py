@@ -13,9 +13,9 @@ from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.tables import tables
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import sequence_features
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training import step
 from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.memory_test import attempt

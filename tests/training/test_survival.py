@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from esmfold_peft.errors import BusyError
-from esmfold_peft.training.checkpoint import (
+from esmfold_peft.runs.checkpoint import (
     Best,
     Checkpoint,
     checkpoint_steps,
@@ -270,7 +270,7 @@ def test_two_processes_survive_the_loss_of_one(nursery: Nursery, stores: Path, t
     run_two(nursery, *words(stores, undisturbed, "--engine.steps", STEPS))
     arguments = [*words(stores, run, "--engine.steps", STEPS), "--resume", "auto"]
     # Here is no launcher that stops what is left, which the second process would wait for.
-    at_once = "import esmfold_peft.training.world as world; world._PATIENCE = 0.0"
+    at_once = "import esmfold_peft.runs.world as world; world._PATIENCE = 0.0"
     for lost in (0, 1, 1):
         least = len(rows(run)) + 2
         processes = start_two(nursery, *arguments, before=at_once)

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
+from esmfold_peft.model.trunks.tiling import LONGEST_WHOLE
 
 CACHED_ELEMENTS = 2**20
 """Numbers at once on a CPU: 4 MB stay in the cache and need no new pages."""
-
-LONGEST_WHOLE = 256
-"""Residues of the longest row of which kernels hold all keys at once."""
 
 KERNEL_WIDTHS = (16, 32)
 """Channels of a head that kernels are written for."""

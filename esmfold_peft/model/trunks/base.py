@@ -124,16 +124,3 @@ class Stack(nn.Module, ABC):
             weights: from `pack`.
             dropout: factors for `dropout_sites`.
         """
-
-    @staticmethod
-    def load_published(model: nn.Module, weights: str) -> None:
-        """Fills a folding model with published weights, in a trunk whose section has them.
-
-        Args:
-            model: all of the folding model; its language model is left as it is.
-            weights: "pretrained", or a path.
-
-        Raises:
-            UserError: they cannot be had, or do not fit.
-        """
-        raise NotImplementedError

@@ -54,13 +54,6 @@ class EsmfoldStack(Stack):
         """Makes the blocks that the settings ask for."""
         return cls(config.esmfold, chunk=config.chunk, compile=compile)
 
-    @staticmethod
-    def load_published(model: nn.Module, weights: str) -> None:
-        """Fills trunk, structure module and heads with the weights of the released ESMFold."""
-        from esmfold_peft.model.esmfold_weights import find_esmfold, load_esmfold
-
-        load_esmfold(cast(Any, model), find_esmfold(weights))
-
     def pack(self) -> list[BlockWeights]:
         """The blocks' weights for all passes of a step, in autocast's type where it is on."""
         return self.packing.nested()

@@ -19,6 +19,9 @@ FOLDER = Path(__file__).with_name("tiles")
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
+LONGEST_WHOLE = 256
+"""Residues of the longest row of which kernels hold all keys at once."""
+
 Key = tuple[str, torch.dtype, bool]
 """Kernel, precision, and whether one block holds a row."""
 

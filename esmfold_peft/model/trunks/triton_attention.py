@@ -24,8 +24,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from esmfold_peft.model.trunks.attention import LONGEST_WHOLE
-from esmfold_peft.model.trunks.tiling import Tiles, tiles_on
+from esmfold_peft.model.trunks.tiling import LONGEST_WHOLE, Tiles, tiles_on
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from esmfold_peft.disk.files import is_held, lock_file
 from esmfold_peft.errors import UserError
-from esmfold_peft.protein.files import is_held, lock_file
 from esmfold_peft.search.executors.protocol import Handle, Job
 
 LOCK = ".attempt"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from esmfold_peft.csv_text import table_text
-from esmfold_peft.protein.files import make_folder, write_atomically
+from esmfold_peft.disk.csv_text import table_text
+from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.search.records import SearchRecord
 from esmfold_peft.search.report.curves import draw_curves
 from esmfold_peft.search.report.figure import draw_figure5

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable, Sequence
 
-from esmfold_peft.config_io import config_text
+from esmfold_peft.config.parsing import config_text
 from esmfold_peft.prediction.html_text import document, escaped
 from esmfold_peft.search.records import SearchRecord
 from esmfold_peft.search.report.pairs import PAIR_COLUMNS, ArmPairs, pair_cells

@@ -16,18 +16,19 @@ from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.collate import collate
 from esmfold_peft.datasets.features import features
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.build import build_model
 from esmfold_peft.model.heads import AtomPLDDTHead
 from esmfold_peft.model.trunks import TRUNKS
 from esmfold_peft.model.trunks.base import Stack, Tracks
 from esmfold_peft.protein.read import read_structure
-from esmfold_peft.training import run_directory
+from esmfold_peft.runs import run_directory
+from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.optim import build_optimizer
+from esmfold_peft.weights.esmfold_weights import PUBLISHED
 from tests.tiny import TINY
 
 PACKAGE = Path(esmfold_peft.__file__).parent
-PUBLISHED = 0.25
+VALUE = 0.25
 """The value of every weight outside the language model that the toy's authors published."""
 
 
@@ -98,12 +99,6 @@ class ToyStack(Stack):
         assert isinstance(config, ToyModelConfig)
         return cls(config.toy)
 
-    @staticmethod
-    def load_published(model: nn.Module, weights: str) -> None:
-        for name, parameter in model.named_parameters():
-            if not name.startswith(("language_model.", "pae_head.")):
-                parameter.detach().fill_(PUBLISHED)
-
     def forward(
         self, m: torch.Tensor, z: torch.Tensor, mask: torch.Tensor, weights: Any, dropout: Any, /
     ) -> Tracks:
@@ -111,10 +106,18 @@ class ToyStack(Stack):
         return Tracks(m, z, self.single(m), z)
 
 
+def fill(model: nn.Module, weights: str) -> None:
+    """Loads what the toy's authors published."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(("language_model.", "pae_head.")):
+            parameter.detach().fill_(VALUE)
+
+
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the toy where another trunk would be written."""
     monkeypatch.setitem(TRUNKS, "toy", ToyStack)
+    monkeypatch.setitem(PUBLISHED, ToyStack, fill)
     monkeypatch.setattr(run_directory, "TrainConfig", ToyTrainConfig)
 
 
@@ -174,8 +177,8 @@ def test_published_weights_of_another_trunk_are_loaded_and_can_be_kept():
     config = settings(toy=ToyConfig(weights="pretrained"), freeze=("trunk", "head"))
     model, _ = build_model(config)
     assert model.published
-    assert (model.trunk.stack.get_parameter("pair.weight") == PUBLISHED).all()
-    assert (model.structure_module.get_parameter("layer_norm_s.weight") == PUBLISHED).all()
+    assert (model.trunk.stack.get_parameter("pair.weight") == VALUE).all()
+    assert (model.structure_module.get_parameter("layer_norm_s.weight") == VALUE).all()
     assert not any(p.requires_grad for p in model.trunk.parameters())
     with pytest.raises(UserError, match=r"^loss\.weights\.pae: .* weights of toy have no such"):
         replace(config, loss=replace(config.loss, weights=replace(config.loss.weights, pae=0.1)))

@@ -1,1 +1,0 @@
-"""The commands of `esmfold-peft adapters`: one file each."""

@@ -1,0 +1,1 @@
+"""The commands: each takes its settings and returns its exit code."""

@@ -1,0 +1,1 @@
+"""Files on the disk: whole files that no kill leaves half written, locks, CSV, journals."""

@@ -1,1 +1,0 @@
-"""The commands `search`, `search status` and `search report`."""

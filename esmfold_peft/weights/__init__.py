@@ -1,0 +1,1 @@
+"""Published weights of ESM-2 and ESMFold: reading, converting, inspecting."""
