@@ -12,7 +12,13 @@ from importlib import import_module
 from typing import Any
 
 from esmfold_peft import __version__, config
-from esmfold_peft.config.parsing import OneLineParser, config_parser, summary, to_config
+from esmfold_peft.config.parsing import (
+    HelpFormatter,
+    OneLineParser,
+    config_parser,
+    summary,
+    to_config,
+)
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.world import after_the_first, is_first, wait_for_the_first
 
@@ -23,15 +29,17 @@ class _Command:
 
     Attributes:
         settings: dataclass of its settings.
-        module: of this package; its `run` takes them.
+        function: that takes them, as `commands.module:function`; `run` where no function is named.
         positional: the setting that is given without a flag.
-        note: said at the end of its help.
+        note: the end of its help.
+        common: settings that its help shows first, after the required ones.
     """
 
     settings: type
-    module: str
+    function: str
     positional: str | None = None
     note: str | None = None
+    common: tuple[str, ...] = ()
 
 
 _COMMANDS: dict[str, dict[str, _Command]] = {
@@ -40,42 +48,48 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
         "train": _Command(
             config.TrainConfig,
             "commands.train",
-            note="`train --replay FILE` does a step again that was not finite; see its own --help.",
+            note="`train --replay FILE` repeats a step that was not finite; see its own --help.",
+            common=(
+                *("data.validation", "adapter.kind", "adapter.rank", "adapter.alpha"),
+                "engine.steps",
+            ),
         ),
         "evaluate": _Command(config.EvaluateConfig, "commands.evaluate"),
         "predict": _Command(
             config.PredictConfig,
             "commands.predict",
             "fasta",
-            note="scripts/predict_ray.py shares the sequences out on a Ray cluster.",
+            note="scripts/predict_ray.py distributes the sequences over a Ray cluster.",
+            common=("run", "esmfold", "html", "pae", "resume"),
         ),
         "search": _Command(
             config.SearchConfig,
             "commands.search",
-            note="`search CONFIG` is `search --config CONFIG`. `search status FOLDER` shows how a"
-            " search stands, `search report FOLDER` writes its table and figures.",
+            note="`search CONFIG` is `search --config CONFIG`. `search status FOLDER` shows a"
+            " search's status. `search report FOLDER` writes its table and figures.",
+            common=("data.validation", "seeds", "engine.steps", "executor.kind"),
         ),
     },
     "adapters": {
-        "count": _Command(config.CountConfig, "commands.adapters_count"),
-        "merge": _Command(config.MergeConfig, "commands.adapters_merge"),
-        "export": _Command(config.ExportConfig, "commands.adapters_export", "adapter"),
-        "import": _Command(config.ImportConfig, "commands.adapters_import", "adapter"),
+        "count": _Command(config.CountConfig, "commands.adapters:count"),
+        "merge": _Command(config.MergeConfig, "commands.adapters:merge"),
+        "export": _Command(config.ExportConfig, "commands.adapters:export", "adapter"),
+        "import": _Command(config.ImportConfig, "commands.adapters:import_adapter", "adapter"),
     },
     "weights": {
-        "inspect": _Command(config.InspectConfig, "commands.weights_inspect", "file"),
+        "inspect": _Command(config.InspectConfig, "commands.weights:inspect", "file"),
     },
 }
-"""Commands by the word before them, which is empty for most."""
+"""Commands by the word before them, if any."""
 
 _BY_FLAG = {("train", "--replay"): _Command(config.ReplayConfig, "commands.replay")}
-"""What a flag makes of a command: other settings, none of its own."""
+"""Commands that a flag selects."""
 
 _BY_WORD = {
-    ("search", "status"): _Command(config.SearchStatusConfig, "commands.search_status", "output"),
-    ("search", "report"): _Command(config.SearchReportConfig, "commands.search_report", "output"),
+    ("search", "status"): _Command(config.SearchStatusConfig, "commands.search:status", "output"),
+    ("search", "report"): _Command(config.SearchReportConfig, "commands.search:report", "output"),
 }
-"""What a second word makes of a command."""
+"""Commands that a second word selects."""
 
 _DESCRIPTIONS = {
     "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
@@ -84,12 +98,12 @@ _DESCRIPTIONS = {
 }
 
 _AFTER_CTRL_C = {
-    "prepare": "; give the same command again to go on",
-    "train": "; the same command with --resume auto goes on from the newest checkpoint",
-    "predict": "; the same command with --resume goes on",
-    "search": "; the same command goes on",
+    "prepare": "; resume with the same command",
+    "train": "; resume with the same command and --resume auto",
+    "predict": "; resume with the same command and --resume",
+    "search": "; resume with the same command",
 }
-"""What else is said of a command that was interrupted."""
+"""How to resume a command that was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +112,14 @@ class Parsed:
 
     Attributes:
         name: of the command, as it is typed.
-        module: of this package that runs it.
+        function: of this package that runs it, as `module:function`.
         settings: dataclass of its settings.
         parser: what read it.
         values: what the parser found in files and flags.
     """
 
     name: str
-    module: str
+    function: str
     settings: type
     parser: OneLineParser
     values: Any
@@ -128,16 +142,18 @@ def parse(arguments: list[str]) -> Parsed:
         raise AssertionError(f"{rest} is no command")
     words = 2 if not group and tuple(rest[:2]) in _BY_WORD else 1
     name, rest = " ".join([group, *rest[:words]]).strip(), rest[words:]
-    if command.settings is config.SearchConfig and rest and not rest[0].startswith("-"):
-        rest = ["--config", *rest]
-    parser = config_parser(command.settings, command.positional)
+    parser = config_parser(command.settings, command.positional, command.common)
     parser.prog = f"esmfold-peft {name}"
     parser.epilog = command.note
-    return Parsed(name, command.module, command.settings, parser, parser.parse_args(rest))
+    if command.settings is config.SearchConfig and rest and not rest[0].startswith("-"):
+        if rest[1:] and not rest[1].startswith("-"):
+            parser.error(f"{rest[1]}: give every file after the first as --config {rest[1]}")
+        rest = ["--config", *rest]
+    return Parsed(name, command.function, command.settings, parser, parser.parse_args(rest))
 
 
 def _parsed(arguments: list[str]) -> Parsed:
-    """As `parse`; of processes that a launcher has started, the first says what is wrong."""
+    """As `parse`; if a launcher started several processes, only the first prints an error."""
     if is_first(os.environ):
         return parse(arguments)
     said = io.StringIO()
@@ -167,6 +183,7 @@ def _overview(group: str) -> OneLineParser:
     parser = OneLineParser(
         prog=f"esmfold-peft {group}".strip(),
         description=_DESCRIPTIONS[group],
+        formatter_class=HelpFormatter,
         version=None if group else __version__,
     )
     commands = parser.add_subcommands(dest="command")
@@ -187,8 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 if all went well, 1 if the run failed for some inputs, 2 if a setting or an input is
         wrong, 3 if a training has diverged (of a search: no trial of an adapter has survived), 69
-        if another process writes to the same folder, 75 if it was asked to stop and can go on, 130
-        after Ctrl-C.
+        if another process writes to the same folder, 75 if it was asked to stop and can be
+        resumed, 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of Latin-1 has no α
@@ -196,7 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with after_the_first(os.environ):
             settings = to_config(parsed.parser, parsed.values, parsed.settings)
-        return import_module(f"esmfold_peft.{parsed.module}").run(settings)
+        module, _, function = parsed.function.partition(":")
+        command = import_module(f"esmfold_peft.{module}")
+        return getattr(command, function or "run")(settings)
     except UserError as error:
         # From a loader's process an error comes with that process's traceback in front of it.
         line = str(error).strip().splitlines()[-1].split("UserError: ")[-1]

@@ -69,7 +69,7 @@ def lists_pairs(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether what was raised says that memory did not suffice, of a device or of the machine."""
+    """Whether an error means that a device or the machine has too little memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY)

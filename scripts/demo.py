@@ -1,10 +1,10 @@
-"""The whole way on a CPU in minutes: prepare chains, train three adapters, evaluate, predict.
+"""Runs every main command on a CPU in minutes: prepare, train, evaluate, predict.
 
     make demo
 
-LoRTA, LoRA and the frozen baseline each train a tiny model on the chains of data/example, from the
-same start. The language model is randomly initialised, so the result says that the machinery
-learns, nothing about accuracy.
+Trains a tiny model three times on the chains of data/example, from the same start: with LoRTA, with
+LoRA, and with a frozen language model. The language model is randomly initialised, so the scores
+show that the model learns, but not how accurate it can become.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from esmfold_peft.cli import main as main_of_esmfold_peft
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))  # reads better than absolute
 EXAMPLE = ROOT / "data" / "example"
 ADAPTERS = {"lorta": "LoRTA", "lora": "LoRA", "none": "frozen"}
 CONSOLE = Console(highlight=False)
@@ -48,6 +48,7 @@ def main() -> None:
     out.mkdir(parents=True)
     (out / MARK).touch()
 
+    heading("1. Read structure files into chain stores")
     held_out = sorted((EXAMPLE / "held_out").glob("*.cif.gz"))[: args.held_out]
     splits = {
         "train": [EXAMPLE / "train"],
@@ -58,33 +59,42 @@ def main() -> None:
         words = ("--output", out / "chains" / split, "--clusters", "none")
         command("prepare", *sources, *words)
 
+    heading("2. Score the untrained model on the training chains")
     command(*train(out, "none", "untrained"), "--engine.steps", 0)
     before = evaluate(out, "untrained", "train")
+
+    heading("3. Train the model three times: with LoRTA, with LoRA, and with a frozen LM")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # One process and one thread each: threads that share busy cores wait for each other.
         runs = {kind: pool.submit(train_apart, out, kind, args.steps) for kind in ADAPTERS}
     seconds = {kind: run.result() for kind, run in runs.items()}
 
-    table = Table(title="demo: lDDT-Cα of a tiny model with a random language model")
-    for column in ("adapter", "parameters", "train before", "train after", "held-out", "seconds"):
+    heading("4. Score the trained models on training and held-out chains")
+    table = Table(title="Mean lDDT-Cα (0 to 1, higher is better)")
+    columns = ("adapter", "parameters", "untrained", "trained", "held-out chains", "training s")
+    for column in columns:
         table.add_column(column, justify="left" if column == "adapter" else "right")
     for kind, name in ADAPTERS.items():
-        after, held_out = (evaluate(out, kind, split) for split in ("train", "held_out"))
+        after, unseen = (evaluate(out, kind, split) for split in ("train", "held_out"))
         parameters = json.loads((out / kind / "provenance.json").read_text())["parameters"]
-        row = (f"{before:.3f}", f"{after:.3f}", f"{held_out:.3f}", f"{seconds[kind]:.0f}")
+        row = (f"{before:.3f}", f"{after:.3f}", f"{unseen:.3f}", f"{seconds[kind]:.0f}")
         table.add_row(name, f"{parameters['adapter']:,}", *row)
-    command(
-        "predict", EXAMPLE / "sequences.fasta", "--run", out / "lorta",
-        "--output", out / "predictions",
-    )  # fmt: skip
 
+    heading("5. Predict structures from sequences with the LoRTA model")
+    fasta, predictions = EXAMPLE / "sequences.fasta", out / "predictions"
+    command("predict", fasta, "--run", out / "lorta", "--output", predictions)
+
+    CONSOLE.print()
     CONSOLE.print(table)
     CONSOLE.print(
-        "The language model was randomly initialised and there are a few chains: this shows that"
-        " adapter, trunk and head learn together. It says nothing about accuracy.\n"
-        f"Runs (config, metrics, model, adapter): {out}/{{lorta,lora,none}}\n"
-        f"Scores per chain:                       {out}/scores\n"
-        f"Predicted structures (PDB and mmCIF):   {out}/predictions"
+        "untrained, trained: scores of the five training chains before and after training.\n"
+        "If the score rises, adapter, trunk and head learn together. The language model was"
+        " randomly initialised\nand there are few chains, so the scores do not show how accurate"
+        " ESMFold can become.\n\n"
+        f"Runs (settings, metrics, model, adapter):  {out}/{{lorta,lora,none}}\n"
+        f"Scores of each chain:                      {out}/scores\n"
+        f"Predicted structures (PDB and mmCIF):      {out}/predictions",
+        soft_wrap=True,
     )
 
 
@@ -95,9 +105,9 @@ def train(out: Path, kind: str, name: str) -> list[str]:
         "train", "--config", ROOT / "configs" / "tiny.yaml", "--run", out / name,
         "--data.train", chains / "train", "--data.validation", chains / "held_out",
         "--adapter.kind", kind,
-        # By date these few chains cannot be parted; 1ubq of 1987 is too good an example.
+        # These few chains cannot be split by date; 1ubq of 1987 is too good an example.
         "--allow-leaks",
-        # The table has the moving average's scores alone.
+        # The table shows only the moving average's scores.
         "--engine.validate_raw", "false",
     )  # fmt: skip
     return [str(word) for word in words]
@@ -140,8 +150,13 @@ def train_apart(out: Path, kind: str, steps: int | None) -> float:
     return time.monotonic() - started
 
 
+def heading(text: str) -> None:
+    """Prints what the next commands do."""
+    CONSOLE.rule(text, align="left")
+
+
 def show(line: str, style: str = "") -> None:
-    """Prints one whole line; the trainings speak at the same time."""
+    """Prints one whole line, because several trainings print at the same time."""
     with PRINTING:
         CONSOLE.print(line, style=style, markup=False, soft_wrap=True)
 

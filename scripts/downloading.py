@@ -1,15 +1,19 @@
-"""HTTP for the scripts beside it: patient, resuming, and never half a file under a final name.
+"""What the scripts that fetch share: patient, resuming HTTP, and flags and errors in one line.
 
-Used by fetch_pdb.py and fetch_validation.py; nothing here is run by itself.
+A file has its final name only when it is whole. Used by fetch_pdb.py and fetch_validation.py.
 """
 
+import argparse
 import email.utils
 import gzip
 import http.client
+import math
 import os
 import re
+import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,13 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import IO, TypeVar
+from typing import NoReturn, TypeVar
 
 from esmfold_peft import __version__
 from esmfold_peft.errors import UserError
 
 LONGEST_PAUSE = 120.0
 """Seconds; neither a growing pause nor a server's Retry-After exceeds it."""
+DAY = 86400
 _BLOCK = 1 << 16
 _RETRIED = {408, 425, 429}
 _HEADERS = {"User-Agent": f"esmfold-peft/{__version__}"}
@@ -45,12 +50,7 @@ class StoppedError(Exception):
 
 
 class TransientError(Exception):
-    """A fault that may pass.
-
-    Attributes:
-        wait: seconds that the server asked for.
-        reached: a server answered.
-    """
+    """A fault that may pass; `wait` is what the server asked for, in seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0, reached: bool = True):
         super().__init__(reason)
@@ -79,11 +79,7 @@ class Patience:
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[None]:
-    """Tells a full or broken disk, which no retry mends, from a broken connection.
-
-    Raises:
-        UserError: the block met an operating system's error.
-    """
+    """Makes a UserError of an error of the disk, which no retry mends."""
     try:
         yield
     except OSError as error:
@@ -115,10 +111,10 @@ def persistently(attempt: Callable[[], Result], patience: Patience, stop: Event)
 def answered(
     url: str, timeout: float, headers: dict[str, str] | None = None, body: bytes | None = None
 ) -> Iterator[http.client.HTTPResponse]:
-    """Opens an address; faults of opening and of reading become exceptions of this module.
+    """Opens an address.
 
     Raises:
-        TransientError: a fault that may pass.
+        TransientError: a fault that may pass, while opening or reading.
         RangeRefusedError: HTTP 416.
         UnavailableError: any other answer than success.
     """
@@ -176,8 +172,7 @@ def fetch_bytes(url: str, patience: Patience, body: bytes | None = None) -> byte
 def fetch_mmcif(url: str, target: Path, patience: Patience, stop: Event) -> None:
     """Fetches a gzip-compressed mmCIF file; `target` appears when it is complete and whole.
 
-    Until then what has arrived is in `.<name>.part` beside it, from where this or a later call goes
-    on.
+    Until then the bytes are in `.<name>.part` beside it, where this or a later call resumes.
 
     Raises:
         UnavailableError: it cannot be had.
@@ -190,23 +185,22 @@ def fetch_mmcif(url: str, target: Path, patience: Patience, stop: Event) -> None
         try:
             _receive(url, part, patience.timeout, stop)
         except RangeRefusedError:
-            _remove(part)
+            remove()
             _receive(url, part, patience.timeout, stop)
         fault = fault_of_mmcif(part)
         if fault:
-            _remove(part)
+            remove()
             raise TransientError(fault)
+
+    def remove() -> None:
+        with on_disk(part):
+            part.unlink(missing_ok=True)
 
     persistently(attempt, patience, stop)
     with on_disk(target):
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(target)
-
-
-def _remove(part: Path) -> None:
-    with on_disk(part):
-        part.unlink(missing_ok=True)
 
 
 def _receive(url: str, part: Path, timeout: float, stop: Event) -> None:
@@ -219,13 +213,27 @@ def _receive(url: str, part: Path, timeout: float, stop: Event) -> None:
             begin, total = _extent(response)
             if begin not in (0, held):
                 raise RangeRefusedError
+            received, wanted = begin, math.inf if total is None else total
             with on_disk(part):
                 file = part.open("ab" if begin else "wb")
             try:
-                _copy(response, file, part, begin, total, stop)
+                while received < wanted:
+                    if stop.is_set():
+                        raise StoppedError
+                    # `read` would wait for a full block, and lose its part of it when the
+                    # connection breaks.
+                    block = response.read1(int(min(_BLOCK, wanted - received)))
+                    if not block:
+                        break
+                    with on_disk(part):
+                        file.write(block)
+                        file.flush()  # so that a killed process loses nothing
+                    received += len(block)
             finally:
                 with on_disk(part):
                     file.close()
+            if total is not None and received < total:
+                raise TransientError(f"the connection ended after {received} of {total} bytes")
     except RangeRefusedError:
         if not held:
             raise UnavailableError("the server does not send the file from its beginning") from None
@@ -242,31 +250,8 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return begin, begin + int(length) if length.isdecimal() else None
 
 
-def _copy(
-    response: http.client.HTTPResponse,
-    file: IO[bytes],
-    part: Path,
-    received: int,
-    total: int | None,
-    stop: Event,
-) -> None:
-    while total is None or received < total:
-        if stop.is_set():
-            raise StoppedError
-        # `read` would wait for a full block and lose what it has of it when the connection breaks.
-        block = response.read1(_BLOCK if total is None else min(_BLOCK, total - received))
-        if not block:
-            break
-        with on_disk(part):
-            file.write(block)
-            file.flush()  # so that a killed process loses nothing
-        received += len(block)
-    if total is not None and received < total:
-        raise TransientError(f"the connection ended after {received} of {total} bytes")
-
-
 def fault_of_mmcif(path: Path) -> str | None:
-    """What is wrong with a gzip-compressed mmCIF file; its checksum is computed.
+    """What is wrong with a gzip-compressed mmCIF file, whose checksum is computed; None if nothing.
 
     Raises:
         UserError: the file cannot be read from the disk.
@@ -284,3 +269,66 @@ def fault_of_mmcif(path: Path) -> str | None:
     except (EOFError, zlib.error) as error:
         return f"not a whole gzip file ({error})"
     return None if _MMCIF_START.match(start) else "not an mmCIF file (no data_ at its start)"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong command line like every other error: in one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        self.exit(2, f"{self.prog.removesuffix('.py')}: error: {message}\n")
+
+
+def add_patience(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `Patience`."""
+    add = parser.add_argument
+    add("--retries", type=between(int, 0, 1000), default=5, metavar="N",
+        help="after broken transfers, HTTP 429 or 5xx, damaged data (default: 5)")  # fmt: skip
+    add("--pause", type=between(float, 0, DAY), default=1.0, metavar="SECONDS",
+        help="before the first retry; doubles with each, at most to"
+        f" {LONGEST_PAUSE:.0f}, as is Retry-After (default: 1)")  # fmt: skip
+    add("--timeout", type=between(float, 0.01, DAY), default=60.0, metavar="SECONDS",
+        help="without a byte, after which a connection counts as broken (default: 60)")  # fmt: skip
+
+
+def patience_of(args: argparse.Namespace) -> Patience:
+    """The patience of the flags."""
+    return Patience(args.retries, args.pause, args.timeout)
+
+
+def between(kind: type, lowest: float, highest: float) -> Callable[[str], float]:
+    """A parser for argparse of numbers in a range."""
+
+    def number(word: str) -> float:
+        value = kind(word)
+        if not lowest <= value <= highest:  # NaN is not either
+            raise argparse.ArgumentTypeError(f"{word} is not between {lowest} and {highest}")
+        return value
+
+    number.__name__ = kind.__name__  # which argparse names where the word is no number
+    return number
+
+
+def http_url(word: str) -> str:
+    """An address for argparse, without the slashes at its end."""
+    try:
+        parts = urllib.parse.urlsplit(word)
+        known = parts.scheme in ("http", "https") and (parts.hostname or "").encode("idna")
+        wrong = not known or (parts.port or 1) < 1
+    except ValueError:  # a port or a host that cannot be one
+        wrong = True
+    if wrong or not word.isascii() or re.search(r"\s", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not an http or https address")
+    return word.rstrip("/")
+
+
+def ended(name: str, command: Callable[[], int], stopped: str = "stopped") -> int:
+    """The exit code of a command; its errors and Ctrl-C become one line."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 130

@@ -3,17 +3,17 @@
     python scripts/fetch_pdb.py ids.txt --output mmcif
     python scripts/fetch_pdb.py --mirror --output mmcif
 
-With a list, each entry becomes <id>.cif.gz (lower case). The list holds ids of entries or chains
-(1ubq, 1UBQ_A, pdb_00001ubq), one a line or separated by commas; # begins a comment. A file gets
-its name when it has arrived whole (length, gzip checksum, mmCIF by its start) and is then trusted
-and not fetched again: the same command goes on after an interruption. A broken transfer is resumed
-where the server can. Entries that cannot be had are listed with the reason in failed.csv.
+The list holds ids of entries or chains (1ubq, 1UBQ_A, pdb_00001ubq), one a line or separated by
+commas; # begins a comment. Each entry becomes <id>.cif.gz (lower case). A file gets its name when
+it has arrived whole (length, gzip checksum, mmCIF by its start) and is not fetched again: after an
+interruption, run the same command again. A broken transfer is resumed if the server can. Entries
+that could not be fetched are listed with the reason in failed.csv.
 
-With --mirror, rsync brings the whole archive (about 90 GB) in its own layout, ub/1ubq.cif.gz;
-`esmfold-peft prepare` reads both. Running it again fetches what is new. Entries that have left the
+With --mirror, rsync copies the whole archive (about 90 GB) in its own layout, ub/1ubq.cif.gz;
+`esmfold-peft prepare` reads both. Run it again to fetch what is new. Entries that have left the
 archive stay unless --delete is given.
 
-Exit codes: 0 all there, 1 some failed, 2 wrong usage, disk, or no answer, 130 stopped by Ctrl-C.
+Exit codes: 0 all there, 1 some failed, 2 wrong usage, disk error, or no answer, 130 Ctrl-C.
 """
 
 import argparse
@@ -34,16 +34,21 @@ from pathlib import Path
 from threading import Event, Thread
 
 from downloading import (
+    OneLineParser,
     Patience,
     StoppedError,
     TransientError,
     UnavailableError,
     UnreachableError,
+    add_patience,
+    between,
+    ended,
     fetch_mmcif,
+    http_url,
     on_disk,
+    patience_of,
     persistently,
 )
-from fetch_options import OneLineParser, add_patience, between, ended, http_url, patience_of
 
 from esmfold_peft.console import report, watched
 from esmfold_peft.disk.csv_text import csv_text
@@ -71,19 +76,15 @@ class Failed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one entry; no error means that it is there."""
-
-    id: str
-    error: Exception | None = None
+Outcome = tuple[str, Exception | None]
+"""An entry, and why it could not be fetched."""
 
 
 def main(words: list[str] | None = None) -> int:
     """Fetches what the command line asks for and returns the exit code."""
     args = parse(words)
     command = partial(mirror if args.mirror else fetch_list, args)
-    return ended("fetch_pdb", command, "stopped; the same command goes on from here")
+    return ended("fetch_pdb", command, "stopped; run the same command again to resume")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -94,19 +95,19 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("ids", nargs="?", type=Path, help="text file of entry or chain ids")
     add("--output", type=Path, required=True, help="folder for the files; made if missing")
     add("--server", metavar="URL",
-        help=f"what stands before /<id>.cif.gz (default: {SERVER}); with --mirror rsync's source,"
+        help=f"address before /<id>.cif.gz (default: {SERVER}); with --mirror rsync's source,"
         f" an address or a folder (default: {ARCHIVE})")  # fmt: skip
     add("--connections", type=between(int, 1, 64), default=8, metavar="N",
-        help="files that are fetched at a time; rsync always has one (default: 8)")  # fmt: skip
+        help="files to fetch at a time; rsync always uses one (default: 8)")  # fmt: skip
     add_patience(parser)
     add("--mirror", action="store_true", help="the whole archive, by rsync")
     add("--delete", action="store_true",
         help="with --mirror: delete *.cif.gz of the output that the archive lacks")  # fmt: skip
     args = parser.parse_args(words)
     if args.mirror == (args.ids is not None):
-        parser.error("give a list of ids or --mirror, and not both")
+        parser.error("give either a list of ids or --mirror")
     if args.delete and not args.mirror:
-        parser.error("--delete goes with --mirror")
+        parser.error("--delete needs --mirror")
     if not args.mirror:
         try:
             args.server = http_url(args.server or SERVER)
@@ -130,10 +131,11 @@ def read_ids(path: Path) -> list[str]:
         for word in line.split("#")[0].replace(",", " ").split():
             found = _ID.fullmatch(word)
             if found is None:
-                raise UserError(f"{path}:{number}: {word!r} is no id of a PDB entry or chain")
+                wrong = f"{path}:{number}: {word!r} is not the id of a PDB entry or chain"
+                raise UserError(f"{wrong}, such as 1ubq or 1ubq_A")
             entries[found["entry"].lower()] = None
     if not entries:
-        raise UserError(f"{path}: no ids in it")
+        raise UserError(f"{path}: holds no ids")
     return list(entries)
 
 
@@ -142,35 +144,30 @@ def fetch_list(args: argparse.Namespace) -> int:
     ids = read_ids(args.ids)
     make_folder(args.output)
     with alone_in(args.output):
-        missing = [id for id in ids if not file_of(id, args.output).exists()]
+        missing = [id for id in ids if not (args.output / f"{id}.cif.gz").exists()]
         failed: list[Failed] = []
         outcomes = fetch(missing, args.output, args.server, args.connections, patience_of(args))
-        for done, outcome in enumerate(watched(outcomes, "fetching", len(missing)), 1):
-            if outcome.error is not None:
-                failed.append(Failed(outcome.id, str(outcome.error)))
-            if isinstance(outcome.error, UnreachableError) and done == len(failed) >= min(
-                args.connections, len(missing)
-            ):
-                raise UserError(f"{args.server}: {outcome.error}; nothing was fetched")
-        write_failed(args.output / "failed.csv", failed)
+        hopeless = min(args.connections, len(missing))
+        for done, (id, error) in enumerate(watched(outcomes, "fetching", len(missing)), 1):
+            if error is not None:
+                failed.append(Failed(id, str(error)))
+            if isinstance(error, UnreachableError) and done == len(failed) >= hopeless:
+                raise UserError(f"{args.server}: {error}; nothing was fetched")
+        table = args.output / "failed.csv"
+        if failed:
+            write_atomically(table, csv_text(Failed, sorted(failed, key=attrgetter("id"))))
+        else:  # the list of an earlier run
+            with on_disk(table):
+                table.unlink(missing_ok=True)
     there = len(ids) - len(missing)
     line = f"{len(missing) - len(failed)} fetched, {there} already there, {len(failed)} failed"
-    print(line + (f" ({args.output / 'failed.csv'})" if failed else ""))
+    print(line + (f" ({table})" if failed else ""))
     return 1 if failed else 0
-
-
-def file_of(id: str, output: Path) -> Path:
-    """Where an entry's file is."""
-    return output / f"{id}.cif.gz"
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second command away, whose parts of files would mix with ours.
-
-    Raises:
-        UserError: another one is at work.
-    """
+    """Refuses a second command, whose parts of files would mix with ours, by a UserError."""
     with on_disk(folder):
         handle = os.open(folder, os.O_RDONLY)
     try:
@@ -186,19 +183,10 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_failed(path: Path, failed: list[Failed]) -> None:
-    """Lists what failed; without any, the list of an earlier run goes."""
-    if failed:
-        write_atomically(path, csv_text(Failed, sorted(failed, key=attrgetter("id"))))
-        return
-    with on_disk(path):
-        path.unlink(missing_ok=True)
-
-
 def fetch(
     ids: list[str], output: Path, server: str, connections: int, patience: Patience
 ) -> Iterator[Outcome]:
-    """Fetches entries over several connections and yields what became of each, in no order.
+    """Fetches entries over several connections and yields the outcome of each, in no order.
 
     Raises:
         UserError: a file cannot be written; the other connections stop too.
@@ -212,31 +200,27 @@ def fetch(
     def work() -> None:
         with suppress(queue.Empty, StoppedError):
             while not stop.is_set():
-                id = jobs.get_nowait()
-                outcomes.put(attempted(id, output, server, patience, stop))
+                id, error = jobs.get_nowait(), None
+                name = f"{id}.cif.gz"
+                try:
+                    fetch_mmcif(f"{server}/{name}", output / name, patience, stop)
+                except StoppedError:
+                    raise
+                except Exception as caught:  # it belongs to the thread that waits
+                    error = caught
+                outcomes.put((id, error))
 
     try:
         for _ in range(min(connections, len(ids))):
             # An executor's threads would keep Ctrl-C waiting until their connections time out.
             Thread(target=work, daemon=True).start()
         for _ in ids:
-            outcome = outcomes.get()
-            if outcome.error is not None and not isinstance(outcome.error, UnavailableError):
-                raise outcome.error
-            yield outcome
+            id, error = outcomes.get()
+            if error is not None and not isinstance(error, UnavailableError):
+                raise error
+            yield id, error
     finally:
         stop.set()
-
-
-def attempted(id: str, output: Path, server: str, patience: Patience, stop: Event) -> Outcome:
-    """Fetches one entry; errors become part of the outcome, for they belong to another thread."""
-    try:
-        fetch_mmcif(f"{server}/{id}.cif.gz", file_of(id, output), patience, stop)
-    except StoppedError:
-        raise
-    except Exception as error:
-        return Outcome(id, error)
-    return Outcome(id)
 
 
 def mirror(args: argparse.Namespace) -> int:

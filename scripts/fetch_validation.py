@@ -34,8 +34,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from downloading import fetch_bytes
-from fetch_options import OneLineParser, add_patience, between, ended, http_url, patience_of
+from downloading import (
+    OneLineParser,
+    add_patience,
+    between,
+    ended,
+    fetch_bytes,
+    http_url,
+    patience_of,
+)
 
 from esmfold_peft.console import report
 from esmfold_peft.disk.files import write_atomically
@@ -44,8 +51,8 @@ from esmfold_peft.errors import UserError
 CAMEO = "https://www.cameo3d.org"
 SEARCH = "https://search.rcsb.org"
 DATA = "https://data.rcsb.org"
-# CAMEO's periods end at a date. How many days each has is not said (the year has 52 weeks), so
-# these are on the safe side, and what is outside of the dates is left out.
+# CAMEO's periods end at a date. CAMEO does not say how many days each has (the year has 52 weeks),
+# so these are on the safe side; targets outside of the dates are skipped.
 _PERIODS = {"1-week": 6, "1-month": 27, "3-months": 83, "6-months": 167, "1-year": 363}
 _CHAIN = re.compile(r"(?:[1-9][a-z0-9]{3}|pdb_[a-z0-9]{8})_[A-Za-z0-9]{1,4}")
 _BATCH = 100
@@ -74,11 +81,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("--max-length", type=between(int, 1, 100_000), default=700, metavar="N",
         help="residues in the sequence (default: 700, as in OpenFold)")  # fmt: skip
     add("--max-resolution", type=between(float, 0.1, 100), default=4.5, metavar="Å",
-        help="with --source rcsb; needed, so NMR is left out (default: 4.5)")  # fmt: skip
+        help="with --source rcsb; excludes NMR, which has none (default: 4.5)")  # fmt: skip
     add("--identity", type=int, choices=[30, 50, 70, 90, 95, 100], default=95,
         help="with --source rcsb: percent, of a cluster's sequences (default: 95)")  # fmt: skip
     add_patience(parser)
     args = parser.parse_args(words)
+    args.server = args.server or (CAMEO if args.source == "cameo" else SEARCH)
     if args.begin > args.end:
         parser.error(f"--from {args.begin} is after --to {args.end}")
     return args
@@ -101,23 +109,18 @@ def write_list(args: argparse.Namespace, words: list[str]) -> int:
     named = set(cameo(args) if args.source == "cameo" else rcsb(args))
     chains = sorted(name for name in named if _CHAIN.fullmatch(name))
     if not chains:
-        raise UserError(f"{server_of(args)}: no chains from {args.begin} to {args.end}")
+        raise UserError(f"{args.server}: no chains from {args.begin} to {args.end}")
     if odd := sorted(named.difference(chains)):
-        report(f"left out, for they are no ids of chains: {', '.join(odd)}")
+        report(f"skipped, because they are not ids of chains: {', '.join(odd)}")
     what = "CAMEO targets submitted" if args.source == "cameo" else "PDB chains released"
     lines = [
-        f"# {what} from {args.begin} to {args.end}, source {server_of(args)}",
+        f"# {what} from {args.begin} to {args.end}, source {args.server}",
         f"# python scripts/fetch_validation.py {shlex.join(words)}",
         *chains,
     ]
     write_atomically(args.output, "\n".join(lines) + "\n")
     print(f"{len(chains)} chains in {args.output}")
     return 0
-
-
-def server_of(args: argparse.Namespace) -> str:
-    """The server that is asked."""
-    return args.server or (CAMEO if args.source == "cameo" else SEARCH)
 
 
 def cameo(args: argparse.Namespace) -> Iterator[str]:
@@ -130,7 +133,7 @@ def cameo(args: argparse.Namespace) -> Iterator[str]:
     period = next((name for name, length in _PERIODS.items() if days <= length), None)
     if period is None:
         raise UserError(f"--from: CAMEO's longest period is a year, this is {days} days")
-    url = f"{server_of(args)}/modeling/targets/{period}/ajax/?to_date={args.end}"
+    url = f"{args.server}/modeling/targets/{period}/ajax/?to_date={args.end}"
     answer = ask(url, args)
     for number, row in enumerate(member(answer, "aaData", list, url), 1):
         place = f"{url}: target {number}"
@@ -152,7 +155,7 @@ def rcsb(args: argparse.Namespace) -> Iterator[str]:
     Raises:
         UserError: an answer is not as documented.
     """
-    url = f"{server_of(args)}/rcsbsearch/v2/query"
+    url = f"{args.server}/rcsbsearch/v2/query"
     answer = ask(url, args, search_request(args))
     if answer is None:
         return

@@ -9,24 +9,20 @@ lDDT-Cα of all chains, mean all-atom lDDT of those with side chains, and per ch
 peptide bonds and the clashing pairs of atoms. It says nothing about accuracy on other chains.
 """
 
-import argparse
 import json
 import math
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from esmfold_peft.config import (
     AdapterConfig,
-    DataConfig,
-    EngineConfig,
     EvoformerConfig,
     LanguageModelConfig,
     LossWeights,
@@ -35,10 +31,8 @@ from esmfold_peft.config import (
     StructureConfig,
     TrainConfig,
 )
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import Batch, collate, map_tensors
 from esmfold_peft.datasets.features import features
-from esmfold_peft.datasets.padded import map_tensors
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.losses.total import fold_loss, heads_to_compute
 from esmfold_peft.losses.violations import count_violations
@@ -48,7 +42,11 @@ from esmfold_peft.protein.read import read_structure
 from esmfold_peft.runs.build import build_model
 from esmfold_peft.training.optim import build_optimizer
 
-EXAMPLE = Path(__file__).parents[1] / "data" / "example"
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+
+from measuring import command_line, table
+from training_step import EXAMPLE, FINETUNING, run_of
+
 FULL_ATOM = ("1hf9_A", "1psm_A", "1lcd_A", "1kd8_A")
 BACKBONE = ("5k2l_A", "3k2t_A", "6at0_A", "4e6r_B")
 BATCH = 4
@@ -63,14 +61,20 @@ class Stage:
     Attributes:
         name: for the table.
         steps: optimizer steps.
-        lr: highest learning rate, from which it falls to a hundredth along a cosine.
-        weights: of the losses at the end; that of violations grows to it from a thirtieth.
+        lr: highest learning rate; it falls to a hundredth along a cosine.
+        weights: of the losses at the end; that of violations grows from a thirtieth.
     """
 
     name: str
     steps: int
     lr: float
     weights: LossWeights
+
+
+STAGES = (
+    Stage("initial", 600, 3e-3, LossWeights()),
+    Stage("finetune", 500, 2e-3, FINETUNING),
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,11 @@ class Result:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Trains both stages and prints what came of them."""
-    args = parser().parse_args(words)
+    """Trains both stages and prints the scores before and after each."""
+    parser = command_line(__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
-    stages = [
-        Stage("initial", args.steps, args.lr, LossWeights()),
-        Stage("finetune", args.more_steps, args.more_lr, FINETUNING),
-    ]
     config = settings(args.seed)
     model, _ = build_model(config)
     optimizer, _ = build_optimizer(model, config.optimizer)
@@ -100,66 +102,38 @@ def main(words: list[str] | None = None) -> None:
     results = [result("start", model, batch, 0.0)]
     started = time.process_time()
     rng = np.random.default_rng(args.seed)
-    for stage in stages:
+    for stage in STAGES:
         train(model, optimizer, batch, stage, rng)
         results.append(result(stage.name, model, batch, time.process_time() - started))
-    Console(highlight=False).print(table(results))
+    formats = (".3f", ".3f", ".1f", ".1f", ".0f")
+    rows = ((row.stage, *map(format, list(asdict(row).values())[1:], formats)) for row in results)
+    columns = ("stage", "lDDT-Cα", "all-atom lDDT", "bonds", "clashes", "CPU seconds")
+    Console(highlight=False).print(table(columns, rows, "eight chains learnt by heart"))
     if args.output is not None:
-        args.output.write_text(json.dumps([vars(row) for row in results], indent=1) + "\n")
-
-
-FINETUNING = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    add = parser.add_argument
-    add("--steps", type=int, default=600, help="of the first stage (default: 600)")
-    add("--more-steps", type=int, default=500, help="of the second (default: 500)")
-    add("--lr", type=float, default=3e-3, help="learning rate of the first stage")
-    add("--more-lr", type=float, default=2e-3, help="learning rate of the second")
-    add("--seed", type=int, default=0, help="of weights and order (default: 0)")
-    add("--output", type=Path, help="JSON file for all numbers")
-    return parser
+        args.output.write_text(json.dumps([asdict(row) for row in results], indent=1) + "\n")
 
 
 def settings(seed: int) -> TrainConfig:
-    """The model and the optimizer; no file of them is read."""
+    """The model and the optimizer; reads no file."""
     model = ModelConfig(
         language_model=LanguageModelConfig(
             name="custom", weights="random", layers=3, width=64, heads=4
         ),
         evoformer=EvoformerConfig(
-            blocks=1,
-            c_m=128,
-            c_z=32,
-            c_s=128,
-            heads_msa=4,
-            heads_pair=1,
-            c_head_msa=16,
-            c_head_pair=8,
-            c_opm=16,
-            c_mul=16,
-            transition=2,
-            dropout_msa=0.0,
-            dropout_pair=0.0,
-            checkpoint=False,
+            blocks=1, c_m=128, c_z=32, c_s=128, heads_msa=4, heads_pair=1, c_head_msa=16,
+            c_head_pair=8, c_opm=16, c_mul=16, transition=2, dropout_msa=0.0, dropout_pair=0.0,
+            recompute=False,
         ),
         structure=StructureConfig(layers=4, heads=6, c_angle=64, dropout=0.0),
         max_recycles=0,
         c_plddt=64,
-    )
-    return TrainConfig(
-        run=Path("unused"),
-        data=DataConfig(train=Path("unused")),
-        model=model,
+    )  # fmt: skip
+    config = run_of(model)
+    return replace(
+        config,
         adapter=AdapterConfig(kind="lorta"),
-        # All heads are trained in the second stage.
-        loss=replace(TrainConfig(Path("r"), DataConfig(Path("t"))).loss, weights=FINETUNING),
+        loss=replace(config.loss, weights=FINETUNING),  # the second stage trains all heads
         optimizer=OptimizerConfig(betas=(0.9, 0.99), eps=1e-8, warmup_steps=0, schedule="constant"),
-        engine=EngineConfig(precision="float32"),
         seed=seed,
     )
 
@@ -233,23 +207,6 @@ def result(stage: str, model: FoldingModel, batch: Batch, seconds: float) -> Res
         clashes=float(violations.clashes.mean()),
         seconds=round(seconds, 1),
     )
-
-
-def table(results: list[Result]) -> Table:
-    """The results for people."""
-    drawn = Table(title="eight chains learnt by heart", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("stage", "lDDT-Cα", "all-atom lDDT", "bonds", "clashes", "CPU seconds"):
-        drawn.add_column(column, justify="left" if column == "stage" else "right")
-    for row in results:
-        drawn.add_row(
-            row.stage,
-            f"{row.lddt_ca:.3f}",
-            f"{row.lddt_all_atom:.3f}",
-            f"{row.bonds:.1f}",
-            f"{row.clashes:.1f}",
-            f"{row.seconds:.0f}",
-        )
-    return drawn
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""`esmfold-peft predict` on a Ray cluster: a list of sequences shared out among workers.
+"""`esmfold-peft predict` on a Ray cluster: workers share one list of sequences.
 
     pip install 'esmfold-peft[ray]'
     python scripts/predict_ray.py --workers 8 sequences.fasta --run runs/x --output predictions
 
-Words after this script's own flags are those of `predict`, which every worker runs for its share,
-as it would under torchrun. A worker that is lost, with its node or by running out of memory, is
-started anew and goes on with what is not done. All nodes need the same paths: FASTA, model and
-output lie on a shared disk. `--gpus 0.5` puts two workers on a GPU. Without a cluster's address
-(`--address`, or RAY_ADDRESS) Ray starts on this machine.
+The flags of `predict` follow this script's own; every worker runs `predict` for its share, as under
+torchrun. Ray restarts a worker that is lost, with its node or by running out of memory, and the new
+one resumes. All nodes need the same paths: FASTA, model and output are on a shared disk. `--gpus
+0.5` puts two workers on a GPU. Without a cluster's address (`--address`, or RAY_ADDRESS) Ray starts
+on this machine.
 """
 
 import argparse
@@ -20,20 +20,16 @@ from esmfold_peft.commands.predict import run as predict
 from esmfold_peft.config import PredictConfig
 from esmfold_peft.config.parsing import to_config
 from esmfold_peft.errors import UserError
-from esmfold_peft.prediction.manifest import OK, read_rows, require_new
-from esmfold_peft.prediction.shards import Shard
+from esmfold_peft.prediction.row_journal import OK, read_rows, require_new
+from esmfold_peft.prediction.workers import Worker
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs all workers and returns the exit code of `predict`.
-
-    Args:
-        words: of the command line.
-    """
+    """Runs all workers and returns the exit code of `predict`."""
     parser = _parser()
     own, rest = parser.parse_known_args(words)
     if own.workers < 1:
-        parser.error("--workers: less than 1")
+        parser.error(f"--workers: {own.workers} is less than 1")
     try:
         import ray
     except ImportError:
@@ -42,15 +38,15 @@ def main(words: list[str] | None = None) -> int:
     try:
         config = to_config(parsed.parser, parsed.values, PredictConfig)
         if Path("-") in config.fasta:
-            raise UserError("fasta: - is standard input, which workers cannot read")
+            raise UserError("fasta: - is standard input, which workers cannot read; name a file")
         if not config.resume:
             require_new(config.output)
     except UserError as error:
         parser.error(str(error))
-    # A worker that is started anew finds what the lost one has done.
+    # A restarted worker finds the files of the lost one.
     config = replace(_absolute(config), resume=True)
     ray.init(address=own.address, include_dashboard=False)
-    # An exception of a worker is final; only its loss is not.
+    # Ray repeats the work of a lost worker, but not of one that raised an exception.
     work = ray.remote(num_gpus=own.gpus, num_cpus=own.cpus, max_retries=own.retries)(predict_share)
     found = [work.remote(config, rank, own.workers) for rank in range(own.workers)]
     codes = ray.get(found)
@@ -96,19 +92,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def predict_share(config: PredictConfig, rank: int, workers: int) -> tuple[int, str]:
-    """Predicts one worker's share.
-
-    Args:
-        config: settings of `predict`.
-        rank: of the worker.
-        workers: in all.
-
-    Returns:
-        The exit code, and a line if a setting or an input is wrong.
-    """
+    """Predicts one worker's share; the exit code, and a line if a setting or an input is wrong."""
     try:
-        # Of the GPUs of its machine Ray shows a worker its own.
-        return predict(config, Shard(rank, workers, local_rank=0)), ""
+        # Ray shows a worker only its own GPUs.
+        return predict(config, Worker(rank, workers, local_rank=0)), ""
     except UserError as error:
         return 2, f"predict: error: {error}"
 

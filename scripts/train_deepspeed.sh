@@ -16,7 +16,7 @@
 # Every machine needs the same paths. The launcher's processes there see of this environment only
 # what ./.deepspeed_env says (NAME=value, one a line), PYTHON* and NCCL*.
 #
-# The same command, given again, goes on with the run.
+# Give the same command again to resume the run.
 
 set -euo pipefail
 

@@ -8,8 +8,8 @@
 #
 #     NODES=2 RENDEZVOUS=first-host:29500 scripts/train_torchrun.sh ...
 #
-# Every machine needs the same paths, the run's folder included. The same command, given again, goes
-# on with the run. torchrun ends with 1 whatever its processes end with; their reason is above it.
+# Every machine needs the same paths, the run's folder included. Give the same command again to
+# resume the run. torchrun ends with 1 whatever its processes end with; their reason is above it.
 
 set -euo pipefail
 

@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
         ),
         (["--model.chunk", "many"], "error: model.chunk: many is none of a whole number, null"),
         (["--model.evoformer.blocks", "-1"], "model.evoformer.blocks: -1"),
+        (["--model.evoformer.checkpoint", "true"], "this setting is now called recompute"),
         (["--optimizer.lr", "-0.1"], "optimizer.lr: -0.1"),
         (["--loss.clamp_probability", "1.5"], "loss.clamp_probability: 1.5"),
         (["--model.evoformer.dropout_pair", "1.5"], "model.evoformer.dropout_pair: 1.5"),
@@ -106,10 +107,13 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
             [f"--loss.weights.{name}=0" for name in ("fape", "chi", "distogram", "plddt")],
             "loss.weights: all are 0",
         ),
-        (["--model.kernels", "openfold", "--engine.compile", "true"], "engine.compile: openfold3"),
+        (
+            ["--model.kernels", "openfold", "--engine.compile", "true"],
+            "engine.compile: not possible",
+        ),
         (
             ["--model.kernels", "openfold", "--engine.cuda_graphs", "true"],
-            "engine.cuda_graphs: openfold3's own forward pass (model.kernels) is not captured",
+            "engine.cuda_graphs: not possible with model.kernels openfold; choose fused",
         ),
         (
             ["--model.kernels", "openfold", "--model.trunk", "esmfold_v1"],
@@ -130,6 +134,11 @@ def test_a_wrong_setting_is_named(flags: list[str], named: str, tmp_path: Path, 
     line = fails_with_one_line(["train", "--run", str(run), "--data.train", "x", *flags], capsys)
     assert named in line
     assert not run.exists()
+
+
+def test_a_search_with_two_files_says_how_to_give_the_second(capsys):
+    line = fails_with_one_line(["search", "a.yaml", "b.yaml", "--output", "s"], capsys)
+    assert line.endswith("error: b.yaml: give every file after the first as --config b.yaml")
 
 
 def test_settings_of_predictions_are_refused_without_them(tmp_path: Path, capsys):
@@ -284,16 +293,17 @@ def test_every_shipped_search_is_valid_and_survives_a_round_trip(file: Path, tmp
 @pytest.mark.parametrize(
     ("stage", "weights", "crop"),
     [
-        ("initial", (1.0, 1.0, 0.3, 0.01, 0.0, 0.0, 0.0), 256),
-        ("finetune", (1.0, 1.0, 0.3, 0.01, 0.01, 1.0, 0.1), 384),
+        ("initial", {}, 256),
+        ("finetune", {"resolved": 0.01, "violation": 1.0, "pae": 0.1}, 384),
     ],
 )
-def test_the_stages_are_alphafold2s(stage: str, weights: tuple, crop: int):
+def test_the_stages_are_alphafold2s(stage: str, weights: dict[str, float], crop: int):
     parser = config_parser(TrainConfig)
     file = ROOT / "configs" / "stages" / f"{stage}.yaml"
     parsed = parser.parse_args(["--config", str(file), "--run", "r", "--data.train", "t"])
     config = to_config(parser, parsed, TrainConfig)
-    assert astuple(config.loss.weights) == weights
+    used = {name: value for name, value in asdict(config.loss.weights).items() if value}
+    assert used == {"fape": 1.0, "chi": 1.0, "distogram": 0.3, "plddt": 0.01, **weights}
     assert config.data.crop == crop
     if stage == "initial":
         assert config.loss == TrainConfig(config.run, config.data).loss
@@ -315,3 +325,35 @@ def test_every_command_of_the_readme_parses(command: str, monkeypatch):
 
 def test_the_readme_has_commands():
     assert len(readme_commands()) >= 4
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/develop.md"])
+def test_every_path_that_a_document_names_exists(file: str):
+    folders = r"(?<![\w/])(?:configs|docs|esmfold_peft|scripts|tests)/[\w./*-]*[\w*](?![\w<])"
+    paths = set(re.findall(folders, (ROOT / file).read_text()))
+    assert len(paths) > 10
+    assert [path for path in paths if not any(ROOT.glob(path))] == []
+
+
+def test_help_says_what_the_command_does_and_shows_the_most_used_settings_first(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    places = [
+        words.index(text)
+        for text in (
+            "usage: esmfold-peft train [--config FILE] --run RUN --data.train TRAIN [--SETTING",
+            "Train an adapter, the trunk and the head on a store of chains.",
+            "required: --run RUN",
+            "--data.train TRAIN store of the training chains",
+            "settings that people change most: --data.validation",
+            "--adapter.kind",
+            "--adapter.rank",
+            "--adapter.alpha",
+            "--engine.steps",
+            "options:",
+            "the folding model:",
+        )
+    ]
+    assert places == sorted(places)
+    assert words.count("--engine.steps") == 1

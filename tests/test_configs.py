@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.adapters.count import count
-from esmfold_peft.adapters.insert import build_adapter
+from esmfold_peft.adapters.insert import build_adapter, count
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
@@ -173,7 +172,7 @@ def changed(config: Any, settings: dict[str, Any]) -> Any:
     ("setting", "value", "switch"),
     [
         ("model.evoformer.blocks", 6, {"model.trunk": "esmfold_v1"}),
-        ("model.evoformer.checkpoint", False, {"model.trunk": "esmfold_v1"}),
+        ("model.evoformer.recompute", False, {"model.trunk": "esmfold_v1"}),
         ("model.esmfold.weights", "random", {}),
         ("model.esmfold.blocks", 6, {"model.trunk": "evoformer"}),
         ("adapter.freeze", ("zzz",), {"adapter.kind": "none"}),

@@ -58,11 +58,37 @@ def test_a_module_imports_only_from_its_left(file: Path):
     assert not wrong, f"{name_of(file)} imports {sorted(wrong)}"
 
 
-def test_a_wrong_direction_would_be_found(tmp_path: Path):
+def circle(graph: dict[str, frozenset[str]]) -> list[str]:
+    """Modules that import one another in a circle; none where there is no circle."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        found = next((c for m in sorted(graph[module]) if (c := search(m, [*path, module]))), [])
+        done.add(module)
+        return found
+
+    return next((found for module in sorted(graph) if (found := search(module, []))), [])
+
+
+@pytest.mark.parametrize("name", sorted({room(name_of(file)) for file in FILES}))
+def test_no_circle_within_a_room(name: str):
+    own = {name_of(file): imports_of(file) for file in FILES if room(name_of(file)) == name}
+    graph = {module: frozenset(m for m in found if m in own) for module, found in own.items()}
+    assert not circle(graph)
+
+
+def test_a_wrong_direction_and_a_circle_would_be_found(tmp_path: Path):
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from esmfold_peft.training.optim import x\n")
     assert imports_of(file) == {"training.optim"}
     assert place("training.optim") > place("model.folding")
+    one = frozenset
+    assert circle({"a": one("b"), "b": one("c"), "c": one("b")}) == ["b", "c"]
+    assert not circle({"a": one("bc"), "b": one("c"), "c": one()})
 
 
 def modules_imported(file: Path) -> set[str]:
@@ -84,3 +110,10 @@ def test_openfold3_has_one_importer():
 def test_proteins_need_no_torch():
     for file in (PACKAGE / "protein").glob("*.py"):
         assert "torch" not in modules_imported(file), file.name
+
+
+def test_evaluating_and_predicting_need_no_training():
+    for file in FILES:
+        name = name_of(file)
+        if room(name) in ("evaluation", "prediction") or name.startswith("commands.pred"):
+            assert "training" not in {room(m) for m in imports_of(file)}, name

@@ -33,7 +33,7 @@ TINY = TrainConfig(
             c_opm=4,
             c_mul=16,
             transition=2,
-            checkpoint=False,
+            recompute=False,
         ),
         structure=StructureConfig(layers=3, c_ipa=8, heads=4, c_angle=16),
         c_plddt=16,
@@ -48,7 +48,7 @@ TINY_ESMFOLD = ModelConfig(
     ),
     trunk="esmfold_v1",
     esmfold=EsmfoldConfig(
-        blocks=2, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2, checkpoint=False
+        blocks=2, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2, recompute=False
     ),
     structure=StructureConfig(
         layers=3,

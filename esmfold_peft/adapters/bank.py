@@ -1,20 +1,19 @@
 """Many adapters at once: each sequence of a batch uses its own (LoRTA appendix G).
 
-Adapters of one kind stay in memory as they are on disk, their factors stacked; a batch folds those
-of its sequences in one go. The language model under them is shared, and computed once.
+Adapters of one kind stay in memory as they are on disk, with their factors stacked. A batch folds
+the adapters of its sequences together. They share the language model, which is computed once.
 """
 
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esmfold_peft.adapters.base import Adaptation, AdaptedModel, Adapter
+from esmfold_peft.adapters.base import Adaptation, AdaptedModel, Adapter, Factors
 from esmfold_peft.adapters.io import read_adapter, require_base
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
@@ -23,16 +22,10 @@ _TRAINING_ONLY = {"init", "freeze", "lr_factors"}
 
 
 class AdapterBank(nn.Module):
-    """Adapters that differ in the values of their factors only.
+    """Adapters that differ in the values of their factors only, settled on one language model.
 
-    Args:
-        adapters: by name, settled on one language model.
-
-    Attributes:
-        names: of the adapters, in the order of their indices.
-
-    Raises:
-        UserError: two adapters differ in a setting or in their language model's sizes.
+    `names` are in the order of their indices. A UserError names two that differ in a setting or in
+    their language model's sizes.
     """
 
     def __init__(self, adapters: dict[str, Adapter]) -> None:
@@ -43,9 +36,9 @@ class AdapterBank(nn.Module):
             _require_alike(self.names[0], members[0], name, adapter)
         # A list hides the pattern from `parameters`: it has shapes, and no numbers of its own.
         self._pattern = [deepcopy(members[0]).to("meta")]
-        # What all have in common, such as VeRA's random matrices of one seed, is kept once.
+        # Tensors common to all, such as VeRA's random matrices of one seed, are kept once.
         self._common: set[str] = set()
-        tensors = [dict(_tensors(adapter)) for adapter in members]
+        tensors = [{**dict(a.named_parameters()), **dict(a.named_buffers())} for a in members]
         for name, first in tensors[0].items():
             if all(torch.equal(own[name], first) for own in tensors):
                 self._common.add(name)
@@ -58,36 +51,28 @@ class AdapterBank(nn.Module):
         return self.names.index(name)
 
     def fold(self, which: Int[Tensor, "b"], dtype: torch.dtype) -> Adaptation:
-        """Folds one adapter for each of b sequences.
-
-        Args:
-            which: their indices.
-            dtype: of the language model's matrix products.
-        """
+        """Folds the adapters with these indices, one for each of b sequences; see `Adapter`."""
         pattern, buffers = self._pattern[0], dict(self.named_buffers())
         common = {name: buffers[name] for name in self._common}
         # Each adapter once, however many sequences use it.
         members, places = which.unique(return_inverse=True)
         own = {name: buffer[members] for name, buffer in buffers.items() if name not in common}
 
-        def fold_one(own: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            return cast(tuple[Tensor, ...], functional_call(pattern, own | common, (dtype,)))
+        def fold_one(own: dict[str, Tensor]) -> tuple[Factors, ...]:
+            return functional_call(pattern, own | common, (dtype,))  # pyright: ignore
+
+        def of_sequences(tensor: Tensor) -> Tensor:
+            # If all have everything in common, there is no dimension of adapters.
+            each = tensor[places] if own else torch.stack([tensor] * len(places))
+            return each.transpose(0, 1)
 
         with torch.autocast(which.device.type, enabled=False):
-            if own:
-                folded = torch.vmap(fold_one)(own)
-            else:
-                folded = [torch.stack([tensor] * len(members)) for tensor in fold_one({})]
-            return pattern.adaptation(tuple(tensor[places].transpose(0, 1) for tensor in folded))
+            folded = torch.vmap(fold_one)(own) if own else fold_one({})
+            return Adaptation(pattern, tuple(tuple(map(of_sequences, group)) for group in folded))
 
 
 def read_bank(folders: dict[str, Path], lm: AdaptedModel, base_hash: str) -> AdapterBank:
-    """Reads saved adapters of one language model.
-
-    Args:
-        folders: what `save_adapter` wrote, by the name to give each.
-        lm: the language model; it is left as it is.
-        base_hash: fingerprint of its weights (`weights_hash`).
+    """Reads saved adapters of one language model, by the name to give each.
 
     Raises:
         UserError: an adapter cannot be read, belongs to another language model, or is of another
@@ -104,12 +89,7 @@ def read_bank(folders: dict[str, Path], lm: AdaptedModel, base_hash: str) -> Ada
 
 @dataclass(frozen=True, eq=False)
 class AdapterChoice:
-    """Which adapter each sequence of a batch uses.
-
-    Attributes:
-        bank: the adapters.
-        which: the index of one for each of b sequences.
-    """
+    """Which adapter of a bank each sequence of a batch uses, by index."""
 
     bank: AdapterBank
     which: Int[Tensor, "b"]
@@ -117,10 +97,6 @@ class AdapterChoice:
     def fold(self, dtype: torch.dtype) -> Adaptation:
         """See `AdapterBank`."""
         return self.bank.fold(self.which, dtype)
-
-
-def _tensors(adapter: Adapter) -> list[tuple[str, Tensor]]:
-    return [*adapter.named_parameters(), *adapter.named_buffers()]
 
 
 def _require_alike(first: str, one: Adapter, name: str, other: Adapter) -> None:

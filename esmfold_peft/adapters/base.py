@@ -1,9 +1,12 @@
-"""What an adapter is to the language model that carries it.
+"""Adapters, and the parts of a language model that they need.
 
-An adapter owns all its parameters, those that layers share included; layers hold none. Once in a
-forward pass it folds them into what every layer needs (`Adaptation`), and that is handed down
-explicitly: nothing is cached between passes, so activation checkpointing, data parallelism and
-torch.compile need no special case.
+An adapter owns all its parameters, also those that layers share. Once in a forward pass it folds
+them into what every layer needs (`Adaptation`), which is handed down explicitly. Nothing is cached
+between passes, so activation checkpointing, data parallelism and torch.compile need no special
+case.
+
+A new method is a class here (`low_rank.LowRankAdapter` if its update is a product of two thin
+factors), a line in `insert.ADAPTERS`, and its name in `config.adapter.AdapterKind`.
 """
 
 import math
@@ -21,6 +24,7 @@ from esmfold_peft.config.adapter import SPECIAL, WITHOUT_ALPHA, has_start, unuse
 from esmfold_peft.errors import UserError
 
 Group = tuple[Target, ...]
+Factors = tuple[Tensor, ...]
 
 INPUTS: Group = ("query", "key", "value")
 OUTPUT: Group = ("output",)
@@ -35,7 +39,7 @@ TARGETS: Group = ATTENTION + FC1 + FC2
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of a language model's layers.
+    """Sizes of a language model.
 
     Attributes:
         layers: number of layers L.
@@ -48,11 +52,7 @@ class AttentionShape:
     heads: int
 
     def __post_init__(self) -> None:
-        """Checks that every head has an even number of channels, as rotary positions need.
-
-        Raises:
-            UserError: a size is not positive, or the width does not split into even heads.
-        """
+        """Checks that every head has an even number of channels, as rotary positions need."""
         text = f"language model of {self.layers} layers, width {self.width}, {self.heads} heads"
         if min(self.layers, self.width, self.heads) < 1:
             raise UserError(f"{text}: sizes must be positive")
@@ -73,44 +73,27 @@ class AttentionShape:
         return 4 * self.width if target == "fc1" else self.width
 
 
-class Adaptation(ABC):
-    """An adapter folded for one forward pass; reads no parameter."""
+SIZES = {
+    "esm2_t6_8M_UR50D": AttentionShape(layers=6, width=320, heads=20),
+    "esm2_t12_35M_UR50D": AttentionShape(layers=12, width=480, heads=20),
+    "esm2_t30_150M_UR50D": AttentionShape(layers=30, width=640, heads=20),
+    "esm2_t33_650M_UR50D": AttentionShape(layers=33, width=1280, heads=20),
+    "esm2_t36_3B_UR50D": AttentionShape(layers=36, width=2560, heads=40),
+    "esm2_t48_15B_UR50D": AttentionShape(layers=48, width=5120, heads=40),
+}
+"""Sizes of the published ESM-2 models (Lin et al. 2023)."""
 
-    def input(self, layer: int, group: Group, x: Float[Tensor, "t i"]) -> Float[Tensor, "t i"]:
-        """What a group of matrices reads instead of x."""
-        return x
 
-    @abstractmethod
-    def output(
-        self,
-        layer: int,
-        group: Group,
-        x: Float[Tensor, "t i"],
-        y: Float[Tensor, "t w"],
-        matrices: nn.Module,
-    ) -> Float[Tensor, "t n o"]:
-        """The outputs of a group of matrices that read the same input.
-
-        Args:
-            layer: 0-based layer.
-            group: one of `GROUPS`, n matrices.
-            x: what these matrices read, for all tokens of the batch.
-            y: what they computed, side by side, biases included; it may be overwritten.
-            matrices: the linear layer that computed it, for a method whose update depends on the
-                weights under it. To be called, not read: ZeRO stage 3 gathers weights on a call.
-        """
+def size_of(name: str) -> AttentionShape:
+    """Sizes of a published model; a UserError lists the names if there is none of this name."""
+    if name not in SIZES:
+        raise UserError(f'language model "{name}" is unknown; there are {", ".join(SIZES)}')
+    return SIZES[name]
 
 
 @dataclass(frozen=True, eq=False)
 class MergedPart:
-    """One matrix with what an adapter does written in, in float32.
-
-    Attributes:
-        layer: 0-based layer.
-        target: which matrix of it.
-        weight: the matrix.
-        bias: its bias.
-    """
+    """One matrix and its bias with what an adapter does written in."""
 
     layer: int
     target: Target
@@ -121,10 +104,13 @@ class MergedPart:
 class Adapter(nn.Module, ABC):
     """A trainable change of chosen matrices of a language model.
 
+    A method registers its factors in `__init__` and defines `forward`, `merged`, and one or both of
+    `change_input` and `change_output`.
+
     Attributes:
         shape: sizes of the language model.
         config: kind, rank, alpha, targets, init and the method's own settings.
-        targets: adapted matrices in the order of `TARGETS`, whatever their order in the config.
+        targets: adapted matrices in the order of `TARGETS`, not that of the config.
         scale: the factor s on the update; None for a method without one.
     """
 
@@ -142,6 +128,80 @@ class Adapter(nn.Module, ABC):
         self.targets: Group = tuple(target for target in TARGETS if target in config.targets)
         self.scale = self.scale_of(config)
 
+    @abstractmethod
+    def forward(self, dtype: torch.dtype) -> tuple[Factors, ...]:
+        """The folded factors of each of `groups`, in the type of the matrix products.
+
+        Each tensor has a first dimension of L layers, or of 1 for all. It runs in float32, outside
+        autocast. A module call that returns plain tensors, because ZeRO stage 3 gathers the
+        parameters by hooks on both: in the forward pass on the call, in the backward pass on these
+        tensors.
+        """
+
+    def change_input(
+        self, group: Group, factors: Factors, x: Float[Tensor, "t i"]
+    ) -> Float[Tensor, "t i"]:
+        """The input that a group of matrices reads instead of x; see `change_output`."""
+        return x
+
+    def change_output(
+        self,
+        group: Group,
+        factors: Factors,
+        x: Float[Tensor, "t i"],
+        y: Float[Tensor, "t w"],
+        matrices: nn.Module,
+    ) -> Float[Tensor, "t n o"]:
+        """The outputs of a group of n matrices that read the same input. It reads no parameter.
+
+        Args:
+            group: one of `groups`.
+            factors: the group's tensors of `forward` for one layer; for sequences with adapters of
+                their own each has a first dimension of b sequences (`bank`).
+            x: what these matrices read, for all tokens of the batch.
+            y: what they computed, side by side, biases included; it may be overwritten.
+            matrices: the linear layer that computed it, for a method whose update depends on the
+                weights under it. To be called, not read: ZeRO stage 3 gathers weights on a call.
+        """
+        return y.unflatten(-1, (len(group), -1))
+
+    @abstractmethod
+    def merged(self, lm: "AdaptedModel") -> Iterator[MergedPart]:
+        """Every adapted matrix and its bias with what the adapter does, in float32.
+
+        The language model under the adapter is left as it is. A method that cannot be merged raises
+        a UserError.
+        """
+
+    def settle(self, lm: "AdaptedModel", *, fresh: bool) -> None:
+        """Takes what the method needs from the weights of the model that will carry the adapter.
+
+        Factors start from the weights only if they are `fresh`, not if they were read.
+        """
+
+    def useful_ranks(self) -> dict[str, int]:
+        """By setting, the rank above which the method reaches no more updates.
+
+        Empty where there is no such limit, or none that is exact.
+        """
+        return {}
+
+    @classmethod
+    def check(cls, config: AdapterConfig) -> None:
+        """Refuses settings that make no adapter of this kind."""
+        _check_numbers(config)
+        _check_targets(config, cls.allowed)
+        default = AdapterConfig()
+        for name in sorted(SPECIAL & unused_settings(config.kind)):
+            if (value := getattr(config, name)) != getattr(default, name):
+                raise UserError(
+                    f"adapter.{name}: {value} has no meaning for {config.kind}; remove it"
+                )
+        if not has_start(config.kind, config.init):
+            raise UserError(
+                f"adapter.init: {config.init} has no meaning for {config.kind}; use unit or paper"
+            )
+
     @staticmethod
     def scale_of(config: AdapterConfig) -> float | None:
         """The factor s that settings make; None for a method without one."""
@@ -149,30 +209,6 @@ class Adapter(nn.Module, ABC):
             return None
         divisor = {"alpha/r": config.rank, "alpha/sqrt(r)": config.rank**0.5, "constant": 1.0}
         return config.alpha / divisor[config.scaling]
-
-    @classmethod
-    def check(cls, config: AdapterConfig) -> None:
-        """Refuses settings that make no adapter of this kind.
-
-        Raises:
-            UserError: rank or alpha not positive; no target, one named twice or not adaptable; a
-                setting that this method does not have.
-        """
-        _check_numbers(config)
-        _check_targets(config, cls.allowed)
-        default = AdapterConfig()
-        for name in sorted(SPECIAL & unused_settings(config.kind)):
-            if (value := getattr(config, name)) != getattr(default, name):
-                raise UserError(f"adapter.{name}: {value} has no meaning for {config.kind}")
-        if not has_start(config.kind, config.init):
-            raise UserError(f"adapter.init: {config.init} has no meaning for {config.kind}")
-
-    def useful_ranks(self) -> dict[str, int]:
-        """By setting, the largest rank that lets the method reach more updates.
-
-        Empty where there is no such limit, or none that is exact.
-        """
-        return {}
 
     def rank_warnings(self) -> list[str]:
         """One line for every rank setting above what the method can use."""
@@ -183,21 +219,8 @@ class Adapter(nn.Module, ABC):
             if (value := getattr(self.config, name)) > useful
         ]
 
-    def settle(self, lm: "AdaptedModel", *, fresh: bool) -> None:
-        """Takes from the weights of the language model what the method needs of them.
-
-        Args:
-            lm: the language model that will carry the adapter.
-            fresh: start factors from the weights; otherwise they stay as they were read.
-        """
-
     def freeze_factors(self) -> None:
-        """Freezes what the config freezes, and checks the names of factors in it.
-
-        Raises:
-            UserError: `freeze` or `lr_factors` name no factor of this adapter, or one that must not
-                be frozen.
-        """
+        """Freezes what the config freezes, and checks the names of factors in it."""
         own = self.factor_parameters()
         for setting in ("freeze", "lr_factors"):
             for name in getattr(self.config, setting):
@@ -209,14 +232,16 @@ class Adapter(nn.Module, ABC):
         for name in self.config.freeze:
             optional = name in self.may_stay_zero
             if not optional and not any(parameter.any() for parameter in own[name]):
-                raise UserError(f"adapter.freeze: {name} starts at zero and would stay zero")
+                raise UserError(
+                    f"adapter.freeze: {name} starts at zero and would stay zero; remove it"
+                )
             for parameter in own[name]:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError("adapter.freeze: nothing is left to train")
+            raise UserError("adapter.freeze: nothing is left to train; freeze fewer factors")
         for name in self.config.lr_factors:
             if not own[name][0].requires_grad:
-                raise UserError(f"adapter.lr_factors: {name} is frozen")
+                raise UserError(f"adapter.lr_factors: {name} is frozen; remove it")
 
     def set_factor(self, name: str, target: Target, value: Tensor) -> None:
         """Registers a factor that one matrix has for itself in all layers.
@@ -227,18 +252,12 @@ class Adapter(nn.Module, ABC):
         self.register_parameter(f"{name}_{target}", nn.Parameter(value))
 
     def factor(self, name: str, target: Target) -> Tensor:
-        """What `set_factor` registered, in float32 or wider."""
+        """A factor that `set_factor` registered, in float32 or wider."""
         # Not get_parameter: a bank of adapters puts tensors in its place.
         return wide(cast(Tensor, getattr(self, f"{name}_{target}")))
 
     def side_by_side(self, name: str, group: Group, absent: float) -> Float[Tensor, "l w"]:
-        """A vector factor (l, o) of the matrices of a group in one.
-
-        Args:
-            name: of the factor.
-            group: one of `groups()`; its matrices have equally many outputs.
-            absent: the value for matrices that are not adapted.
-        """
+        """A vector factor (l, o) of the matrices of a group in one; `absent` where not adapted."""
         own = self.factor(name, self.members(group)[0])
         vectors = [
             self.factor(name, target) if target in self.targets else torch.full_like(own, absent)
@@ -247,49 +266,17 @@ class Adapter(nn.Module, ABC):
         return torch.cat(vectors, dim=1)
 
     def factor_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by the name of their factor, targets left out."""
+        """The parameters by the name of their factor, without the target's name."""
         found: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             ending = next((t for t in self.targets if name.endswith(f"_{t}")), "")
             found.setdefault(name.removesuffix(f"_{ending}"), []).append(parameter)
         return found
 
-    def fold(self, dtype: torch.dtype) -> Adaptation:
-        """Computes in float32, once for all layers, what they share, then casts it.
-
-        Args:
-            dtype: of the language model's matrix products.
-        """
+    def fold(self, dtype: torch.dtype) -> "Adaptation":
+        """Computes in float32, once for all layers, what they need, then casts it to `dtype`."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return self.adaptation(self(dtype))
-
-    @abstractmethod
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The folded factors: each tensor has a first dimension of L layers, or of 1 for all.
-
-        A module call that returns plain tensors, because ZeRO stage 3 gathers the parameters by
-        hooks on both: in the forward pass on the call, in the backward pass on these tensors.
-        """
-
-    @abstractmethod
-    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
-        """Shares out folded factors to layers and groups; reads no parameter.
-
-        Args:
-            folded: what `forward` returned; or, for sequences with adapters of their own, the
-                same with a second dimension of b sequences (`bank`).
-        """
-
-    @abstractmethod
-    def merged(self, lm: "AdaptedModel") -> Iterator[MergedPart]:
-        """The weights and biases that do what the adapter does, of every adapted matrix.
-
-        Args:
-            lm: the language model under the adapter; it is left as it is.
-
-        Raises:
-            UserError: the method cannot be merged.
-        """
+            return Adaptation(self, self(dtype))
 
     def members(self, group: Group) -> Group:
         """The adapted matrices of a group."""
@@ -306,9 +293,47 @@ class Adapter(nn.Module, ABC):
                 yield layer, target
 
 
+class Adaptation:
+    """An adapter folded for one forward pass; reads no parameter.
+
+    Its factors are what `Adapter.forward` returned; or, for sequences with adapters of their own,
+    the same with a second dimension of b sequences.
+    """
+
+    def __init__(self, adapter: Adapter, folded: tuple[Factors, ...]) -> None:
+        self.adapter = adapter
+        # unbind, not indexing: its gradient is one stack instead of one zero-filled tensor a layer.
+        self.factors = {
+            group: [t.expand(adapter.shape.layers, *t.shape[1:]).unbind(0) for t in tensors]
+            for group, tensors in zip(adapter.groups(), folded, strict=True)
+        }
+
+    def input(self, layer: int, group: Group, x: Float[Tensor, "t i"]) -> Float[Tensor, "t i"]:
+        """The input that the matrices of a group read instead of x."""
+        if group not in self.factors:
+            return x
+        return self.adapter.change_input(group, self._of(layer, group), x)
+
+    def output(
+        self,
+        layer: int,
+        group: Group,
+        x: Float[Tensor, "t i"],
+        y: Float[Tensor, "t w"],
+        matrices: nn.Module,
+    ) -> Float[Tensor, "t n o"]:
+        """The outputs of the matrices of a group in a layer; see `Adapter.change_output`."""
+        if group not in self.factors:
+            return y.unflatten(-1, (len(group), -1))
+        return self.adapter.change_output(group, self._of(layer, group), x, y, matrices)
+
+    def _of(self, layer: int, group: Group) -> Factors:
+        return tuple(tensors[layer] for tensors in self.factors[group])
+
+
 @runtime_checkable
 class AdaptedModel(Protocol):
-    """What adapters need of a language model; an `nn.Module`.
+    """The parts of a language model that adapters need; an `nn.Module`.
 
     Attributes:
         shape: sizes of its layers.
@@ -327,7 +352,7 @@ class AdaptedModel(Protocol):
         ...
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and values of its own parameters, the adapter's left out."""
+        """Names and values of its own parameters, without the adapter's."""
         ...
 
 
@@ -336,10 +361,9 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def by_layer(tensor: Tensor, layers: int) -> tuple[Tensor, ...]:
-    """One tensor a layer of a folded one; all layers share that of length 1."""
-    # unbind, not indexing: its gradient is one stack instead of one zero-filled tensor a layer.
-    return tensor.expand(layers, *tensor.shape[1:]).unbind(0)
+def uniform(bound: float, *shape: int) -> Tensor:
+    """Numbers uniform between -bound and bound."""
+    return torch.empty(*shape).uniform_(-bound, bound)
 
 
 def per_token(vector: Float[Tensor, "*b w"], tokens: int) -> Float[Tensor, "_ w"]:
@@ -357,7 +381,7 @@ def _check_numbers(config: AdapterConfig) -> None:
         if not 0 < factor < math.inf:
             raise UserError(
                 f"adapter.lr_factors: {name} has {factor}, but a multiplier must be above 0 and"
-                " finite; use adapter.freeze to keep a factor as it starts"
+                " finite; use adapter.freeze to keep a factor at its start"
             )
 
 

@@ -9,24 +9,22 @@ where ‖W‖² is computed once and A·Wᵀ is the layer itself, applied to the
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.adapters.base import (
-    Adaptation,
     AdaptedModel,
     AttentionShape,
+    Factors,
     Group,
     MergedPart,
-    by_layer,
     per_token,
     wide,
 )
 from esmfold_peft.adapters.lora import LoRA
-from esmfold_peft.adapters.low_rank import LowRankAdaptation
+from esmfold_peft.adapters.low_rank import add_product
 from esmfold_peft.config import AdapterConfig
 
 SHORTEST = 1e-3
@@ -41,8 +39,7 @@ class DoRA(LoRA):
     another type before that.
 
     Attributes:
-        a_query, ...: see `LoRA`.
-        b_query, ...: see `LoRA`.
+        a_query, b_query, ...: see `LoRA`.
         m_query, ...: the length of each row (l, o), that of W at the start.
         squares_query, ...: the squared length of W's rows (l, o), not saved.
     """
@@ -64,20 +61,25 @@ class DoRA(LoRA):
             if fresh:
                 self.get_parameter(f"m_{target}").copy_(squares.sqrt())
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See `Adapter`: LoRA's, and m and ‖W‖² (L, w) of each adapted group in float32."""
-        folded = list(super().forward(dtype))
-        for group in self.groups():
-            folded += [self.side_by_side(name, group, 1.0) for name in ("m", "squares")]
-        return tuple(folded)
+    def forward(self, dtype: torch.dtype) -> tuple[Factors, ...]:
+        """See `Adapter`: LoRA's, and m and ‖W‖² (L, w) of the group in float32."""
+        factors = zip(self.groups(), super().forward(dtype), strict=True)
+        return tuple(
+            (*own, *(self.side_by_side(name, group, 1.0) for name in ("m", "squares")))
+            for group, own in factors
+        )
 
-    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
-        """See `Adapter`."""
-        groups, layers = self.groups(), self.shape.layers
-        factors = cast(LowRankAdaptation, super().adaptation(folded[: 2 * len(groups)]))
-        split = [by_layer(tensor, layers) for tensor in folded[2 * len(groups) :]]
-        lengths = {group: (split[2 * i], split[2 * i + 1]) for i, group in enumerate(groups)}
-        return _Rescaled(factors, lengths)
+    def change_output(
+        self, group: Group, factors: Factors, x: Tensor, y: Tensor, matrices: nn.Module
+    ) -> Tensor:
+        """See `Adapter`: y + ΔWx + (gain - 1) · (y + ΔWx - bias), the bias left as it is."""
+        a, g, magnitudes, squares = factors
+        norms, bias = _row_norms(a, g, squares, matrices)
+        # A matrix that is not adapted keeps its rows: its magnitude and square are both 1.
+        change = (magnitudes / norms - 1).to(y.dtype)
+        y = add_product(x, y, a, g, len(group)).flatten(1)
+        y = y + per_token(change, len(y)) * (y - bias.to(y.dtype))
+        return y.unflatten(-1, (len(group), -1))
 
     def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
         """See `Adapter`."""
@@ -87,37 +89,6 @@ class DoRA(LoRA):
             yield MergedPart(part.layer, part.target, gain[:, None] * part.weight, part.bias)
 
 
-class _Rescaled(Adaptation):
-    """LoRA's thin factors, and the lengths that rows have and should have."""
-
-    def __init__(
-        self,
-        factors: LowRankAdaptation,
-        lengths: dict[Group, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]],
-    ) -> None:
-        self.factors, self.lengths = factors, lengths
-
-    def output(
-        self,
-        layer: int,
-        group: Group,
-        x: Float[Tensor, "t i"],
-        y: Float[Tensor, "t w"],
-        matrices: nn.Module,
-    ) -> Float[Tensor, "t n o"]:
-        """See `Adaptation`: y + ΔWx + (gain - 1) · (y + ΔWx - bias), the bias left as it is."""
-        if group not in self.lengths:
-            return y.unflatten(-1, (len(group), -1))
-        magnitudes, squares = (tensors[layer] for tensors in self.lengths[group])
-        a, g = (tensors[layer] for tensors in self.factors.factors[group])
-        norms, bias = _row_norms(a, g, squares, matrices)
-        # A matrix that is not adapted keeps its rows: its magnitude and square are both 1.
-        change = (magnitudes / norms - 1).to(y.dtype)
-        y = self.factors.output(layer, group, x, y, matrices).flatten(1)
-        y = y + per_token(change, len(y)) * (y - bias.to(y.dtype))
-        return y.unflatten(-1, (len(group), -1))
-
-
 @torch.no_grad()
 def _row_norms(
     a: Float[Tensor, "*b i k"],
@@ -125,14 +96,7 @@ def _row_norms(
     squares: Float[Tensor, "*b w"],
     matrices: nn.Module,
 ) -> tuple[Float[Tensor, "*b w"], Float[Tensor, "w"]]:
-    """The lengths of the rows of W + ΔW, and the biases, in float32.
-
-    Args:
-        a: the first factors of n matrices side by side (`fold_group`).
-        g: the second factors.
-        squares: squared lengths of the rows of W.
-        matrices: the linear layer of the n matrices.
-    """
+    """The lengths of the rows of W + ΔW, and the biases, in float32; p = n (`LowRankAdapter`)."""
     n, r = g.shape[-3:-1]
     weight_type = next(matrices.parameters()).dtype
     with torch.autocast(a.device.type, enabled=False):

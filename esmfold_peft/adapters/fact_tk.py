@@ -5,15 +5,14 @@ Scale and blocks are those of FacT-TT.
 DISCREPANCY: a block of d x d has one slice Σ, as in the paper, in fc1 and fc2 too. The authors'
 program reshapes the four slices of fc1 from (r, r, 4) to (r, 4 r): column m of block k is column
 (k r + m) // 4 of slice (k r + m) % 4, so that a block mixes all four, and for fc2 it transposes
-them besides. The paper is followed: there a core is the third mode's, whatever r is.
+them besides. The paper is followed: there a core is the third mode's for every r.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from esmfold_peft.adapters.base import AttentionShape, wide
-from esmfold_peft.adapters.shared_factors import SharedFactorAdapter, uniform
+from esmfold_peft.adapters.base import AttentionShape, uniform, wide
+from esmfold_peft.adapters.shared_factors import SharedFactorAdapter
 from esmfold_peft.config import AdapterConfig
 
 
@@ -30,7 +29,7 @@ class FacTTK(SharedFactorAdapter):
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)
         width, rank = shape.width, config.rank
-        blocks = sum(self.blocks(target) for target in self.targets)
+        blocks = self.blocks(*self.targets)
         self.u = nn.Parameter(uniform(width**-0.5, width, rank))
         self.core = nn.Parameter(uniform(3**0.5 / rank, rank, rank, rank))
         bound = (6 / (rank + shape.layers * blocks)) ** 0.5
@@ -43,10 +42,7 @@ class FacTTK(SharedFactorAdapter):
             return {}
         return {"rank": max(self.shape.width, self.shape.layers * self.p.shape[1])}
 
-    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """See `SharedFactorAdapter`."""
-        return wide(self.u), wide(self.v)
-
-    def cores(self) -> Float[Tensor, "l b r r"]:
-        """See `SharedFactorAdapter`."""
-        return torch.einsum("ijc,lbc->lbij", wide(self.core), wide(self.p))
+        cores = torch.einsum("ijc,lbc->lbij", wide(self.core), wide(self.p))
+        return wide(self.u), cores, wide(self.v)

@@ -5,11 +5,10 @@ The authors scale by a constant (scaling "constant") and adapt all twelve d x d 
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from esmfold_peft.adapters.base import AttentionShape, wide
-from esmfold_peft.adapters.shared_factors import SharedFactorAdapter, uniform
+from esmfold_peft.adapters.base import AttentionShape, uniform, wide
+from esmfold_peft.adapters.shared_factors import SharedFactorAdapter
 from esmfold_peft.config import AdapterConfig
 
 
@@ -26,7 +25,7 @@ class FacTTT(SharedFactorAdapter):
     def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
         super().__init__(shape, config)
         width, rank = shape.width, config.rank
-        blocks = sum(self.blocks(target) for target in self.targets)
+        blocks = self.blocks(*self.targets)
         self.u = nn.Parameter(uniform(width**-0.5, width, rank))
         sigma = uniform(rank**-0.5, shape.layers, blocks, rank, rank)
         if "fc2" in self.targets:  # the last of them
@@ -38,10 +37,6 @@ class FacTTT(SharedFactorAdapter):
         """See `SharedFactorAdapter`: where Σ is frozen, one wider than d reaches further."""
         return super().useful_ranks() if self.sigma.requires_grad else {}
 
-    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """See `SharedFactorAdapter`."""
-        return wide(self.u), wide(self.v)
-
-    def cores(self) -> Float[Tensor, "l b r r"]:
-        """See `SharedFactorAdapter`."""
-        return wide(self.sigma)
+        return wide(self.u), wide(self.sigma), wide(self.v)

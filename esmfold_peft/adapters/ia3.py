@@ -7,18 +7,16 @@ are the activations inside the feed-forward block. As published: targets key, va
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.adapters.base import (
     FC2,
-    Adaptation,
     AdaptedModel,
     Adapter,
     AttentionShape,
+    Factors,
     Group,
     MergedPart,
-    by_layer,
     per_token,
     wide,
 )
@@ -39,14 +37,20 @@ class IA3(Adapter):
             width = shape.fan_in(target) if target == "fc2" else shape.fan_out(target)
             self.set_factor("l", target, torch.ones(shape.layers, width))
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See `Adapter`: one vector (L, w) for each adapted group."""
-        return tuple(self.side_by_side("l", group, 1.0).to(dtype) for group in self.groups())
+    def forward(self, dtype: torch.dtype) -> tuple[Factors, ...]:
+        """See `Adapter`: one vector (L, w)."""
+        return tuple((self.side_by_side("l", group, 1.0).to(dtype),) for group in self.groups())
 
-    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
+    def change_input(self, group: Group, factors: Factors, x: Tensor) -> Tensor:
         """See `Adapter`."""
-        vectors = (by_layer(tensor, self.shape.layers) for tensor in folded)
-        return _Gains(dict(zip(self.groups(), vectors, strict=True)))
+        return x * per_token(factors[0], len(x)) if group == FC2 else x
+
+    def change_output(
+        self, group: Group, factors: Factors, x: Tensor, y: Tensor, matrices: nn.Module
+    ) -> Tensor:
+        """See `Adapter`."""
+        y = y if group == FC2 else y * per_token(factors[0], len(y))
+        return y.unflatten(-1, (len(group), -1))
 
     def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
         """See `Adapter`."""
@@ -57,29 +61,3 @@ class IA3(Adapter):
                 yield MergedPart(layer, target, weight * vector, bias)
             else:
                 yield MergedPart(layer, target, weight * vector[:, None], bias * vector)
-
-
-class _Gains(Adaptation):
-    """One vector for each layer and adapted group."""
-
-    def __init__(self, vectors: dict[Group, tuple[Tensor, ...]]) -> None:
-        self.vectors = vectors
-
-    def input(self, layer: int, group: Group, x: Float[Tensor, "t i"]) -> Float[Tensor, "t i"]:
-        """See `Adaptation`."""
-        if group != FC2 or group not in self.vectors:
-            return x
-        return x * per_token(self.vectors[group][layer], len(x))
-
-    def output(
-        self,
-        layer: int,
-        group: Group,
-        x: Float[Tensor, "t i"],
-        y: Float[Tensor, "t w"],
-        matrices: nn.Module,
-    ) -> Float[Tensor, "t n o"]:
-        """See `Adaptation`."""
-        if group != FC2 and group in self.vectors:
-            y = y * per_token(self.vectors[group][layer], len(y))
-        return y.unflatten(-1, (len(group), -1))

@@ -1,13 +1,16 @@
 """Decides what trains in the language model: nothing, everything, or an adapter."""
 
+from typing import NamedTuple
+
+import torch
+
 from esmfold_peft.adapters.base import AdaptedModel, Adapter, AttentionShape
 from esmfold_peft.adapters.bitfit import BitFit
 from esmfold_peft.adapters.dora import DoRA
 from esmfold_peft.adapters.fact_tk import FacTTK
 from esmfold_peft.adapters.fact_tt import FacTTT
 from esmfold_peft.adapters.ia3 import IA3
-from esmfold_peft.adapters.lora import LoRA
-from esmfold_peft.adapters.lora_fa import LoRAFA
+from esmfold_peft.adapters.lora import LoRA, LoRAFA
 from esmfold_peft.adapters.loretta_adp import LoReTTAAdp
 from esmfold_peft.adapters.loretta_rep import LoReTTARep
 from esmfold_peft.adapters.lorta import LoRTA
@@ -33,22 +36,36 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "ia3": IA3,
     "bitfit": BitFit,
 }
-"""Adapter classes by `AdapterConfig.kind`."""
+"""Adapter classes by `AdapterConfig.kind`: the one table of methods."""
+
+
+class Count(NamedTuple):
+    """How many numbers of an adapter train, and how many it keeps as drawn (VeRA's projections)."""
+
+    trainable: int
+    frozen: int
 
 
 def build_adapter(shape: AttentionShape, config: AdapterConfig) -> Adapter:
-    """A fresh adapter for a language model of these sizes.
-
-    Args:
-        shape: sizes of the language model.
-        config: of any kind but "none" and "full".
-
-    Raises:
-        UserError: the settings make no adapter.
-    """
+    """A fresh adapter of any kind but "none" and "full"; a UserError if the settings make none."""
     adapter = ADAPTERS[config.kind](shape, config)
     adapter.freeze_factors()
     return adapter
+
+
+def empty_adapter(shape: AttentionShape, config: AdapterConfig) -> Adapter:
+    """An adapter whose factors will be replaced; the caller's generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return build_adapter(shape, config)
+
+
+def count(shape: AttentionShape, config: AdapterConfig) -> Count:
+    """Counts the numbers of an adapter without `freeze` by building it without memory."""
+    with torch.device("meta"):
+        adapter = build_adapter(shape, config)
+    trainable = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+    saved = sum(tensor.numel() for tensor in adapter.state_dict().values())
+    return Count(trainable, saved - trainable)
 
 
 def insert_adapter(lm: AdaptedModel, config: AdapterConfig) -> Adapter | None:
@@ -57,20 +74,14 @@ def insert_adapter(lm: AdaptedModel, config: AdapterConfig) -> Adapter | None:
     A fresh adapter changes no output, unless its method's published start (init: paper) does. It
     is drawn on the CPU from the global generator, so that it is the same on every device.
 
-    Args:
-        lm: the language model; it must carry no adapter.
-        config: "none" freezes all weights, "full" frees them all, other kinds freeze them and
-            attach an adapter.
-
-    Returns:
-        The adapter, which is `lm.adapter` too, or None.
+    Kind "none" freezes all weights, "full" frees them all; others freeze them and add one.
 
     Raises:
         UserError: the settings make no adapter.
         ValueError: the model has an adapter already.
     """
     if config.kind in ("none", "full"):
-        require_unadapted(lm)
+        _require_unadapted(lm)
         for _, parameter in lm.base_parameters():
             parameter.requires_grad_(config.kind == "full")
         return None
@@ -80,15 +91,12 @@ def insert_adapter(lm: AdaptedModel, config: AdapterConfig) -> Adapter | None:
 def attach_adapter(lm: AdaptedModel, adapter: Adapter, *, fresh: bool) -> Adapter:
     """Freezes the language model's weights and lets it carry an adapter.
 
-    Args:
-        lm: the language model; it must carry no adapter.
-        adapter: for a language model of its sizes.
-        fresh: the adapter is new; otherwise its factors have been read and stay as they are.
+    An adapter that is not `fresh` was read, and its factors stay as they are.
 
     Raises:
         ValueError: the model has an adapter already.
     """
-    require_unadapted(lm)
+    _require_unadapted(lm)
     adapter.settle(lm, fresh=fresh)
     for _, parameter in lm.base_parameters():
         parameter.requires_grad_(False)
@@ -96,12 +104,7 @@ def attach_adapter(lm: AdaptedModel, adapter: Adapter, *, fresh: bool) -> Adapte
     return adapter
 
 
-def require_unadapted(lm: AdaptedModel) -> None:
-    """Refuses a second adapter.
-
-    Raises:
-        ValueError: the model has an adapter already.
-    """
+def _require_unadapted(lm: AdaptedModel) -> None:
     if lm.adapter is not None:
         raise ValueError("the language model has an adapter already")
 

@@ -6,7 +6,7 @@ layers are one parameter, so that the optimizer sees two tensors for a target, n
 
 import torch
 
-from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.base import AttentionShape, uniform
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
 from esmfold_peft.config import AdapterConfig, Target
 
@@ -23,8 +23,7 @@ class LoRA(LowRankAdapter):
         super().__init__(shape, config)
         for target in self.targets:
             fan_in, fan_out = shape.fan_in(target), shape.fan_out(target)
-            a = torch.empty(shape.layers, config.rank, fan_in)
-            self.set_factor("a", target, a.uniform_(-(fan_in**-0.5), fan_in**-0.5))
+            self.set_factor("a", target, uniform(fan_in**-0.5, shape.layers, config.rank, fan_in))
             self.set_factor("b", target, torch.zeros(shape.layers, fan_out, config.rank))
 
     def useful_ranks(self) -> dict[str, int]:
@@ -47,3 +46,16 @@ class LoRA(LowRankAdapter):
             )
             for target in self.targets
         }
+
+
+class LoRAFA(LoRA):
+    """LoRA-FA: A stays as it was drawn (Zhang et al. 2023, arXiv 2308.03303).
+
+    Half of LoRA's parameters train. Of the adapter's input only x·Aᵀ, r numbers a token, is kept
+    for the backward pass.
+    """
+
+    def __init__(self, shape: AttentionShape, config: AdapterConfig) -> None:
+        super().__init__(shape, config)
+        for target in self.targets:
+            self.get_parameter(f"a_{target}").requires_grad_(False)

@@ -1,8 +1,8 @@
-"""LoReTTA-adp: bottlenecks behind matrices, made of tensor trains (Yang et al. 2024).
+"""LoReTTA-adp: bottlenecks of tensor trains behind matrices (Yang et al. 2024).
 
 y + s · (tanh(y · Down + b_down) · Up + b_up) for the outputs y of each adapted matrix. As published
 it stands behind the attention block and behind the feed-forward block of every layer: targets
-output and fc2. It is not linear, so that it cannot be merged.
+output and fc2. It is not linear, so it cannot be merged.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.adapters.base import (
-    Adaptation,
     AdaptedModel,
     Adapter,
     AttentionShape,
+    Factors,
     Group,
     MergedPart,
-    by_layer,
     per_token,
+    uniform,
 )
 from esmfold_peft.adapters.loretta_rep import longest_bond, set_trains, trains
-from esmfold_peft.config import AdapterConfig
+from esmfold_peft.config import AdapterConfig, Target
 from esmfold_peft.errors import UserError
 
 
@@ -46,72 +46,50 @@ class LoReTTAAdp(Adapter):
             set_trains(self, target, width, width)
             for name, size in (("down", config.rank), ("up", width)):
                 bound = size**-0.5 if config.init == "paper" else 0.0
-                self.set_factor(
-                    name, target, torch.empty(shape.layers, size).uniform_(-bound, bound)
-                )
+                self.set_factor(name, target, uniform(bound, shape.layers, size))
 
     def useful_ranks(self) -> dict[str, int]:
-        """See `Adapter`: the bonds; a bottleneck may be as wide as one likes."""
+        """See `Adapter`: the bonds; a bottleneck may have any width."""
         fans = [self.shape.fan_out(target) for target in self.targets]
         return {"tt_rank": max(longest_bond(fan, self.config.rank) for fan in fans)}
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See `Adapter`: Down, b_down, Up and b_up of each target, scale in the last two."""
+    def forward(self, dtype: torch.dtype) -> tuple[Factors, ...]:
+        """See `Adapter`: Down, b_down, Up and b_up of each member, scale in the last two."""
+        return tuple(
+            tuple(t.to(dtype) for target in self.members(group) for t in self._bottleneck(target))
+            for group in self.groups()
+        )
+
+    def _bottleneck(self, target: Target) -> tuple[Tensor, ...]:
         assert self.scale is not None
-        folded: list[Tensor] = []
-        for target in self.targets:
-            width = self.shape.fan_out(target)
-            down, up = trains(self, target, width, width)
-            folded += [down, self.factor("down", target)]
-            folded += [self.scale * up, self.scale * self.factor("up", target)]
-        return tuple(tensor.to(dtype) for tensor in folded)
+        width = self.shape.fan_out(target)
+        down, up = trains(self, target, width, width)
+        b_down, b_up = self.factor("down", target), self.factor("up", target)
+        return down, b_down, self.scale * up, self.scale * b_up
 
-    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
+    def change_output(
+        self, group: Group, factors: Factors, x: Tensor, y: Tensor, matrices: nn.Module
+    ) -> Tensor:
         """See `Adapter`."""
-        split = [by_layer(tensor, self.shape.layers) for tensor in folded]
-        bottlenecks = {target: split[4 * i : 4 * i + 4] for i, target in enumerate(self.targets)}
-        return _Bottlenecks(bottlenecks)
-
-    def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
-        """See `Adapter`: it cannot be merged.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError("loretta_adp cannot be merged: it is not linear")
-
-
-class _Bottlenecks(Adaptation):
-    """Down, b_down, Up and b_up of every target, one tensor a layer."""
-
-    def __init__(self, bottlenecks: dict[str, list[tuple[Tensor, ...]]]) -> None:
-        self.bottlenecks = bottlenecks
-
-    def output(
-        self,
-        layer: int,
-        group: Group,
-        x: Float[Tensor, "t i"],
-        y: Float[Tensor, "t w"],
-        matrices: nn.Module,
-    ) -> Float[Tensor, "t n o"]:
-        """See `Adaptation`."""
         outputs = list(y.unflatten(-1, (len(group), -1)).unbind(1))
-        for i, target in enumerate(group):
-            if target in self.bottlenecks:
-                factors = [tensors[layer] for tensors in self.bottlenecks[target]]
-                outputs[i] = outputs[i] + _bottleneck(outputs[i], *factors)
+        for n, target in enumerate(self.members(group)):
+            i = group.index(target)
+            outputs[i] = outputs[i] + _added(outputs[i], *factors[4 * n : 4 * n + 4])
         return torch.stack(outputs, dim=1)
 
+    def merged(self, lm: AdaptedModel) -> Iterator[MergedPart]:
+        """See `Adapter`: it cannot be merged."""
+        raise UserError("loretta_adp cannot be merged: it is not linear; use it unmerged")
 
-def _bottleneck(
+
+def _added(
     y: Float[Tensor, "t o"],
     down: Float[Tensor, "*b o r"],
     b_down: Float[Tensor, "*b r"],
     up: Float[Tensor, "*b r o"],
     b_up: Float[Tensor, "*b o"],
 ) -> Float[Tensor, "t o"]:
-    """What a bottleneck adds; each of b sequences has its own, its tokens in one block."""
+    """The output of a bottleneck; each of b sequences has its own, its tokens in one block."""
     tokens = len(y)
     blocks = y.unflatten(0, (-1, tokens // (len(down) if down.ndim == 3 else 1)))
     inner = torch.tanh((blocks @ down).flatten(0, 1) + per_token(b_down, tokens))

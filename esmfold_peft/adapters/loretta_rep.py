@@ -50,10 +50,7 @@ def longest_bond(fan: int, rank: int) -> int:
 
 
 def set_trains(adapter: Adapter, target: Target, fan_in: int, fan_out: int) -> None:
-    """Registers the cores of a matrix's two trains, (fan_in, r) and (r, fan_out), at their start.
-
-    A train of rank 1 has no core for r.
-    """
+    """Registers the cores of two trains, (fan_in, r) and (r, fan_out); rank 1 has no core for r."""
     config, layers = adapter.config, adapter.shape.layers
     rank, paper = config.rank, config.init == "paper"
     middle = (rank,) if rank > 1 else ()

@@ -8,7 +8,7 @@ applied as X·ΔW to query, key and value and transposed to output: A always fac
 stream, B and the heads always face head space. Everything small, s included, is folded into one G
 (r, d) for each layer and matrix; as A is shared, one product x·A serves query, key and value.
 
-Each of the modes heads, matrices and layers can be left out (Table 4 of the paper; TensLoRA, arXiv
+Each of the modes heads, matrices and layers can be dropped (Table 4 of the paper; TensLoRA, arXiv
 2509.19391): then every matrix, or every layer, has a tensor of its own, and without heads B spans
 the whole width. Without all three this is LoRA.
 """
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from esmfold_peft.adapters.base import ATTENTION, INPUTS, AttentionShape, Group, wide
+from esmfold_peft.adapters.base import ATTENTION, INPUTS, AttentionShape, Group, uniform, wide
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
 from esmfold_peft.config import AdapterConfig, Target
 from esmfold_peft.errors import UserError
@@ -34,8 +34,8 @@ The authors' two programs differ from their paper, and from each other.
 class LoRTA(LowRankAdapter):
     """Five factors, shared by all layers, heads and matrices.
 
-    Where the mode layers is left out all but c_l have a first dimension of layers; where matrices
-    is, all but c_m one of adapted matrices (after that of layers), in the order of `targets`.
+    Without the mode layers all but c_l have a first dimension of layers; without matrices
+    all but c_m one of adapted matrices (after that of layers), in the order of `targets`.
 
     Attributes:
         a: A (d, r), the residual stream's factor.
@@ -43,7 +43,7 @@ class LoRTA(LowRankAdapter):
         c_h: C_H (H, r), one row a head.
         c_l: C_L (L, r), one row a layer.
         c_m: C_M (M, r), one row for each adapted matrix, in the order of `targets`.
-        weight: the weights of the components (r), where the config asks for them; 1 at the start.
+        weight: the weights of the components (r), with component_weights; 1 at the start.
     """
 
     allowed: ClassVar[Group] = ATTENTION
@@ -87,16 +87,13 @@ class LoRTA(LowRankAdapter):
         for A and ±√(6/r) for the modes (their init_scale = 0).
         """
         modes = [p for name, p in self.named_parameters() if name.startswith("c_")]
-        if self.config.init == "unit":
-            nn.init.uniform_(self.a, -(self.shape.width**-0.5), self.shape.width**-0.5)
-            for mode in modes:
+        unit, rank = self.config.init == "unit", self.config.rank
+        self.a.copy_(uniform((self.shape.width if unit else rank) ** -0.5, *self.a.shape))
+        for mode in modes:
+            if unit:
                 mode.copy_(2.0 * torch.randint(0, 2, mode.shape) - 1.0)
-        else:
-            nn.init.uniform_(self.a, -(self.config.rank**-0.5), self.config.rank**-0.5)
-            for mode in modes:
-                nn.init.uniform_(
-                    mode, -((6 / self.config.rank) ** 0.5), (6 / self.config.rank) ** 0.5
-                )
+            else:
+                mode.copy_(uniform((6 / rank) ** 0.5, *mode.shape))
 
     def shares_input(self, group: Group) -> bool:
         """See `LowRankAdapter`: A is on the input's side and the same for all matrices."""

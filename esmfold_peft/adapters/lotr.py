@@ -3,11 +3,10 @@
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from esmfold_peft.adapters.base import ATTENTION, AttentionShape, Group, wide
-from esmfold_peft.adapters.shared_factors import SharedFactorAdapter, uniform
+from esmfold_peft.adapters.base import ATTENTION, AttentionShape, Group, uniform, wide
+from esmfold_peft.adapters.shared_factors import SharedFactorAdapter
 from esmfold_peft.config import AdapterConfig
 
 
@@ -33,10 +32,6 @@ class LoTR(SharedFactorAdapter):
         self.mid = nn.Parameter(torch.zeros(shape.layers, len(self.targets), rank, rank))
         self.lhs = nn.Parameter(torch.randn(rank, width) * (1.0 if paper else rank**-0.5))
 
-    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """See `SharedFactorAdapter`."""
-        return wide(self.rhs), wide(self.lhs)
-
-    def cores(self) -> Float[Tensor, "l b r r"]:
-        """See `SharedFactorAdapter`."""
-        return wide(self.mid)
+        return wide(self.rhs), wide(self.mid), wide(self.lhs)

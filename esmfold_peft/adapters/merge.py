@@ -17,32 +17,17 @@ MOST_LOST = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class CastPart:
-    """One matrix with its update, rounded.
+class CastPart(MergedPart):
+    """One matrix and its bias with their update; rounding `lost` that share of it, by norm."""
 
-    Attributes:
-        layer: 0-based layer.
-        target: which matrix of it.
-        weight: of the type asked for.
-        bias: of the type asked for.
-        lost: the share of the update, by norm, that rounding lost.
-    """
-
-    layer: int
-    target: Target
-    weight: Float[Tensor, "o i"]
-    bias: Float[Tensor, "o"]
     lost: float
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What a merge needs to be undone.
+    """All that `unmerge` needs: the detached adapter, and weights and biases as they were.
 
-    Attributes:
-        adapter: the adapter that was detached.
-        originals: weights and biases as they were.
-        lost: the largest share of an update, by norm, that rounding to the weights' type lost.
+    Rounding to the weights' type `lost` at most that share of an update, by norm.
     """
 
     adapter: Adapter
@@ -52,11 +37,7 @@ class Merged:
 
 @torch.no_grad()
 def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> list[CastPart]:
-    """Every adapted matrix with its update, computed in float32 and then rounded.
-
-    Args:
-        lm: a language model with an adapter; it is left as it is.
-        dtype: of the result.
+    """Every adapted matrix with its update, computed in float32 and then rounded to `dtype`.
 
     Raises:
         UserError: the adapter cannot be merged, an update is not finite, or rounding changes
@@ -66,49 +47,25 @@ def merged_parts(lm: AdaptedModel, dtype: torch.dtype) -> list[CastPart]:
     """
     if lm.adapter is None:
         raise ValueError("the language model has no adapter to merge")
+    kind = lm.adapter.config.kind
     with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
-        return [_cast(lm, part, dtype) for part in lm.adapter.merged(lm)]
+        return [_cast(lm, kind, part, dtype) for part in lm.adapter.merged(lm)]
 
 
-@torch.no_grad()
-def relative_update(lm: AdaptedModel) -> Float[Tensor, ""] | None:
-    """The largest ‖ΔW‖ / ‖W‖ of all adapted matrices, by Frobenius norm.
-
-    Far above 1 the pretrained weights hardly count any more, although the loss stays finite: layer
-    norms bring every activation back to size.
-
-    Args:
-        lm: a language model; it is left as it is.
-
-    Returns:
-        In float32; None where no ΔW can be measured: without an adapter, and for the kinds of
-        `WITHOUT_UPDATE`.
-    """
-    if lm.adapter is None or lm.adapter.config.kind in WITHOUT_UPDATE:
-        return None
-    with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
-        return torch.stack([_relative(part, lm) for part in lm.adapter.merged(lm)]).max()
-
-
-def _relative(part: MergedPart, lm: AdaptedModel) -> Float[Tensor, ""]:
-    before = wide(lm.weight(part.layer, part.target))
-    return (part.weight - before).norm() / before.norm()
-
-
-def _cast(lm: AdaptedModel, part: MergedPart, dtype: torch.dtype) -> CastPart:
-    assert lm.adapter is not None
+def _cast(lm: AdaptedModel, kind: str, part: MergedPart, dtype: torch.dtype) -> CastPart:
     exact = (part.weight, part.bias)
     rounded = (part.weight.to(dtype), part.bias.to(dtype))
     before = (lm.weight(part.layer, part.target), lm.bias(part.layer, part.target))
     change, error = _distance(exact, before), _distance(exact, rounded)
     place = f"of {part.target} in layer {part.layer}"
     if not math.isfinite(change):
-        raise UserError(f"merging {lm.adapter.config.kind}: the update {place} is not finite")
+        raise UserError(f"merging {kind}: the update {place} is not finite")
     lost = error / change if change else 0.0
     if not lost <= MOST_LOST:
         raise UserError(
-            f"merging {lm.adapter.config.kind} into {str(dtype).removeprefix('torch.')} weights"
-            f" rounds them by {lost:.2g} times the update {place}; at most {MOST_LOST} is accepted"
+            f"merging {kind} into {str(dtype).removeprefix('torch.')} weights"
+            f" rounds them by {lost:.2g} times the update {place}; at most {MOST_LOST} is accepted;"
+            " float32 loses less"
         )
     return CastPart(part.layer, part.target, *rounded, lost)
 
@@ -120,19 +77,31 @@ def _distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
 
 
 @torch.no_grad()
+def relative_update(lm: AdaptedModel) -> Float[Tensor, ""] | None:
+    """The largest ‖ΔW‖ / ‖W‖ of all adapted matrices, by Frobenius norm.
+
+    Far above 1 the pretrained weights hardly count any more, although the loss stays finite: layer
+    norms bring every activation back to size.
+
+    Returns:
+        In float32; None where no ΔW can be measured: without an adapter, and for the kinds of
+        `WITHOUT_UPDATE`.
+    """
+    if lm.adapter is None or lm.adapter.config.kind in WITHOUT_UPDATE:
+        return None
+    ratios = []
+    with torch.autocast(lm.weight(0, "query").device.type, enabled=False):
+        for part in lm.adapter.merged(lm):
+            before = wide(lm.weight(part.layer, part.target))
+            ratios.append((part.weight - before).norm() / before.norm())
+    return torch.stack(ratios).max()
+
+
+@torch.no_grad()
 def merge(lm: AdaptedModel) -> Merged:
     """Writes every update into its weight, rounded to the weights' type, and detaches the adapter.
 
-    Args:
-        lm: a language model with an adapter; its weights change in place.
-
-    Returns:
-        The originals, for `unmerge`.
-
-    Raises:
-        UserError: the adapter cannot be merged, or rounding loses too much (`merged_parts`). The
-            model is then as it was.
-        ValueError: the model has no adapter.
+    It raises what `merged_parts` does; the model is then as it was.
     """
     parts = merged_parts(lm, lm.weight(0, "query").dtype)
     adapter = lm.adapter
@@ -149,12 +118,7 @@ def merge(lm: AdaptedModel) -> Merged:
 
 @torch.no_grad()
 def unmerge(lm: AdaptedModel, merged: Merged) -> None:
-    """Restores the weights bit for bit and attaches the adapter again, wherever the model is now.
-
-    Args:
-        lm: the language model that was merged.
-        merged: what `merge` returned.
-    """
+    """Undoes `merge` bit for bit and attaches the adapter again, on the model's device."""
     if lm.adapter is not None:
         raise ValueError("the language model has an adapter already")
     for (layer, target), (weight, bias) in merged.originals.items():

@@ -13,9 +13,8 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from esmfold_peft.adapters.base import AttentionShape, wide
+from esmfold_peft.adapters.base import AttentionShape, uniform, wide
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
-from esmfold_peft.adapters.shared_factors import uniform
 from esmfold_peft.config import AdapterConfig, Target
 
 
@@ -46,7 +45,7 @@ class NOLA(LowRankAdapter):
             self.set_factor("b", target, torch.zeros(shape.layers, k))
 
     def useful_ranks(self) -> dict[str, int]:
-        """See `Adapter`: with as many bases as a factor has numbers, it is arbitrary."""
+        """See `Adapter`: with as many bases as a factor has numbers, the factor is arbitrary."""
         fans = [self.shape.fan_out(target) for target in self.targets]
         fans += [
             self.shape.fan_in(target)

@@ -7,7 +7,6 @@ d x d, as in FacT, side by side (fc1) or one below the other (fc2).
 
 from abc import abstractmethod
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,16 +19,14 @@ class SharedFactorAdapter(LowRankAdapter):
     """A low-rank adapter with two outer factors in all."""
 
     @abstractmethod
-    def outer(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r d"]]:
-        """U and V in float32."""
+    def parts(
+        self,
+    ) -> tuple[Float[Tensor, "d r"], Float[Tensor, "l b r r"], Float[Tensor, "r d"]]:
+        """U, Σ of every layer and block, and V; in float32."""
 
-    @abstractmethod
-    def cores(self) -> Float[Tensor, "l b r r"]:
-        """Σ of every layer and block in float32."""
-
-    def blocks(self, target: Target) -> int:
-        """Blocks of d x d in a matrix."""
-        return 4 if target in ("fc1", "fc2") else 1
+    def blocks(self, *targets: Target) -> int:
+        """Blocks of d x d in matrices."""
+        return sum(4 if target in ("fc1", "fc2") else 1 for target in targets)
 
     def useful_ranks(self) -> dict[str, int]:
         """See `Adapter`: U and V have at most d independent columns and rows."""
@@ -42,9 +39,8 @@ class SharedFactorAdapter(LowRankAdapter):
     def factors(self) -> dict[Target, Pair]:
         """See `LowRankAdapter`."""
         assert self.scale is not None
-        u, v = self.outer()
-        cores = self.scale * self.cores()
-        split = cores.split([self.blocks(target) for target in self.targets], dim=1)
+        u, cores, v = self.parts()
+        split = (self.scale * cores).split([self.blocks(target) for target in self.targets], dim=1)
         pairs = {}
         for target, blocks in zip(self.targets, split, strict=True):
             if target == "fc2":
@@ -53,8 +49,3 @@ class SharedFactorAdapter(LowRankAdapter):
             else:
                 pairs[target] = Pair(u[None], (blocks @ v).transpose(1, 2).flatten(2))
         return pairs
-
-
-def uniform(bound: float, *shape: int) -> Tensor:
-    """Numbers uniform between -bound and bound."""
-    return torch.empty(*shape).uniform_(-bound, bound)

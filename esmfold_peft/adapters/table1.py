@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.adapters.count import count
+from esmfold_peft.adapters.insert import count
 from esmfold_peft.config import AdapterConfig, AdapterKind, Target
 
 LLAMA2_7B = AttentionShape(layers=32, width=4096, heads=32)
@@ -22,78 +22,35 @@ LORETTA_MODES = {4: (5,) * 6, 64: (64,) * 3}
 
 _UNITS = {"k": 10**3, "M": 10**6}
 
+_RANKS = (4, 64)
 
-@dataclass(frozen=True)
-class _Method:
-    """One row of the table.
+_FORMULAS: dict[str, tuple[str, Callable[[int], int], AdapterKind | None]] = {
+    "LoRA": ("2MLdr", lambda r: 2 * M * L * D * r, "lora"),
+    "LoReTTA": ("MLr² Σk", lambda r: M * L * r**2 * sum(LORETTA_MODES[r]), None),
+    "LoTR": ("MLr² + 2dr", lambda r: M * L * r**2 + 2 * D * r, "lotr"),
+    "FacT-TT": ("MLr² + 2dr", lambda r: M * L * r**2 + 2 * D * r, "fact_tt"),
+    "FacT-TK": ("(2d + ML)r + r³", lambda r: (2 * D + M * L) * r + r**3, "fact_tk"),
+    "LoRTA": ("(d + d/h + h + L + M)r", lambda r: (D + D // H + H + L + M) * r, "lorta"),
+}
+"""The formula as printed, its value at rank r, and our adapter with the same hyperparameters. The
+paper calls LoRTA "Ours"."""
 
-    Attributes:
-        name: as printed; the paper calls LoRTA "Ours".
-        formula: as printed.
-        value: of the formula at rank r.
-        printed: by rank.
-        kind: our adapter with the same hyperparameters.
-    """
-
-    name: str
-    formula: str
-    value: Callable[[int], int]
-    printed: dict[int, str]
-    kind: AdapterKind | None
-
-
-_METHODS = (
-    _Method("LoRA", "2MLdr", lambda r: 2 * M * L * D * r, {4: "2.1M", 64: "33M"}, "lora"),
-    _Method(
-        "LoReTTA",
-        "MLr² Σk",
-        lambda r: M * L * r**2 * sum(LORETTA_MODES[r]),
-        {4: "92k", 64: "50M"},
-        None,
-    ),
-    _Method(
-        "LoTR",
-        "MLr² + 2dr",
-        lambda r: M * L * r**2 + 2 * D * r,
-        {4: "33k", 64: "786k"},
-        "lotr",
-    ),
-    _Method(
-        "FacT-TT",
-        "MLr² + 2dr",
-        lambda r: M * L * r**2 + 2 * D * r,
-        {4: "33k", 64: "786k"},
-        "fact_tt",
-    ),
-    _Method(
-        "FacT-TK",
-        "(2d + ML)r + r³",
-        lambda r: (2 * D + M * L) * r + r**3,
-        {4: "33k", 64: "790k"},
-        "fact_tk",
-    ),
-    _Method(
-        "LoRTA",
-        "(d + d/h + h + L + M)r",
-        lambda r: (D + D // H + H + L + M) * r,
-        {4: "17k", 64: "274k"},
-        "lorta",
-    ),
-)
+_PRINTED = {
+    "LoRA": ("2.1M", "33M"),
+    "LoReTTA": ("92k", "50M"),
+    "LoTR": ("33k", "786k"),
+    "FacT-TT": ("33k", "786k"),
+    "FacT-TK": ("33k", "790k"),
+    "LoRTA": ("17k", "274k"),
+}
+"""The numbers as printed, at each of the ranks."""
 
 
 @dataclass(frozen=True)
 class Table1Row:
-    """One number of the table.
+    """One number of the table: the formula's value, the paper's print and whether they agree.
 
-    Attributes:
-        method: its name.
-        rank: r.
-        formula: as printed.
-        value: what the formula gives.
-        printed: what the paper prints.
-        ours: what our adapter counts; None where its hyperparameters are others.
-        verdict: whether formula and print agree, and how.
+    `ours` is what our adapter counts; None where it has other hyperparameters.
     """
 
     method: str
@@ -105,17 +62,22 @@ class Table1Row:
     verdict: str
 
 
-def table1() -> list[Table1Row]:
+def table1() -> Iterator[Table1Row]:
     """All twelve numbers, in the paper's order."""
-    return [_row(method, rank) for method in _METHODS for rank in method.printed]
+    for method, (formula, value_at, kind) in _FORMULAS.items():
+        for rank, printed in zip(_RANKS, _PRINTED[method], strict=True):
+            value, ours = value_at(rank), None
+            if kind is not None:
+                config = AdapterConfig(kind=kind, rank=rank, targets=TARGETS)
+                ours = count(LLAMA2_7B, config).trainable
+            verdict = "; ".join(_verdict(method, rank, value, printed))
+            yield Table1Row(method, rank, formula, value, printed, ours, verdict)
 
 
 def shortened(value: int, printed: str) -> list[str]:
-    """How a number can be shortened to what is printed: rounded, truncated, both or neither.
+    """How a number can be shortened to a print such as "2.1M": rounded, truncated, both or neither.
 
-    Args:
-        value: the exact number.
-        printed: such as "2.1M" or "33k"; its last digit is the precision.
+    The last digit of the print is its precision.
     """
     number, unit = printed[:-1], _UNITS[printed[-1]]
     digits = len(number.partition(".")[2])
@@ -124,17 +86,7 @@ def shortened(value: int, printed: str) -> list[str]:
     return [way for way, result in ways.items() if result == shown]
 
 
-def _row(method: _Method, rank: int) -> Table1Row:
-    value, printed = method.value(rank), method.printed[rank]
-    ours = None
-    if method.kind is not None:
-        config = AdapterConfig(kind=method.kind, rank=rank, targets=TARGETS)
-        ours = count(LLAMA2_7B, config).trainable
-    verdict = "; ".join(_verdict(method, rank, value, printed))
-    return Table1Row(method.name, rank, method.formula, value, printed, ours, verdict)
-
-
-def _verdict(method: _Method, rank: int, value: int, printed: str) -> Iterator[str]:
+def _verdict(method: str, rank: int, value: int, printed: str) -> Iterator[str]:
     ways = shortened(value, printed)
     if len(ways) == 2:
         yield "agrees"
@@ -143,7 +95,7 @@ def _verdict(method: _Method, rank: int, value: int, printed: str) -> Iterator[s
     else:
         number = float(printed[:-1]) * _UNITS[printed[-1]]
         yield f"disagrees: {printed} is {number / value:.1f} times the formula"
-    if method.name == "LoReTTA":
+    if method == "LoReTTA":
         modes = LORETTA_MODES[rank]
         if prod(modes) != D * rank:
             yield f"the product of k is {prod(modes):,}, not dr = {D * rank:,}"

@@ -16,7 +16,7 @@ _ZERO = 1e-10
 
 
 def mode_sizes(n: int) -> tuple[int, ...]:
-    """The three factors of n with the smallest sum, largest first, ones left out.
+    """The three factors of n with the smallest sum, largest first, without ones.
 
     DISCREPANCY: LoReTTA and TT-LoRA list shapes for the widths of their models, none of ESM-2's but
     1280. 480 is 10 · 8 · 6 here, 640 is 10 · 8 · 8, 1280 is 16 · 10 · 8 and 2560 is 16 · 16 · 10.
@@ -63,9 +63,7 @@ def random_cores(
 def contract(cores: list[Tensor], *, fastest_first: bool = False) -> Float[Tensor, "l p n q"]:
     """The product of a run of cores, their modes as one dimension, the outer bonds kept.
 
-    Args:
-        cores: neighbours, in the order of the train.
-        fastest_first: the first core's mode is the fastest of the result, not the slowest.
+    The first core's mode is the slowest index of the result; if `fastest_first`, the fastest.
     """
     whole = cores[0]
     for core in cores[1:]:
@@ -79,12 +77,8 @@ def tt_svd(
 ) -> list[Float[Tensor, "_ _ _"]]:
     """The cores of a tensor by successive SVDs (Oseledets 2011, Alg. 1).
 
-    All cores but the last have orthonormal columns; the last one has the size.
-
-    Args:
-        tensor: its entries, the first mode the slowest.
-        modes: sizes of the modes.
-        rank: to which bonds are cut; None keeps all that is not zero to the precision.
+    All cores but the last have orthonormal columns; the last one has the size. The first mode is
+    the slowest. Bonds are cut to the rank; None keeps all that is not zero to the precision.
     """
     cores, rest = [], tensor[None]
     for mode in modes[:-1]:

@@ -3,7 +3,7 @@
 ΔWᵀ = s · G₁ · ... · G₆ for each layer and matrix, the first cores over the modes of the inputs, the
 last ones over those of the outputs. The bond between them has at most r channels: cut there, the
 train is a product of two thin factors, and ΔW is never formed. The authors scale by alpha itself
-(scaling "constant"); with "alpha/r" and "alpha/sqrt(r)" r is the rank that was asked for, although
+(scaling "constant"); with "alpha/r" and "alpha/sqrt(r)" r is the configured rank, although
 bonds are cut to what a train can use: alpha means the same for every method.
 
 The modes, for a matrix (480, 480): those of the inputs are 10, 8, 6, those of the outputs 6, 8, 10.
@@ -22,9 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from esmfold_peft.adapters.base import AdaptedModel, AttentionShape
+from esmfold_peft.adapters.base import AdaptedModel, AttentionShape, uniform
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
-from esmfold_peft.adapters.shared_factors import uniform
 from esmfold_peft.adapters.tensor_train import (
     bonds,
     contract,
@@ -92,7 +91,7 @@ class TTLoRA(LowRankAdapter):
         return {"rank": max(max(bonds(train_modes(*fan), fan[0] * fan[1])) for fan in fans)}
 
     def rank_warnings(self) -> list[str]:
-        """See `Adapter`: bonds are cut, but the scale is that of the rank that was asked for."""
+        """See `Adapter`: bonds are cut, but the scale is that of the configured rank."""
         scaling, rank = self.config.scaling, self.config.rank
         note = "" if scaling == "constant" else f"; r in {scaling} is still {rank}"
         return [line + note for line in super().rank_warnings()]
@@ -116,11 +115,9 @@ def train_modes(fan_in: int, fan_out: int) -> tuple[int, ...]:
 
 
 def train_of(weight: Float[Tensor, "o i"], rank: int | None) -> list[Float[Tensor, "_ _ _"]]:
-    """The cores of a ΔW by TT-SVD from the last one to the first.
+    """The cores of ΔW / s (float64) by TT-SVD from the last one to the first.
 
-    Args:
-        weight: ΔW / s in float64.
-        rank: to which bonds are cut; None keeps ΔW as it is.
+    Bonds are cut to the rank; None keeps ΔW as it is.
     """
     fan_out, fan_in = weight.shape
     digits = weight.reshape(*mode_sizes(fan_out)[::-1], fan_in)

@@ -3,10 +3,10 @@
 All name a core `...encoder.layer.0.attention.self.query.tt_cores.0`, or `ttlora_cores`, shape
 (ρ, k, ρ'), of a RoBERTa or another model of transformers, an `EsmModel` among them. The library
 keeps alpha and the modes beside them in adapter_config.json; the programs before it save the cores
-alone, so that alpha and the order of the modes must be told.
+alone, so that the user must give alpha and the order of the modes.
 
 Modes here are those of `mode_sizes`. Cores with these modes in the order of the contraction are
-taken as they are. Others are converted exactly, by a TT-SVD of their ΔW that cuts nothing; their
+used unchanged. Others are converted exactly, by a TT-SVD of their ΔW that cuts nothing; their
 bonds can then be wider here than there.
 """
 
@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmfold_peft.adapters.base import TARGETS, Adapter, AttentionShape, Group
+from esmfold_peft.adapters.insert import empty_adapter
 from esmfold_peft.adapters.io import fill
-from esmfold_peft.adapters.peft_config import MODULES
-from esmfold_peft.adapters.peft_files import fresh_adapter
+from esmfold_peft.adapters.peft_files import MODULES
 from esmfold_peft.adapters.tensor_train import bonds, contract
 from esmfold_peft.adapters.tt_lora import train_modes, train_of
 from esmfold_peft.config import AdapterConfig, Target
@@ -43,12 +43,7 @@ _CORE = re.compile(
 
 
 def library_alpha(header: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> float:
-    """Alpha from the settings of the authors' library, which has one for each group of matrices.
-
-    Args:
-        header: its adapter_config.json.
-        tensors: its cores.
-        path: of the settings, for messages.
+    """Alpha from the library's adapter_config.json, which has one for each group of matrices.
 
     Raises:
         UserError: a matrix has no alpha, or two have different ones.
@@ -88,12 +83,9 @@ def read_cores(
             variants, and TT-LoRA MoE; "reconstruction": the program of the first paper.
         path: of the cores, for messages.
 
-    Returns:
-        The adapter on the CPU, trainable.
-
     Raises:
-        UserError: a core is missing or unexpected, there twice or not of finite real numbers, or
-            the cores of a matrix do not fit it.
+        UserError: a core is missing, unexpected or a duplicate, or has other than finite real
+            numbers; or the cores of a matrix do not fit it.
     """
     found = _trains(tensors, shape, path)
     trains: Trains = {}
@@ -108,34 +100,16 @@ def read_cores(
             f"{path}: its modes are not those here, or in another order; to keep ΔW exactly, bonds"
             f" of {published} became {rank}"
         )
-    targets: Group = tuple(target for target in TARGETS if (0, target) in trains)
     config = AdapterConfig(
-        kind="tt_lora", rank=rank, alpha=alpha, scaling="constant", targets=targets
+        kind="tt_lora",
+        rank=rank,
+        alpha=alpha,
+        scaling="constant",
+        targets=tuple(target for target in TARGETS if (0, target) in trains),
     )
-    adapter = fresh_adapter(shape, config)
+    adapter = empty_adapter(shape, config)
     fill(adapter, _padded(trains, adapter.state_dict()), path)
     return adapter
-
-
-def _padded(trains: Trains, slots: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The cores with bonds as wide as the adapter's.
-
-    An added channel is a column of zeros that meets a row of random numbers, as large as init
-    "direct" has them: ΔW stays. If both were zero, no gradient would ever reach them.
-    """
-    # A generator of its own, so that a file is always imported to the same numbers.
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(slot.shape, generator=generator) / slot[0].numel() ** 0.5
-        for name, slot in slots.items()
-    }
-    for (layer, target), train in trains.items():
-        for i, core in enumerate(train, start=1):
-            left, _, right = core.shape
-            whole = state[f"g{i}_{target}"][layer]
-            whole[..., right:] = 0
-            whole[:left, :, :right] = core
-    return state
 
 
 def _trains(tensors: dict[str, Tensor], shape: AttentionShape, path: Path) -> Trains:
@@ -177,45 +151,52 @@ def _require_numbers(tensor: Tensor, place: str) -> None:
 
 def _converted(cores: Train, fan_in: int, fan_out: int, order: Order) -> Train | None:
     """The train of the same ΔW with the modes that `TTLoRA` has; None if it is no ΔW."""
-    if any(core.ndim != 3 for core in cores) or not _linked(cores):
+    if any(core.ndim != 3 for core in cores):
         return None
+    # Every bond is as wide on both sides, and 1 at the ends.
+    starts, ends = [core.shape[0] for core in cores], [core.shape[2] for core in cores]
+    linked = starts == [1, *ends[:-1]] and ends[-1] == 1
     sizes = tuple(core.shape[1] for core in cores)
+    if not linked or prod(sizes) != fan_in * fan_out:
+        return None
+    if order == "reconstruction":  # the cores are the digits of ΔW's entries, row by row
+        return train_of(contract([core[None] for core in cores]).reshape(fan_out, -1), rank=None)
     cut = next((n for n in range(1, len(cores)) if prod(sizes[:n]) == fan_in), None)
-    if prod(sizes) != fan_in * fan_out or (cut is None and order == "contraction"):
+    if cut is None:
         return None
     modes = train_modes(fan_in, fan_out)
-    ends = [core.shape[2] for core in cores]
-    if order == "contraction" and sizes == modes and ends == _kept(ends, modes):
+    if sizes == modes and ends == list(bonds(modes, max(ends))[1:]):
         return cores
-    return train_of(_delta(cores, fan_out, cut if order == "contraction" else None), rank=None)
+    return train_of(_contracted(cores, cut), rank=None)
 
 
-def _delta(cores: Train, fan_out: int, cut: int | None) -> Float[Tensor, "o i"]:
-    """ΔW / alpha of a train.
-
-    Args:
-        cores: of one matrix.
-        fan_out: its outputs.
-        cut: how many cores are the inputs', the fastest digit first; None if the cores are the
-            digits of the entries of ΔW, row by row.
-    """
+def _contracted(cores: Train, cut: int) -> Float[Tensor, "o i"]:
+    """ΔW / alpha of a train whose first `cut` cores are the inputs', the fastest digit first."""
     stacks = [core[None] for core in cores]
-    if cut is None:
-        return contract(stacks).reshape(fan_out, -1)
     a, g = contract(stacks[:cut], fastest_first=True), contract(stacks[cut:])
     return (a[0, 0] @ g[0, :, :, 0]).T
 
 
-def _linked(cores: Train) -> bool:
-    """Whether every bond is as wide on both sides, and 1 at the ends."""
-    left, right = [core.shape[0] for core in cores], [core.shape[2] for core in cores]
-    return left == [1, *right[:-1]] and right[-1] == 1
-
-
-def _kept(ends: list[int], modes: tuple[int, ...]) -> list[int]:
-    """The right bonds that a train with the widest of these would have here."""
-    return list(bonds(modes, max(ends))[1:])
-
-
 def _widest(trains: Trains) -> int:
     return max(core.shape[2] for cores in trains.values() for core in cores)
+
+
+def _padded(trains: Trains, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The cores with bonds as wide as the adapter's.
+
+    An added channel is a column of zeros that meets a row of random numbers, as large as init
+    "direct" has them: ΔW stays. If both were zero, no gradient would ever reach them.
+    """
+    # A generator of its own, so that a file is always imported to the same numbers.
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(slot.shape, generator=generator) / slot[0].numel() ** 0.5
+        for name, slot in slots.items()
+    }
+    for (layer, target), train in trains.items():
+        for i, core in enumerate(train, start=1):
+            left, _, right = core.shape
+            whole = state[f"g{i}_{target}"][layer]
+            whole[..., right:] = 0
+            whole[:left, :, :right] = core
+    return state

@@ -9,9 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from esmfold_peft.adapters.base import AttentionShape, Group, wide
+from esmfold_peft.adapters.base import AttentionShape, Group, uniform, wide
 from esmfold_peft.adapters.low_rank import LowRankAdapter, Pair
-from esmfold_peft.adapters.shared_factors import uniform
 from esmfold_peft.config import AdapterConfig, Target
 
 D_INITIAL = 0.1
@@ -40,7 +39,7 @@ class VeRA(LowRankAdapter):
             self.set_factor("b", target, torch.zeros(shape.layers, shape.fan_out(target)))
 
     def shares_input(self, group: Group) -> bool:
-        """See `LowRankAdapter`: A is the same for all matrices of as many inputs."""
+        """See `LowRankAdapter`: A is the same for all matrices with equally many inputs."""
         return True
 
     def factors(self) -> dict[Target, Pair]:

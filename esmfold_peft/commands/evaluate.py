@@ -12,34 +12,33 @@ from rich.console import Console
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.console import report, watched
 from esmfold_peft.disk.files import make_folder
-from esmfold_peft.evaluation.comparison import compare_folders
-from esmfold_peft.evaluation.folding import folded_pairs, open_model, open_stores
-from esmfold_peft.evaluation.output import (
-    SUMMARY,
+from esmfold_peft.evaluation.comparison import chains_have, compare_folders
+from esmfold_peft.evaluation.pairing import Pair, Pairs, loaded, pairs_by_name, pairs_by_table
+from esmfold_peft.evaluation.result_files import (
     comparison_table,
     score_tables,
     write_comparison,
     write_scores,
 )
-from esmfold_peft.evaluation.pairs import Pair, Pairs, loaded, pairs_by_name, pairs_by_table
+from esmfold_peft.evaluation.run_model import folded_pairs, open_model, open_stores
 from esmfold_peft.evaluation.scoring import SCORED, Scored, crashed, score_pair
-from esmfold_peft.evaluation.sources import open_side
+from esmfold_peft.evaluation.sides import open_side
 from esmfold_peft.evaluation.summary import summarize
+from esmfold_peft.evaluation.table_files import SUMMARY
 from esmfold_peft.evaluation.work import pooled
 
 _ALIGNMENTS = 5
-"""Alignments that are printed; what is wrong with the others is in the table."""
+"""Alignments that are printed; the table has the reasons of the others."""
 
 
 def run(config: EvaluateConfig) -> int:
-    """Scores files, or what a run's model folds, or compares two earlier evaluations.
+    """Scores files, or the chains that a run's model folds, or compares two earlier evaluations.
 
-    Returns:
-        0, or 1 if a chain has no scores.
+    Returns 0, or 1 if a chain has no scores.
 
     Raises:
-        UserError: a setting or a source is wrong, nothing fits together, or the output cannot be
-            written.
+        UserError: a setting or a source is wrong, no prediction has a reference, or the output
+            cannot be written.
     """
     if config.compare:
         return _compare(config)
@@ -48,18 +47,18 @@ def run(config: EvaluateConfig) -> int:
 
 def _evaluate_files(config: EvaluateConfig) -> int:
     with TemporaryDirectory(prefix="esmfold-peft-") as folder:
-        found = _pairs(config, Path(folder))
+        pairs, unused = _pairs(config, Path(folder))
         make_folder(config.output)
-        results = _score(config, loaded(found.pairs), len(found.pairs))
-        scored = list(watched(results, "scoring", len(found.pairs)))
-    if found.unused:
-        more = "" if len(found.unused) == 1 else f" and {len(found.unused) - 1} more"
-        report(f"predictions without a reference: {found.unused[0]}{more} (see {SUMMARY})")
-    return _finish(config, scored, found.unused)
+        results = _score(config, loaded(pairs), len(pairs))
+        scored = list(watched(results, "scoring", len(pairs)))
+    if unused:
+        more = "" if len(unused) == 1 else f" and {len(unused) - 1} more"
+        report(f"predictions without a reference: {unused[0]}{more} (see {SUMMARY})")
+    return _finish(config, scored, unused)
 
 
 def _pairs(config: EvaluateConfig, spool: Path) -> Pairs:
-    """What is scored against what."""
+    """Predictions and their references."""
     sides = {}
     for what, sources in (("prediction", config.predictions), ("reference", config.references)):
         if sources:
@@ -75,7 +74,7 @@ def _evaluate_run(config: EvaluateConfig) -> int:
     model = open_model(config)
     make_folder(config.output)
     count = sum(len(store) for store in stores.values())
-    folded = watched(folded_pairs(model, stores), "folding", count)
+    folded = watched(folded_pairs(config, model, stores), "folding", count)
     return _finish(config, list(_score(config, folded, count)), [])
 
 
@@ -90,7 +89,7 @@ def _score(config: EvaluateConfig, pairs: Iterable[Pair], count: int) -> Iterato
 
 
 def _finish(config: EvaluateConfig, scored: list[Scored], unused: list[str]) -> int:
-    """Writes and prints the results, which are sorted by split and id."""
+    """Writes and prints the results, sorted by split and id."""
     scored.sort(key=lambda result: (result.row.split, result.row.id))
     summary: dict[str, Any] = {**summarize(scored), "unused_predictions": unused}
     write_scores(config, scored, summary)
@@ -102,9 +101,8 @@ def _finish(config: EvaluateConfig, scored: list[Scored], unused: list[str]) -> 
     if not skipped:
         return 0
     report(f"{skipped[0].id}: {skipped[0].status}")
-    report(
-        f"{len(skipped)} of {len(scored)} chains have no scores; {config.output / SUMMARY} says why"
-    )
+    reasons = config.output / SUMMARY
+    report(f"{len(skipped)} of {len(scored)} chains have no scores; {reasons} has the reasons")
     return 1
 
 
@@ -114,5 +112,5 @@ def _compare(config: EvaluateConfig) -> int:
     Console().print(comparison_table(found, config))
     for only, folder in zip((found.only_one, found.only_other), config.compare, strict=True):
         if only:
-            report(f"{len(only)} chains have scores in {folder} alone, such as {only[0][1]}")
+            report(f"{chains_have(len(only))} scores only in {folder}, such as {only[0][1]}")
     return 0

@@ -16,25 +16,21 @@ from esmfold_peft.console import report, watched
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Failed, Folded
 from esmfold_peft.prediction.complexes import query
-from esmfold_peft.prediction.files import write_files
-from esmfold_peft.prediction.index_page import INDEX_FILE
-from esmfold_peft.prediction.manifest import (
+from esmfold_peft.prediction.pages import INDEX_FILE, write_index, write_page
+from esmfold_peft.prediction.predictor import Predictor, load
+from esmfold_peft.prediction.result import Prediction
+from esmfold_peft.prediction.row_journal import (
     OK,
     TABLE,
     UNFINISHED,
     PredictionRow,
     RowJournal,
     finish,
-    is_there,
     read_rows,
-    remove_others,
     require_new,
 )
-from esmfold_peft.prediction.pages import write_index, write_page
-from esmfold_peft.prediction.predictor import Predictor, load
-from esmfold_peft.prediction.result import Prediction
-from esmfold_peft.prediction.shards import Shard
 from esmfold_peft.prediction.tasks import Task, tasks_of
+from esmfold_peft.prediction.workers import Worker
 from esmfold_peft.protein.fasta import FastaRecord, read_fasta
 from esmfold_peft.runs.run_directory import adapter_folder
 from esmfold_peft.weights.esm2_weights import weights_hash
@@ -42,43 +38,41 @@ from esmfold_peft.weights.esm2_weights import weights_hash
 _WARNINGS_SHOWN = 20
 
 
-def run(config: PredictConfig, shard: Shard | None = None) -> int:
-    """Folds every record of FASTA files.
+def run(config: PredictConfig, worker: Worker | None = None) -> int:
+    """Folds every record of FASTA files, or this worker's share of them.
 
-    Args:
-        config: the settings.
-        shard: which of several processes this is; None asks the launcher.
-
-    Returns:
-        0, or 1 if a record has no structure, or if files can no longer be written.
+    Returns 0, or 1 if a record has no structure or a file cannot be written any more. `worker` None
+    asks the launcher.
 
     Raises:
         UserError: a file or the model cannot be read, or the output folder has predictions; nothing
             has been written then.
     """
     started = time.time()
-    shard = Shard.launched() if shard is None else shard
-    if shard.world > 1 and Path("-") in config.fasta:
-        raise UserError("fasta: - is standard input, which several processes cannot all read")
+    worker = Worker.launched() if worker is None else worker
+    if worker.world > 1 and Path("-") in config.fasta:
+        raise UserError(
+            "fasta: - is standard input, which several processes cannot all read; name a file"
+        )
     if not config.resume:
         require_new(config.output)
     given = read_fasta(config.fasta, max_length=config.max_length)
     records, adapters = zip(*(_with_adapter(record, config) for record in given), strict=True)
-    predictor, bank = _load(config, shard)
-    if shard.rank == 0:
-        _say_warnings(records)
-    tasks = tasks_of(
-        records,
-        [_fingerprint(name, config) for name in adapters],
-        config.num_seeds,
-        _decided_by(config, predictor),
-    )
-    shard.meet()
-    own = [tasks[place] for place in shard.share([task.record.length for task in tasks])]
+    predictor, bank = _load(config, worker)
+    if worker.rank == 0:
+        _report_warnings(records)
+    recycles = predictor.recycles if config.num_recycles is None else config.num_recycles
+    decided_by = [predictor.identity, predictor.model.bf16, recycles, config.pae, config.html]
+    fingerprints = [_fingerprint(name, config) for name in adapters]
+    tasks = tasks_of(records, fingerprints, config.num_seeds, decided_by)
+    worker.meet()
+    own = [tasks[place] for place in worker.share([task.record.length for task in tasks])]
     earlier = read_rows(config.output)
     todo = [task for task in own if not _is_done(task, earlier, config)]
-    journal = RowJournal(config.output, shard.rank)
-    _say_start(len(todo), len(own), predictor)
+    journal = RowJournal(config.output, worker.rank)
+    device = next(predictor.model.parameters()).device
+    done = f", {len(own) - len(todo)} are done already" if len(own) > len(todo) else ""
+    report(f"folding {len(todo)} sequences on {device}{done}")
     rows = {}
     try:
         for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
@@ -86,19 +80,19 @@ def run(config: PredictConfig, shard: Shard | None = None) -> int:
             if before is not None:
                 journal.add(replace(before, status=UNFINISHED))
             row = rows[task.name] = _written(task, found, config)
-            if before is not None:
-                remove_others(before, row, config.output)
+            for name in set(before.files if before else ()) - set(row.files):
+                (config.output / name).unlink(missing_ok=True)
             journal.add(row)
     except UserError as error:  # a full disk, for example
-        report(f"{error}; {len(rows)} of {len(todo)} are done, --resume goes on with the others")
+        report(f"{error}; {len(rows)} of {len(todo)} are done; resume with --resume")
         return 1
-    shard.wait()
-    code = _finish(config, tasks, own, rows, started) if shard.ends() else 0
-    return shard.agreed(code)
+    worker.wait()
+    code = _finish(config, tasks, own, rows, started) if worker.finishes else 0
+    return worker.agreed(code)
 
 
 def _with_adapter(record: FastaRecord, config: PredictConfig) -> tuple[FastaRecord, str]:
-    """A record and the adapter that it names; one that names a wrong one cannot be folded."""
+    """A record and the adapter that it names; a wrong name becomes the record's problem."""
     try:
         return record, adapter_of(record, config)
     except UserError as error:
@@ -116,7 +110,7 @@ def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
         return ""
     place = f'{record.file}:{record.line}: record "{record.id}"'
     if len(words) > 1:
-        raise UserError(f"{place} names two adapters ({words[0]}, {words[1]})")
+        raise UserError(f"{place} names two adapters ({words[0]}, {words[1]}); name one")
     name = words[0].removeprefix("adapter=")
     given = config.adapter_folders()
     if name not in given:
@@ -125,7 +119,15 @@ def adapter_of(record: FastaRecord, config: PredictConfig) -> str:
     return name
 
 
-def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank | None]:
+def _fingerprint(name: str, config: PredictConfig) -> str:
+    """An adapter's name and the hash of its header, which holds the hash of its tensors."""
+    if not name:
+        return ""
+    header = adapter_folder(config.adapter_folders()[name]) / CONFIG_FILE
+    return f"{name} {hashlib.sha256(header.read_bytes()).hexdigest()}"
+
+
+def _load(config: PredictConfig, worker: Worker) -> tuple[Predictor, AdapterBank | None]:
     """The model, and the adapters that records may name, each checked against it."""
     predictor = load(
         config.run,
@@ -134,14 +136,14 @@ def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank |
         checkpoint=config.checkpoint,
         raw_weights=config.raw_weights,
         device=config.device,
-        local_rank=shard.local_rank,
+        local_rank=worker.local_rank,
         precision=config.precision,
         chunk_size=config.chunk_size,
     )
     if config.pae and not predictor.predicts_pae:
         raise UserError(
-            f"pae: {config.run} did not train its head of aligned errors (loss.weights.pae is 0 in"
-            " it and in what it started from, if that is still there)"
+            f"pae: {config.run} did not train its PAE head (loss.weights.pae is 0 there, and in the"
+            " run that it started from if that still exists); remove --pae"
         )
     folders = {name: adapter_folder(path) for name, path in config.adapter_folders().items()}
     if not folders:
@@ -151,42 +153,24 @@ def _load(config: PredictConfig, shard: Shard) -> tuple[Predictor, AdapterBank |
     return predictor, bank.to(next(language_model.parameters()).device)
 
 
-def _decided_by(config: PredictConfig, predictor: Predictor) -> list[object]:
-    """What decides the files of every sequence alike."""
-    recycles = predictor.recycles if config.num_recycles is None else config.num_recycles
-    return [predictor.identity, predictor.model.bf16, recycles, config.pae, config.html]
-
-
-def _fingerprint(name: str, config: PredictConfig) -> str:
-    """An adapter by its name and what it is; its header names its tensors by their hash."""
-    if not name:
-        return ""
-    header = adapter_folder(config.adapter_folders()[name]) / CONFIG_FILE
-    return f"{name} {hashlib.sha256(header.read_bytes()).hexdigest()}"
-
-
 def _is_done(task: Task, earlier: Mapping[str, PredictionRow], config: PredictConfig) -> bool:
     """Whether files of the same sequence, model and settings are there."""
     row = earlier.get(task.name)
-    return row is not None and row.hash == task.hash and is_there(row, config.output)
+    return row is not None and row.hash == task.hash and row.is_there(config.output)
 
 
 def _folded(
-    tasks: Sequence[Task],
-    config: PredictConfig,
-    predictor: Predictor,
-    bank: AdapterBank | None,
+    tasks: Sequence[Task], config: PredictConfig, predictor: Predictor, bank: AdapterBank | None
 ) -> Iterator[tuple[Task, Folded | Failed]]:
-    """The predictions of tasks: those that cannot be folded, the model's own adapter's, others'."""
+    """Folds with the model's own adapter first, then with those that records name."""
     for task in tasks:
         if task.record.problem:
             yield task, Failed(0, task.record.problem)
     good = [task for task in tasks if not task.record.problem]
-    own = [task for task in good if not task.adapter]
-    others = [task for task in good if task.adapter]
-    for group in (own, others):
+    for named in (False, True):
+        group = [task for task in good if bool(task.adapter) == named]
         choice = None
-        if group is others and group:
+        if named and group:
             assert bank is not None
             choice = AdapterChoice(bank, torch.tensor([bank.index(t.adapter) for t in group]))
         results = predictor.fold_all(
@@ -207,7 +191,7 @@ def _written(task: Task, found: Folded | Failed, config: PredictConfig) -> Predi
     record = task.record
     prediction = Prediction.from_folded(task.name, record.header, record.chains, found)
     try:
-        files = write_files(config.output, prediction)
+        files = prediction.write(config.output)
         if config.html:
             facts = _facts(task, config)
             files["html"] = write_page(config.output, prediction, files.values(), facts)
@@ -227,7 +211,7 @@ def _facts(task: Task, config: PredictConfig) -> dict[str, str]:
     facts = {
         "model": str(config.run or config.esmfold),
         "adapter": task.adapter,
-        "residues hidden from the language model": "15 %" if task.seed else "",
+        "residues masked in the language model": "15 %" if task.seed else "",
         "program": f"esmfold_peft {__version__}",
         "hash": task.hash,
     }
@@ -241,20 +225,18 @@ def _finish(
     rows: dict[str, PredictionRow],
     started: float,
 ) -> int:
-    """Writes the table if every sequence has a row, and says how it went."""
-    there = read_rows(config.output) | rows
+    """Writes the table if every sequence has a row, and reports how it went."""
+    found = read_rows(config.output) | rows
     current = {
-        task.name: task.described(there[task.name])
+        task.name: task.described(row)
         for task in tasks
-        if task.name in there
-        and there[task.name].hash == task.hash
-        and there[task.name].status != UNFINISHED
+        if (row := found.get(task.name)) and row.hash == task.hash and row.status != UNFINISHED
     }
     whole = len(current) == len(tasks)
     if whole:
-        # A sequence that is no longer in the files keeps its line, as it keeps its files.
-        strangers = [row for name, row in there.items() if name not in current]
-        table = [*(current[task.name] for task in tasks), *strangers]
+        # A sequence that is no longer in the FASTA keeps its line, as it keeps its files.
+        others = [row for name, row in found.items() if name not in current]
+        table = [*(current[task.name] for task in tasks), *others]
         if config.html:
             write_index(config.output, table)
         elif not any(row.html for row in table):
@@ -262,22 +244,16 @@ def _finish(
         finish(config.output, table, started)
     counted = tasks if whole else own
     failed = sum(current[task.name].status != OK for task in counted)
-    where = TABLE if whole else "other processes are at work"
+    where = TABLE if whole else "other processes are still at work"
     report(f"{len(counted) - failed} structures in {config.output}, {failed} failed ({where})")
     return 1 if failed else 0
 
 
-def _say_warnings(records: Sequence[FastaRecord]) -> None:
-    """Prints what cannot be folded, and then what may not be meant."""
+def _report_warnings(records: Sequence[FastaRecord]) -> None:
+    """Reports the records that cannot be folded, then the warnings of the others."""
     lines = [record.problem for record in records if record.problem]
     lines += [text for record in records for text in record.warnings]
     for line in lines[:_WARNINGS_SHOWN]:
         report(line)
     if len(lines) > _WARNINGS_SHOWN:
         report(f"and {len(lines) - _WARNINGS_SHOWN} more such lines (see {TABLE})")
-
-
-def _say_start(todo: int, own: int, predictor: Predictor) -> None:
-    device = next(predictor.model.parameters()).device
-    there = f", {own - todo} are there already" if own > todo else ""
-    report(f"folding {todo} sequences on {device}{there}")

@@ -23,7 +23,7 @@ from esmfold_peft.preparation.sources import Item, list_items, load, split_lists
 from esmfold_peft.preparation.writer import StoreWriter
 
 _RULES_OF_READING = 2
-"""Raised whenever the rules change, so that no store mixes old and new ones."""
+"""Raise it whenever the rules change, so that no store mixes old and new ones."""
 _FILES_IN_A_UNIT = 32  # a kill loses a few of these for each process
 
 
@@ -34,15 +34,15 @@ def run(config: PrepareConfig) -> int:
         1 if the reader itself failed on a file (a bug, no memory, no end), else 0.
 
     Raises:
-        UserError: a source, a list or another input is missing or wrong, the store was begun
-            otherwise, the disk is full, or no chain is left.
+        UserError: a source, a list or another input is missing or wrong, the store was begun with
+            other settings or files, the disk is full, or no chain is left.
     """
     require_inputs(config)
     structures, lists = split_lists(config.sources)
     selection = Selection(lists) if lists else None
     items = list_items(structures, selection, config.output)
     rules = Rules(config.filters, config.plddt if config.predicted else None, selection)
-    workers = config.workers or _cores()
+    workers = config.workers or len(os.sched_getaffinity(0))
     with StoreWriter(config.output, _settings(rules)) as writer:
         _read(items, rules, writer, workers)
         finished = finish(config, selection, writer, threads=workers)
@@ -62,7 +62,7 @@ def run(config: PrepareConfig) -> int:
 
 
 def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) -> None:
-    """Reads what is not in the store yet."""
+    """Reads the files that are not in the store yet."""
     units = [items[k : k + _FILES_IN_A_UNIT] for k in range(0, len(items), _FILES_IN_A_UNIT)]
     done = writer.units_done(units)
     if done:
@@ -81,11 +81,11 @@ def _read(items: list[Item], rules: Rules, writer: StoreWriter, workers: int) ->
 
 
 def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Report:
-    """Writes the tables; the manifest, which makes the store a whole one, is the last."""
+    """Writes the tables; the manifest, which makes the store whole, comes last."""
     output = config.output
-    if not finished.entries:  # else the list of an earlier command would stand for this one
+    if not finished.entries:  # the list of an earlier command must not stand for this one
         (output / FILE_NAME).unlink(missing_ok=True)
-    found = make_report(finished, writer)
+    found = make_report(finished, writer.path.stat().st_size)
     write_atomically(output / "rejected.csv", csv_text(Rejected, finished.rejected))
     write_atomically(output / "notes.csv", csv_text(Note, finished.notes))
     write_atomically(output / "report.json", json.dumps(asdict(found), indent=2) + "\n")
@@ -95,7 +95,7 @@ def _write(config: PrepareConfig, finished: Finished, writer: StoreWriter) -> Re
 
 
 def _settings(rules: Rules) -> str:
-    """All that decides what is read into the store, beside the files."""
+    """All settings that decide on the contents of the store."""
     listed = sorted(rules.selection.listed) if rules.selection else None
     settings = {
         "rules of reading": _RULES_OF_READING,
@@ -104,7 +104,3 @@ def _settings(rules: Rules) -> str:
         "list of ids": hashlib.sha256(json.dumps(listed).encode()).hexdigest() if listed else None,
     }
     return json.dumps(settings)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""`esmfold-peft train --replay FILE`: a step that was not finite, done again."""
+"""`esmfold-peft train --replay FILE`: computes a step that was not finite again."""
 
 import math
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from esmfold_peft.config import ReplayConfig, TrainConfig
 from esmfold_peft.console import report
-from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.losses.total import LossTerms
 from esmfold_peft.model.folding import FoldingModel, parameter_groups
-from esmfold_peft.runs.run_directory import read_tensors, rebuild_model, run_config
+from esmfold_peft.runs.ready import rebuild_model
+from esmfold_peft.runs.run_directory import read_tensors, run_config
 from esmfold_peft.training.nonfinite import NONFINITE, WEIGHTS, Evidence, read_evidence
 from esmfold_peft.training.passes import Chains, Passes
 from esmfold_peft.training.step import first_sample, recycles_at
@@ -36,35 +36,44 @@ def run(config: ReplayConfig) -> int:
     """
     path = config.replay.resolve()
     if len(path.parents) < 3 or path.parents[1].name != NONFINITE:
-        raise UserError(f"replay: {path} is not where a run leaves it, RUN/{NONFINITE}/step_N/")
+        raise UserError(
+            f"replay: {config.replay} is not in the folder of a run; give a file"
+            f" RUN/{NONFINITE}/step_N/rank_N.safetensors"
+        )
     evidence = read_evidence(path)
     device = choose_device(config.accelerator)
-    folder, home = path.parent, path.parents[2]
+    weights, home = path.parent / WEIGHTS, path.parents[2]
     settings = run_config(home)
     settings = replace(settings, engine=replace(settings.engine, compile=False, cuda_graphs=False))
-    model = rebuild_model(home, settings, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    model = rebuild_model(home, settings, read_tensors(weights), weights)
     model = model.to(device).train()
     report(
-        f"step {evidence.step + 1} of {home}, process {evidence.rank}: then "
-        + ("; ".join(evidence.faults) or "every loss was finite, and the gradient was not")
+        f"step {evidence.step + 1} of {home}, process {evidence.rank}, in training:"
+        f" {'; '.join(evidence.faults) or 'every loss was finite, the gradient was not'}"
     )
-    table, broken = _table(), False
-    for chain in _chains(evidence, settings, device):
+    table = Table("chain", title="losses, and norms of each chain's part of the gradient")
+    for column in ("residues", "loss", "terms", "adapter", "trunk", "head"):
+        table.add_column(column, justify="left" if column == "terms" else "right")
+    broken = False
+    for chain in _chains(evidence, settings, model):
         terms, first, norms = _again(model, settings, chain, evidence)
-        _add_row(table, chain.batch, terms, norms)
+        (name,), (residues,) = chain.batch.ids, chain.batch.lengths
+        shown = ", ".join(f"{name} {float(term):.3g}" for name, term in terms.terms.items())
+        gradient = [f"{norm:.3g}" for norm in norms.values()]
+        table.add_row(name, str(residues), f"{float(terms.total):.4g}", shown, *gradient)
         faults = terms.faults(chain.batch.ids)
         if faults or not all(map(math.isfinite, norms.values())):
             broken = True
-            where = f"; the first module to give such numbers is {first}" if first else ""
-            fault = faults or [f"{chain.batch.ids[0]}: its gradient is not finite"]
-            report("; ".join(fault) + where)
+            where = f"; the first module with such numbers is {first}" if first else ""
+            report("; ".join(faults or [f"{name}: its gradient is not finite"]) + where)
     Console().print(table)
-    report("it is not finite again" if broken else "all is finite this time")
+    report("the step is not finite again" if broken else "all is finite this time")
     return 1 if broken else 0
 
 
-def _chains(evidence: Evidence, config: TrainConfig, device: torch.device) -> Iterator[Chains]:
+def _chains(evidence: Evidence, config: TrainConfig, model: FoldingModel) -> Iterator[Chains]:
     """The chains of the step, one at a time, without sequence tracks."""
+    device = next(model.parameters()).device
     truth = ground_truth(evidence.batch)
     batch, truth = evidence.batch.to(device), truth.to(device)
     first = first_sample(config, evidence.step, evidence.rank, len(batch.ids))
@@ -98,7 +107,7 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
     faulty: list[str] = []
 
     def watch(name: str, output: Any) -> None:
-        if not all(bool(t.isfinite().all()) for t in _tensors(output)):
+        if not all(bool(t.detach().isfinite().all()) for t in _floats(output)):
             faulty.append(name)
 
     hooks = [
@@ -113,28 +122,12 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The numbers with a fraction in what a module gives."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (tuple, list)):
+def _floats(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in what a module gives."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        yield value
+    if is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-def _table() -> Table:
-    table = Table(title="losses, and norms of each chain's part of the gradient")
-    for column in ("chain", "residues", "loss", "terms", "adapter", "trunk", "head"):
-        table.add_column(column, justify="left" if column in ("chain", "terms") else "right")
-    return table
-
-
-def _add_row(table: Table, chain: Batch, losses: LossTerms, norms: dict[str, float]) -> None:
-    shown = ", ".join(f"{name} {float(term):.3g}" for name, term in losses.terms.items())
-    gradient = [f"{norm:.3g}" for norm in norms.values()]
-    (name,), (residues,) = chain.ids, chain.lengths
-    table.add_row(name, str(residues), f"{float(losses.total):.4g}", shown, *gradient)
+            yield from _floats(item)

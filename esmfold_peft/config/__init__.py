@@ -5,6 +5,8 @@ their sources are explained at the field that holds them; "AF2" is Jumper et al.
 Ahdritz et al. 2024, "ESMFold" Lin et al. 2023, "LoRTA" Hounie et al. 2024 (arXiv 2410.04060).
 """
 
+# ruff: noqa: F401 (other rooms import these names from here)
+
 from esmfold_peft.config.adapter import AdapterConfig, AdapterKind, Target
 from esmfold_peft.config.commands import (
     CountConfig,
@@ -15,8 +17,6 @@ from esmfold_peft.config.commands import (
     ReplayConfig,
 )
 from esmfold_peft.config.evaluation import EvaluateConfig, MatchMethod, Split
-from esmfold_peft.config.guard import GuardConfig
-from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import (
     EsmfoldConfig,
     EvoformerConfig,
@@ -40,51 +40,11 @@ from esmfold_peft.config.training import (
     ClusterWeight,
     DataConfig,
     EngineConfig,
+    GuardConfig,
+    LogConfig,
     LossConfig,
     LossWeights,
     OptimizerConfig,
     Precision,
     TrainConfig,
 )
-
-__all__ = [
-    "AdapterConfig",
-    "AdapterKind",
-    "CheckpointConfig",
-    "ClusterWeight",
-    "CountConfig",
-    "DataConfig",
-    "EngineConfig",
-    "EsmfoldConfig",
-    "EvaluateConfig",
-    "EvoformerConfig",
-    "ExecutorConfig",
-    "ExportConfig",
-    "FilterConfig",
-    "GuardConfig",
-    "ImportConfig",
-    "InspectConfig",
-    "Kernels",
-    "LadderConfig",
-    "LanguageModelConfig",
-    "LogConfig",
-    "LossConfig",
-    "LossWeights",
-    "MatchMethod",
-    "MergeConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PlddtConfig",
-    "Precision",
-    "PredictConfig",
-    "PrepareConfig",
-    "ReplayConfig",
-    "SearchConfig",
-    "SearchReportConfig",
-    "SearchStatusConfig",
-    "Split",
-    "StructureConfig",
-    "Target",
-    "TrainConfig",
-    "TrunkConfig",
-]

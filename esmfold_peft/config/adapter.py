@@ -27,35 +27,36 @@ Init = Literal["unit", "paper", "direct"]
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained inside the language model.
+    """The adapter of the language model.
 
     Attributes:
-        kind: none (frozen, as in ESMFold), full (all its weights train), or a method: lora,
+        kind: none (frozen, as in ESMFold), full (trains all its weights), or a method: lora,
             lora_fa, dora, lorta, lotr, fact_tt, fact_tk, loretta_rep, loretta_adp, tt_lora, vera,
-            nola, ia3, bitfit. Settings that a kind does not use are refused; none and full use no
-            other one.
-        rank: rank r of the factors (the TT-rank of tt_lora, the bottleneck of loretta_adp); ia3 and
-            bitfit have none. Training warns of a rank above what a method can use.
-        alpha: the update is scaled by a factor s made of alpha; vera, ia3 and bitfit have none.
-        scaling: s is alpha/r, alpha/sqrt(r) (rsLoRA), or constant, alpha itself (as FacT and
-            TT-LoRA publish theirs).
-        targets: adapted matrices: query, key, value, output of the attention, fc1 and fc2 of the
+            nola, ia3, bitfit. Settings that a method does not use are refused; none and full use
+            none.
+        rank: rank r of the factors (the TT-rank of tt_lora, the bottleneck of loretta_adp); not for
+            ia3 and bitfit. Training warns of a rank above what a method can use.
+        alpha: the update is scaled by a factor s that depends on alpha; not for vera, ia3 and
+            bitfit.
+        scaling: s is alpha/r, alpha/sqrt(r) (rsLoRA), or constant: alpha itself (as FacT and
+            TT-LoRA are published).
+        targets: adapted matrices: query, key, value and output of the attention, fc1 and fc2 of the
             feed-forward block. The paper's counts imply query, key, value.
-        init: start of the factors: unit (no output changes; for lorta random signs, so that the
-            same alpha / rank suits every rank), paper (as the method's authors start it;
-            loretta_rep, loretta_adp and tt_lora then change outputs from the start), or for tt_lora
-            direct (as its authors' later programs do: small random cores).
-        modes: lorta's shared modes; without one there is a tensor for each head's matrix, each
-            matrix or each layer (LoRTA Table 4). None of them is LoRA.
-        orientation: where lorta's heads lie: paper (output side of query, key, value, input side of
-            output), peft (always input) or litgpt (always output), as the authors' programs do.
+        init: start of the factors: unit (outputs unchanged; lorta has random signs, so that one
+            alpha / rank suits every rank), paper (as the method's authors start it; loretta_rep,
+            loretta_adp and tt_lora then change outputs from the start), or direct (tt_lora only, as
+            in its authors' later programs: small random cores).
+        modes: lorta's shared modes. Without a mode there is one tensor for each head's matrix, each
+            matrix or each layer (LoRTA Table 4); without any it is LoRA.
+        orientation: the side of lorta's heads: paper (output side of query, key, value, input side
+            of output), peft (always input) or litgpt (always output), as in the authors' programs.
         component_weights: a learned factor for each of lorta's r components.
         tt_rank: TT-rank of loretta_rep and loretta_adp.
         bases: random bases k of each factor of nola.
-        norms: bitfit adapts the biases of both layer norms too; it needs all six targets.
-        freeze: factors that stay as they are drawn, by name.
-        lr_factors: factors of the adapter by name, each with a multiplier above 0 of its learning
-            rate, on top of optimizer.lr_adapter (LoRA+: b 16).
+        norms: bitfit also adapts the biases of both layer norms; needs all six targets.
+        freeze: names of factors that keep their start.
+        lr_factors: names of factors, each with a multiplier of its learning rate, on top of
+            optimizer.lr_adapter (LoRA+: b 16).
     """
 
     kind: AdapterKind = "lorta"

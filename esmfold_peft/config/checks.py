@@ -9,7 +9,7 @@ from esmfold_peft.errors import UserError
 
 
 def check_lowest(config: object, prefix: str, lowest: int, *names: str) -> None:
-    """Refuses numbers below a bound; None and words are left to whoever reads them.
+    """Refuses numbers below a bound; ignores None and words.
 
     Raises:
         UserError: names the setting and its value.
@@ -44,20 +44,8 @@ def default_of(field: Field) -> Any:
     return field.default if made is MISSING else made()
 
 
-def check_above_zero(config: object, prefix: str, *names: str) -> None:
-    """Refuses numbers that are not above 0; None is left to whoever reads it.
-
-    Raises:
-        UserError: names the setting and its value.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UserError(f"{prefix}{name}: {value} is not above 0")
-
-
 def check_device(device: str) -> None:
-    """Refuses what names no device.
+    """Refuses a text that names no device.
 
     Raises:
         UserError: it is none of auto, cpu, gpu, cuda:N.

@@ -1,4 +1,4 @@
-"""Settings of the commands beside `prepare` and `train`."""
+"""Settings of `train --replay`, `adapters` and `weights`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Does a training step again that was left out because it was not finite.
+    """Repeat a training step that was skipped because it was not finite.
 
     Attributes:
         replay: file of what a process saw in the step, <run>/nonfinite/step_<step>/rank_<rank>.
@@ -25,18 +25,18 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class CountConfig:
-    """Counts the trainable parameters of adapters, nothing else of the model included.
+    """Count the trainable parameters of adapters.
 
     Attributes:
         models: ESM-2 models by name, such as esm2_t12_35M_UR50D, or all, from 8M to 15B.
-        kinds: methods; by default all adapters.
-        ranks: rank r of each.
+        kinds: methods; by default all.
+        ranks: ranks r.
         targets: adapted matrices; a method that cannot adapt one of them is listed without a count.
         tt_rank: TT-rank of loretta_rep and loretta_adp.
         bases: random bases k of each factor of nola.
-        norms: bitfit adapts the biases of both layer norms too; it needs all six targets.
-        reference: llama2-7b prints Table 1 of the LoRTA paper beside its formulas instead.
-        format: a table for the eye, or csv or json.
+        norms: bitfit also adapts the biases of both layer norms; needs all six targets.
+        reference: llama2-7b prints Table 1 of the LoRTA paper and its formulas' counts instead.
+        format: table, csv or json.
     """
 
     models: tuple[str, ...] = ("esm2_t12_35M_UR50D",)
@@ -53,7 +53,7 @@ class CountConfig:
         check_lowest(self, "", 1, "tt_rank", "bases")
         for name in ("models", "ranks", "targets"):
             if not getattr(self, name):
-                raise UserError(f"{name}: empty")
+                raise UserError(f"{name}: empty; give at least one")
         for rank in self.ranks:
             if rank < 1:
                 raise UserError(f"ranks: {rank} is less than 1")
@@ -79,13 +79,13 @@ class CountConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Writes an adapter into the weights of its ESM-2, for programs that know no adapters.
+    """Merge an adapter into the weights of its ESM-2, for programs that know no adapters.
 
     Attributes:
-        output: folder that receives the checkpoints.
+        output: folder for the merged files; it must be absent or empty.
         run: folder of a training run; its language model and adapter are merged.
         adapter: folder of an adapter (or of its run), instead of --run.
-        language_model: the model that the adapter was trained on; with a run, the run names it.
+        language_model: the model that the adapter was trained on; only with --adapter
         dtype: type of the merged weights. They are computed in float32; a type that loses more than
             a tenth of an update is refused.
         formats: fair-esm (an esm2_*.pt file) and transformers (a folder for EsmForMaskedLM).
@@ -109,11 +109,12 @@ class MergeConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Writes an adapter as a file of another program.
+    """Write an adapter in another program's format.
 
     Attributes:
         adapter: folder of an adapter, or of a training run.
-        output: folder that receives adapter_config.json and adapter_model.safetensors.
+        output: folder for adapter_config.json and adapter_model.safetensors; it must be absent or
+            empty.
         format: peft, Hugging Face PEFT's format for transformers' EsmModel (lora, lora_fa, dora,
             vera, ia3).
         base_model: Hugging Face name or path of the language model, written into the config; by
@@ -128,18 +129,18 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Reads an adapter of Hugging Face PEFT, the LoRTA authors' fork of it, or TT-LoRA's authors.
+    """Import an adapter of Hugging Face PEFT, the LoRTA authors' fork of it, or TT-LoRA's authors.
 
     Attributes:
-        adapter: folder with adapter_config.json and adapter_model.safetensors (of TT-LoRA's library
+        adapter: folder with adapter_config.json and adapter_model.safetensors (TT-LoRA's library:
             adapter_model.bin), or a .pth file of an earlier TT-LoRA program.
-        output: folder that receives the adapter as this program keeps it.
+        output: folder for the adapter in this program's format; it must be absent or empty.
         language_model: the model that the adapter was trained on. PEFT's files do not name its
-            weights: it is your word that these are the ones.
-        kind: auto, or lora_fa to go on training a LoRA with its A frozen.
-        alpha: TT-LoRA's alpha, for a .pth file alone, which does not say it.
-        order: for a .pth file, what its program makes of the cores: reconstruction (it forms ΔW, as
-            that of the first paper does) or contraction (it multiplies the input with them).
+            weights, so this cannot be checked.
+        kind: auto, or lora_fa to train a LoRA further with its A frozen.
+        alpha: TT-LoRA's alpha, for a .pth file only, which does not contain it.
+        order: for a .pth file, how its program uses the cores: reconstruction (it forms ΔW, as the
+            first paper's program does) or contraction (it multiplies the input with them).
     """
 
     adapter: Path
@@ -152,12 +153,12 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Says what a file of weights is, which settings fit it, and what would not map.
+    """Show what a file of weights contains, which settings fit it, and which tensors do not map.
 
     Attributes:
         file: official .pt file of ESMFold or ESM-2, a Hugging Face folder of either, or a
             .safetensors or .bin file in one.
-        format: a table for the eye and settings for a YAML file, or json.
+        format: table (with settings for a YAML file) or json.
     """
 
     file: Path

@@ -20,38 +20,40 @@ _FOLDING = (
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores predicted structures against true ones: files, or those that a run's model folds.
+    """Score predicted structures against true ones.
+
+    The predictions are structure files (--predictions, --references or --pairs), or a run's model
+    predicts them (--run). --compare compares two earlier evaluations.
 
     Attributes:
-        output: folder that receives scores.csv and .parquet, summary.json and plots/; files of an
-            earlier evaluation in it are replaced.
-        predictions: structure files, folders and tars of them, or stores. Of a folder that holds
-            x.cif and x.pdb the first is taken.
-        references: the same of the true structures. A chain is named after its file without
-            endings (x, or x_A where the file has several chains), or as the entry is (1ubq_A); it
-            is scored against the prediction of that name.
-        pairs: CSV with the columns prediction and reference, and if needed prediction_chain,
-            reference_chain (the author's names) and id. With predictions or references given the
-            cells of that column are names in them, otherwise paths, relative to the CSV's folder.
-        match: how residues find each other: by their place in the deposited sequence
-            (label_seq_id, SEQRES), by the author's residue number, or by alignment; auto tries
-            equal sequences, the author's numbers, places, and alignment, in this order.
-        run: folder of a training run, whose model folds the sequences of stores, uncropped.
-        store: stores of true structures that the run's model is scored on.
-        splits: the run's own stores, train or validation, instead; validation by default.
-        compare: two folders of earlier evaluations, of which the second is set against the first.
-        per_residue: write residues.csv and .parquet too.
+        output: folder for scores.csv and .parquet, summary.json and plots/; replaces the files of
+            an earlier evaluation in it.
+        predictions: predicted structures: files, folders and tars of files, or stores. If a folder
+            holds x.cif and x.pdb, x.cif is taken.
+        references: true structures, in the same forms. A chain is named after its file without
+            endings (x, or x_A where the file has several chains) or its entry (1ubq_A), and is
+            scored against the prediction of that name.
+        pairs: CSV with the columns prediction and reference, and optionally prediction_chain,
+            reference_chain (the author's names) and id. A cell is a name in --predictions or
+            --references if they are given, else a path relative to the CSV's folder.
+        match: how residues are matched: by their place in the deposited sequence (label_seq_id,
+            SEQRES), by the author's residue number, or by alignment; auto tries equal sequences,
+            the author's numbers, places, and alignment, in this order.
+        run: folder of a training run; its model predicts the whole sequences of stores.
+        store: stores of true structures to score the run's model on.
+        splits: the run's own stores instead: train or validation (default).
+        compare: folders of two earlier evaluations; the second is compared with the first.
+        per_residue: also write residues.csv and .parquet.
         plots: draw figures into plots/.
-        workers: processes that read and score; 0 is this one alone. By default one for each core
-            where there is enough to do.
+        workers: processes that read and score; 0 uses this process only. Default: one per core if
+            there is enough to do.
         checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
-            which is that of its last checkpoint.
-        raw_weights: take the weights as they were, not their moving average.
+            that of its last checkpoint.
+        raw_weights: take the raw weights, not their moving average.
         device: cpu, gpu, cuda:N, or auto (a GPU if there is one).
         precision: float32 or bf16; null takes the run's.
-        num_recycles: passes after the first; null takes the run's.
-        max_tokens_per_batch: residues folded at a time, padding included; a longer chain is folded
-            alone.
+        num_recycles: recycling passes after the first pass; null takes the run's.
+        max_tokens_per_batch: most residues in a batch, padding included; a longer chain is alone.
         chunk_size: rows of the pair track at a time (`model.chunk`): less memory for long chains.
     """
 
@@ -88,16 +90,16 @@ class EvaluateConfig:
 
     def _check_compare(self) -> None:
         if len(self.compare) != 2:
-            raise UserError(f"compare: {len(self.compare)} folders instead of two")
+            raise UserError(f"compare: {len(self.compare)} folders; give two")
         names = ("run", *_FILES, *_FOLDING, "per_residue", "workers")
         check_unchanged(self, "", names, "not with --compare")
 
     def _check_run(self) -> None:
         files = ("predictions", "pairs", "match")
-        check_unchanged(self, "", files, "not with --run, which folds")
+        check_unchanged(self, "", files, "not with --run, whose model makes the predictions")
         check_unchanged(self, "", ("references",), "not with --run; name the stores by --store")
         if self.store and self.splits:
-            raise UserError("store and splits: give one of them")
+            raise UserError("store, splits: give only one of them")
         for name in ("store", "splits"):
             values = getattr(self, name)
             if repeated := next((v for v in values if values.count(v) > 1), None):

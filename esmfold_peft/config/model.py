@@ -15,14 +15,15 @@ class LanguageModelConfig:
     """The ESM-2 protein language model.
 
     Attributes:
-        name: official name, such as esm2_t12_35M_UR50D, or "custom" for the three sizes below.
-        weights: "pretrained" (the official file, downloaded when it is not in torch.hub's folder),
-            "random" (from the run's seed, for tests), or a path: an official .pt file or a Hugging
-            Face folder of facebook/esm2_* or facebook/esmfold_v1.
-        layers: number of layers, for "custom" only.
-        width: hidden width, for "custom" only.
-        heads: attention heads, for "custom" only.
-        checkpoint: recompute each layer's activations in the backward pass to save memory.
+        name: official name, such as esm2_t12_35M_UR50D, or custom for the three sizes below.
+        weights: pretrained (the official file, downloaded if torch.hub's folder lacks it), random
+            (from the run's seed, for tests), or a path: an official .pt file or a Hugging Face
+            folder of facebook/esm2_* or facebook/esmfold_v1.
+        layers: number of layers (custom only).
+        width: hidden width (custom only).
+        heads: attention heads (custom only).
+        recompute: save memory: keep only what enters each layer and compute the rest again in the
+            backward pass.
     """
 
     name: str = "esm2_t12_35M_UR50D"
@@ -30,7 +31,7 @@ class LanguageModelConfig:
     layers: int | None = None
     width: int | None = None
     heads: int | None = None
-    checkpoint: bool = False
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class TrunkConfig:
     """Settings of one trunk. Its class attributes tell the other settings what the trunk can do.
 
     Attributes:
-        trunk: the value of model.trunk that takes the section.
-        name: of the section.
-        published: whether there are weights to start from, which a run can keep; the section then
-            has the setting `weights`.
+        trunk: value of model.trunk that selects this section.
+        name: name of the section.
+        published: published weights exist, so the section has the setting `weights` and
+            model.freeze may keep them.
         missing_heads: heads that the published weights lack.
-        kernels: the values of model.kernels that it knows.
-        checkpoint: recompute each block's activations in the backward pass.
-        weights: of trunk, structure module and heads.
+        kernels: values of model.kernels that this trunk knows.
+        recompute: keep only what enters each block and compute the rest again in the backward pass.
+        weights: weights of the trunk, the structure module and the heads.
     """
 
     trunk: ClassVar[str]
@@ -53,7 +54,7 @@ class TrunkConfig:
     published: ClassVar[bool] = False
     missing_heads: ClassVar[tuple[str, ...]] = ()
     kernels: ClassVar[tuple[Kernels, ...]] = ("fused",)
-    checkpoint = False
+    recompute = False
     weights = "random"
 
     @property
@@ -71,10 +72,10 @@ class EvoformerConfig(TrunkConfig):
     """The reduced Evoformer between the language model and the structure module.
 
     Attributes:
-        blocks: Evoformer blocks (LoRTA: 12 instead of ESMFold's 48).
+        blocks: Evoformer blocks (LoRTA: 12; ESMFold has 48).
         c_m: channels of the one-row MSA track.
         c_z: channels of the pair track.
-        c_s: channels of the single track handed to the structure module.
+        c_s: channels of the single track for the structure module.
         heads_msa: attention heads of the MSA track.
         heads_pair: attention heads of the pair track.
         c_head_msa: channels of each MSA head.
@@ -84,8 +85,8 @@ class EvoformerConfig(TrunkConfig):
         transition: width factor of the transitions.
         dropout_msa: dropout of the MSA track, shared along rows.
         dropout_pair: dropout of the pair track, shared along rows or columns.
-        checkpoint: recompute each block's activations in the backward pass to save memory. auto: on
-            a GPU only if not even one chain fits otherwise, on a CPU always.
+        recompute: save memory: keep only what enters each block and compute the rest again in the
+            backward pass. auto: always on a CPU, on a GPU if not even one chain fits otherwise.
     """
 
     trunk = "evoformer"
@@ -105,7 +106,7 @@ class EvoformerConfig(TrunkConfig):
     transition: int = 4
     dropout_msa: float = 0.15
     dropout_pair: float = 0.25
-    checkpoint: bool | Auto = "auto"
+    recompute: bool | Auto = "auto"
 
     @property
     def widths(self) -> tuple[int, int, int]:  # noqa: D102
@@ -118,15 +119,16 @@ class EvoformerConfig(TrunkConfig):
 
 @dataclass(frozen=True)
 class EsmfoldConfig(TrunkConfig):
-    """The trunk of the released ESMFold (Lin et al. 2023), and where its weights are.
+    """The trunk of the released ESMFold (Lin et al. 2023) and its weights.
 
-    The sizes are those of the release; a file of other sizes is refused by the name of the size.
+    The sizes are those of the release. A file of other sizes is refused; the message names the
+    size.
 
     Attributes:
-        weights: "pretrained" (the official esmfold_3B_v1.pt, downloaded when it is not in
-            torch.hub's folder), "random" (from the run's seed, for tests), or a path: an official
-            .pt file or a Hugging Face folder of facebook/esmfold_v1. They fill the trunk, the
-            structure module and the heads; the language model's weights are named apart, and may be
+        weights: weights of the trunk, the structure module and the heads: pretrained (the official
+            esmfold_3B_v1.pt, downloaded if torch.hub's folder lacks it), random (from the run's
+            seed, for tests), or a path: an official .pt file or a Hugging Face folder of
+            facebook/esmfold_v1. model.language_model.weights names the language model's and may be
             the same Hugging Face folder.
         blocks: blocks of self-attention, sequence-to-pair and triangle updates.
         c_s: channels of the sequence track.
@@ -134,10 +136,10 @@ class EsmfoldConfig(TrunkConfig):
         c_structure: channels of the single track in the structure module.
         heads: attention heads of the sequence track.
         heads_pair: attention heads of the pair track.
-        dropout: dropout of the sequence track; the pair track has twice as much, shared along rows
+        dropout: dropout of the sequence track. The pair track has twice as much, shared along rows
             or columns.
-        checkpoint: recompute each block's activations in the backward pass to save memory. auto: on
-            a GPU only if not even one chain fits otherwise, on a CPU always.
+        recompute: save memory: keep only what enters each block and compute the rest again in the
+            backward pass. auto: always on a CPU, on a GPU if not even one chain fits otherwise.
     """
 
     trunk = "esmfold_v1"
@@ -153,7 +155,7 @@ class EsmfoldConfig(TrunkConfig):
     heads: int = 32
     heads_pair: int = 4
     dropout: float = 0.0
-    checkpoint: bool | Auto = "auto"
+    recompute: bool | Auto = "auto"
 
     @property
     def widths(self) -> tuple[int, int, int]:  # noqa: D102
@@ -163,7 +165,9 @@ class EsmfoldConfig(TrunkConfig):
         super().__post_init__()
         check_shares(self, "model.esmfold.", "dropout")
         if self.dropout >= 0.5:
-            raise UserError(f"model.esmfold.dropout: {self.dropout} would drop all pairs")
+            raise UserError(
+                f"model.esmfold.dropout: {self.dropout} would drop all pairs; it must be below 0.5"
+            )
         for width, heads in (("c_s", "heads"), ("c_z", "heads_pair")):
             if getattr(self, width) % getattr(self, heads):
                 raise UserError(
@@ -171,7 +175,7 @@ class EsmfoldConfig(TrunkConfig):
                     f" {getattr(self, width)}"
                 )
         if self.c_z % 2:
-            raise UserError(f"model.esmfold.c_z: {self.c_z} is odd")
+            raise UserError(f"model.esmfold.c_z: {self.c_z} is odd; it must be even")
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class StructureConfig:
     """The structure module (AF2 Suppl. 1.8).
 
     Attributes:
-        layers: layers, sharing their weights.
+        layers: layers; they share their weights.
         c_ipa: channels of each head of the invariant point attention.
         heads: heads of the invariant point attention.
         query_points: query and key points of each head.
@@ -209,29 +213,27 @@ class ModelConfig:
     """The folding model.
 
     Attributes:
-        language_model: ESM-2.
+        language_model: ESM-2
         trunk: evoformer (LoRTA's reduced Evoformer, trained from a random start) or esmfold_v1 (the
             released ESMFold; its language model is esm2_t36_3B_UR50D).
-        evoformer: sizes of the Evoformer; unused with esmfold_v1.
-        esmfold: sizes and weights of ESMFold's trunk; unused with evoformer.
-        structure: the structure module.
+        evoformer: the Evoformer; for the trunk evoformer only
+        esmfold: ESMFold's trunk; for the trunk esmfold_v1 only
+        structure: the structure module
         freeze: parts of the released ESMFold that keep their weights: trunk, and head (structure
-            module and heads). With both, the adapter alone is trained.
-        max_recycles: passes through the trunk after the first: drawn from 0 to this in training,
-            this many in evaluation and prediction (AF2: 3).
+            module and heads). With both, only the adapter is trained.
+        max_recycles: recycling passes after the first pass: a random number from 0 to this in
+            training, exactly this many in evaluation and prediction (AF2: 3).
         relative_positions: sequence distances beyond this share one embedding (AF2: 32).
-        distogram_bins: distance bins of virtual Cβ (AF2: 64).
+        distogram_bins: distance bins of Cβ (AF2: 64).
         plddt_bins: bins of predicted lDDT (AF2: 50).
-        pae_bins: bins of the predicted aligned error, the last from 31 Å on (AF2: 64).
+        pae_bins: bins of the predicted aligned error; the last begins at 31 Å (AF2: 64).
         c_plddt: width of the pLDDT head's hidden layers (AF2: 128).
-        chunk: rows of the pair track that its attention and transitions handle at a time: less
-            memory for long chains, in more steps. null takes as many as keep what grows with them
-            under 2^28 numbers.
-        kernels: how the trunk evoformer computes a block: fused (few large operations), or openfold
-            (openfold3's own forward pass: slower, with a float32 pair track, never compiled).
-        pair_track: type in which the pair track is kept between updates if engine.precision is
-            bf16 and model.kernels is fused: bf16 (less memory and traffic), or float32 (less
-            rounding).
+        chunk: rows of the pair track that attention and transitions compute at a time: less memory
+            for long chains, but slower. null chooses (at most 2^28 numbers at a time).
+        kernels: how the trunk evoformer computes a block: fused (few large operations) or openfold
+            (openfold3's own forward pass: slower, float32 pair track, never compiled).
+        pair_track: type of the pair track between updates: bf16 (less memory and traffic) or
+            float32 (less rounding). Needs engine.precision bf16 and model.kernels fused.
     """
 
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -259,7 +261,7 @@ class ModelConfig:
             published = ", ".join(section.trunk for section in self.sections if section.published)
             raise UserError(
                 f"model.freeze: {' and '.join(self.freeze)} would stay random with the trunk"
-                f" {self.trunk}; only published weights ({published}) can be kept"
+                f" {self.trunk}; only published weights ({published}) can be frozen"
             )
         if self.kernels not in self.section.kernels:
             own = (s.trunk for s in self.sections if self.kernels in s.kernels)

@@ -2,15 +2,20 @@
 
 import re
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable
+from argparse import SUPPRESS, Action, ArgumentError, _HelpAction
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import (
+    ActionYesNo,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+)
 
 from esmfold_peft.errors import UserError
 
@@ -23,6 +28,9 @@ _UNION = re.compile(
 )
 """What jsonargparse says of a value that none of a setting's simple types takes."""
 
+_RENAMED = re.compile(r"(does not accept option|unrecognized arguments:).*\w\.checkpoint\b")
+"""The former name of the setting that recomputes activations."""
+
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null"}
 
 
@@ -30,6 +38,22 @@ def _none_of(found: re.Match) -> str:
     setting, types, value = found.groups()
     names = (_TYPES.get(each[1], each[1]) for each in re.finditer(r"'(\w+)'", types))
     return f"{setting}: {value} is none of {', '.join(names)}"
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help that shows each setting's default, and no types: the flag shows its choices."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if isinstance(action, _HelpAction) or action.dest == "config":
+            return super()._get_help_string(action)
+        if not action.option_strings:
+            return action.help or ""
+        if action.help == "Path to a configuration file.":
+            return "YAML file with the settings of this group"
+        if action.required:
+            return f"{action.help} (required)"
+        shown = action.default not in (SUPPRESS, (), [], {}) and action.nargs != 0
+        return f"{action.help} (default: %(default)s)" if shown else action.help or ""
 
 
 class OneLineParser(ArgumentParser):
@@ -57,11 +81,15 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and leaves."""
         text = _UNION.sub(_none_of, " ".join(message.split()))
+        if _RENAMED.search(text):
+            text += "; this setting is now called recompute; rename it"
         print(f"{self.prog}: error: {text}", file=sys.stderr)
         raise SystemExit(2)
 
 
-def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
+def config_parser(
+    kind: type, positional: str | None = None, common: Collection[str] = ()
+) -> OneLineParser:
     """A parser for one command: a flag for each field of its settings, and --config for YAML files.
 
     A flag of several values takes them separated by spaces, one of yes or no takes none.
@@ -69,8 +97,9 @@ def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
     Args:
         kind: dataclass of the command's settings.
         positional: field that is given without a flag.
+        common: settings that people change most; help shows them first, after the required ones.
     """
-    parser = OneLineParser(description=summary(kind))
+    parser = OneLineParser(description=description(kind), formatter_class=HelpFormatter)
     parser.add_argument(
         "--config", action="config", help="YAML file; later files and flags override earlier ones"
     )
@@ -86,12 +115,39 @@ def config_parser(kind: type, positional: str | None = None) -> OneLineParser:
         _add_list(parser, kind, name)
     for name in switches:
         _add_switch(parser, kind, name)
+    required = [action for action in parser._actions if action.required]
+    needed = (
+        f" {action.option_strings[0]} {action.dest.rpartition('.')[2].upper()}"
+        if action.option_strings
+        else f" {action.dest.upper()}{' ...' if action.nargs else ''}"
+        for action in required
+    )
+    parser.usage = f"%(prog)s [--config FILE]{''.join(needed)} [--SETTING VALUE ...]"
+    changed = [action for action in parser._actions if action.dest in common]
+    _show_first(parser, "settings that people change most", changed)
+    _show_first(parser, "required", required)
     return parser
+
+
+def _show_first(parser: ArgumentParser, title: str, actions: list[Action]) -> None:
+    """Moves settings into a group at the beginning of the help."""
+    group = parser.add_argument_group(title)
+    groups: list[Any] = parser._action_groups  # pyright: ignore[reportAssignmentType]
+    for other in groups:
+        other._group_actions[:] = [a for a in other._group_actions if a not in actions]
+    group._group_actions[:] = actions
+    groups.insert(0, groups.pop())
 
 
 def summary(kind: type) -> str:
     """The first line of a class's description."""
     return (kind.__doc__ or "").splitlines()[0]
+
+
+def description(kind: type) -> str:
+    """A class's description without its attributes."""
+    text = (kind.__doc__ or "").partition("Attributes:")[0]
+    return " ".join(text.split())
 
 
 def to_config(parser: ArgumentParser, namespace: Any, kind: type[Config]) -> Config:
@@ -129,6 +185,9 @@ _UNKNOWN_BEFORE = {
 _KERNELS_BEFORE = re.compile(r"^(  kernels: )(none|deepspeed|cuequivariance|triton)$", re.M)
 """Values that model.kernels had: other ways to compute what `fused` computes."""
 
+_RECOMPUTE_BEFORE = re.compile(r"^( {4,})checkpoint: ", re.M)
+"""The former name of a part's setting `recompute`."""
+
 
 def read_config(path: Path, kind: type[Config]) -> Config:
     """Reads the settings of a run or a search, as they were then.
@@ -145,6 +204,7 @@ def _parse_stored(parser: ArgumentParser, path: Path) -> Any:
     known = parser.get_defaults()
     parser.set_defaults({n: v for n, v in _UNKNOWN_BEFORE.items() if n in known})
     text = _KERNELS_BEFORE.sub(r"\1fused", path.read_text())
+    text = _RECOMPUTE_BEFORE.sub(r"\1recompute: ", text)
     return parser.parse_string(text)
 
 

@@ -10,44 +10,43 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predicts the structures of sequences.
+    """Predict structures from FASTA files.
 
     Attributes:
-        fasta: FASTA files, plain or gzip; - is standard input. ":" in a sequence parts the chains
-            of a complex.
-        output: folder that receives a PDB and an mmCIF file for each sequence, and predictions.csv.
+        fasta: FASTA files, plain or gzip; - is standard input. ":" in a sequence separates the
+            chains of a complex.
+        output: folder for a PDB and an mmCIF file of each sequence, and predictions.csv.
         run: folder of a training run, or a copy of its config.yaml, provenance.json and
             model.safetensors.
         esmfold: the released ESMFold instead of a run: pretrained (downloads it), the official
             file, or a Hugging Face folder.
-        language_model: weights of ESM-2 for an official file of ESMFold, which has none; null takes
+        language_model: weights of ESM-2 for an official ESMFold file, which has none; null takes
             the official ones.
         checkpoint: of the run: last, best (by validation) or a step; null takes the run's model,
-            which is that of its last checkpoint.
-        raw_weights: take the weights as they were, not their moving average.
-        num_recycles: passes after the first; null takes the model's setting.
-        num_seeds: predictions of each sequence. The first is the prediction; each further one hides
-            15 % of the residues from the language model, others every time, which shows how much
-            hangs on single residues.
-        pae: predict aligned errors (PAE) and the TM-score (pTM) too, and write <name>.pae.npz and,
-            in the layout of the AlphaFold database, <name>.pae.json.
-        html: write a page for each sequence too (3D view, PAE, confidence) and index.html, which
+            that of its last checkpoint.
+        raw_weights: take the raw weights, not their moving average.
+        num_recycles: recycling passes after the first pass; null takes the model's setting.
+        num_seeds: predictions of each sequence. Each one after the first masks a random 15 % of the
+            residues for the language model; their spread shows how much depends on single residues.
+        pae: also predict aligned errors (PAE) and the TM-score (pTM), and write <name>.pae.npz and
+            <name>.pae.json (the layout of the AlphaFold database).
+        html: also write a page for each sequence (3D view, PAE, confidence) and index.html; they
             need no network.
-        resume: go on with an output folder: what is there of the same sequence, model and settings
-            is kept.
-        max_tokens_per_batch: residues folded at a time, padding included; a longer sequence is
-            folded alone.
+        resume: continue in an existing output folder; predictions of the same sequence, model and
+            settings are kept.
+        max_tokens_per_batch: most residues in a batch, padding included; a longer sequence is
+            alone.
         chunk_size: rows of the pair track at a time (`model.chunk`): less memory for long
-            sequences; null chooses, and fewer are tried where memory does not suffice.
-        max_length: residues of a sequence at most, all chains together; a longer one fails.
+            sequences; null chooses, and takes fewer if memory is short.
+        max_length: most residues of a sequence, all chains together; a longer one fails.
         device: cpu, gpu, cuda:N, or auto (a GPU if there is one; under torchrun or srun each
-            process takes the one of its number).
-        precision: float32, or bf16 autocast around language model and trunk; null takes that of
+            process takes the GPU of its local rank).
+        precision: float32, or bf16 autocast in the language model and the trunk; null takes that of
             the training.
-        adapter: adapters that records may use instead of the model's own, each as name=folder (of
-            an adapter or a run). A record names one in its header by the word adapter=name. All
-            stay in memory together, and have the same settings (kind, rank, alpha, targets and so
-            on). A second flag adds to the first.
+        adapter: adapters that a FASTA record may use instead of the model's own, each as
+            name=folder (of an adapter or a run); the record's header selects one by the word
+            adapter=name. All must have the same settings (kind, rank, alpha, targets and so on) and
+            stay in memory together. The flag may be repeated.
     """
 
     fasta: tuple[Path, ...]
@@ -77,7 +76,7 @@ class PredictConfig:
         if (self.run is None) == (self.esmfold is None):
             raise UserError("give either --run or --esmfold")
         if self.run is None and (self.checkpoint is not None or self.raw_weights):
-            raise UserError("checkpoint and raw_weights: only with --run")
+            raise UserError("checkpoint, raw_weights: only with --run")
         if self.esmfold is None and self.language_model is not None:
             raise UserError("language_model: only with --esmfold; a run names its own")
         for text in self.adapter:

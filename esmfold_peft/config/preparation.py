@@ -10,19 +10,18 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Which chains are left out. What a file does not state is no reason to leave its chains out.
+    """Which chains are rejected. A value that a file does not state rejects nothing.
 
     Attributes:
-        max_resolution: Å; chains of worse resolution are left out (OpenFold: 9). NMR has none.
-        min_date: first release date that is taken, as 2021-09-16.
-        max_date: last release date that is taken. A training set must end before its validation set
-            begins.
+        max_resolution: Å; rejects chains of worse resolution (OpenFold: 9). NMR has none.
+        min_date: earliest release date, such as 2021-09-16.
+        max_date: latest release date. A training set must end before its validation set begins.
         min_length: fewest residues, resolved or not.
         max_length: most residues.
         min_resolved: fewest resolved residues (Cα).
         max_dominance: largest share of one amino acid in the sequence (OpenFold: 0.8).
-        max_unknown: largest share of residues outside the standard twenty. Below it they are X, and
-            masked.
+        max_unknown: largest share of residues outside the standard twenty; below it they become X
+            and are masked.
     """
 
     max_resolution: float | None = 9.0
@@ -44,11 +43,11 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class PlddtConfig:
-    """How predicted structures are taken (ESMFold's self-distillation set).
+    """Filters for predicted structures (ESMFold's self-distillation set).
 
     Attributes:
-        mask_below: residues whose pLDDT (0 to 100, the B-factor of Cα) is lower lose their atoms.
-        min_mean: chains whose mean pLDDT is lower are left out.
+        mask_below: residues with a lower pLDDT (0 to 100, the B-factor of Cα) lose their atoms.
+        min_mean: rejects chains with a lower mean pLDDT.
     """
 
     mask_below: float = 50.0
@@ -57,28 +56,28 @@ class PlddtConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Makes a store of structure files: one file with all chains, and a list of them.
+    """Turn structure files into a store of chains.
 
-    A run that was stopped goes on where it was when the same command is given again. The same
-    command on a whole store only makes the clusters and the list anew.
+    The same command resumes a stopped preparation. On a finished store it only makes the clusters
+    and the list of chains again.
 
     Attributes:
         sources: mmCIF or PDB files, plain or gzip, tars of them (plain tars are read in place), and
-            folders of both. A .txt file is a list of ids (1ubq, 1ubq_A): only those are then taken.
-        output: folder of the store; receives chains.lmdb, manifest.csv, rejected.csv, notes.csv
-            and report.json.
-        filters: which chains are left out.
-        predicted: the structures are predictions with pLDDT as B-factors.
-        plddt: how predictions are taken.
+            folders of both. A .txt file is a list of ids (1ubq, 1ubq_A); only these are then taken.
+        output: folder of the store; receives chains.lmdb, manifest.csv, rejected.csv, notes.csv and
+            report.json.
+        filters: which chains are rejected
+        predicted: the structures are predictions; their B-factors are pLDDT.
+        plddt: filters for predicted structures; only with --predicted
         clusters: mmseqs (40 % identity; the program must be installed), none, or a file of clusters
             (RCSB's of entities, OpenFold's of chains, or mmseqs' _cluster.tsv). auto takes mmseqs
-            where it is installed. A chain in no cluster is its own.
-        duplicates: OpenFold's list of chains with equal sequences; those that the file of clusters
-            lacks join the cluster of one that it has.
+            if it is installed. A chain in no cluster is a cluster of its own.
+        duplicates: OpenFold's list of chains with equal sequences: a chain that the file of
+            clusters lacks joins the cluster of an equal one.
         chain_data_cache: OpenFold's chain_data_cache.json: release dates, resolutions and cluster
             sizes of chains whose files do not state them.
-        held_out: store of validation chains; chains that would leak them are left out.
-        workers: processes that read files; by default one for each core.
+        held_out: store of validation chains; rejects chains that would leak them.
+        workers: processes that read files; default: one per core.
     """
 
     sources: tuple[Path, ...]
@@ -98,7 +97,7 @@ class PrepareConfig:
             names = ("mask_below", "min_mean")
             check_unchanged(self.plddt, "plddt.", names, "only with --predicted")
         if self.duplicates is not None and self.clusters in ("auto", "mmseqs", "none"):
-            raise UserError("duplicates: only of use with a file of clusters (--clusters FILE)")
+            raise UserError("duplicates: needs a file of clusters (--clusters FILE)")
 
 
 def _check_date(name: str, text: str | None) -> None:
@@ -107,4 +106,4 @@ def _check_date(name: str, text: str | None) -> None:
         if text is not None and date.fromisoformat(text).isoformat() != text:
             raise ValueError
     except ValueError:
-        raise UserError(f"{name}: {text!r} is no date like 2021-09-16") from None
+        raise UserError(f"{name}: {text!r} is not a date like 2021-09-16") from None

@@ -6,13 +6,13 @@ from typing import Literal, get_args
 
 from esmfold_peft.config.adapter import WITHOUT_RANK, AdapterConfig, AdapterKind, Init, has_start
 from esmfold_peft.config.checks import check_lowest
-from esmfold_peft.config.guard import GuardConfig
-from esmfold_peft.config.logging import LogConfig
 from esmfold_peft.config.model import ModelConfig
 from esmfold_peft.config.training import (
     CheckpointConfig,
     DataConfig,
     EngineConfig,
+    GuardConfig,
+    LogConfig,
     LossConfig,
     OptimizerConfig,
 )
@@ -21,22 +21,24 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """How α is searched: LoRTA's first pair is 256·r and 128·r, divided by four while both diverge.
+    """The ladder that searches α. Its defaults are LoRTA's.
+
+    The first trials have α = 256·r and 128·r. While all trials of a step of the ladder diverge, the
+    next step divides both by four (`factor`): two halvings for two trials.
 
     Attributes:
         multiples: α / rank of the first trials; with the paper's scaling alpha/r this is the scale
             of the update.
-        factor: all multiples are divided by this when every trial of them is out.
-        floor: lowest multiple that is tried; the search of an adapter ends without a winner when
-            the next ones would be below.
-        metric: ema scores a trial by the validation lDDT-Cα of the moving average, raw by that of
-            the weights as they are.
-        select: the last validation of a trial is its score, or the best.
-        halve_at: optimizer steps after which only the better of the trials that are not out goes
-            on; null trains all to the end.
-        beat_frozen: a trial is out, as if it had diverged, if its score is not above that of the
-            grid's frozen model (none) with the same seed at the same step; false does what the
-            paper's text says, where only trials that diverge are out.
+        factor: divides all multiples when every trial of them is out.
+        floor: lowest multiple to try; the search of an adapter ends without a winner below it.
+        metric: a trial's score is the validation lDDT-Cα of the moving average (ema) or of the raw
+            weights (raw).
+        select: a trial's score is that of its last or of its best validation.
+        halve_at: after so many optimizer steps only the best of the trials that are not out
+            continues; null trains all to the end.
+        beat_frozen: a trial is also out if its score is not above that of the grid's frozen model
+            (none) of the same seed at the same step. false follows the paper's text, where only
+            diverged trials are out.
     """
 
     multiples: tuple[float, ...] = (256.0, 128.0)
@@ -49,7 +51,9 @@ class LadderConfig:
 
     def __post_init__(self) -> None:
         if not self.multiples or len(set(self.multiples)) < len(self.multiples):
-            raise UserError(f"ladder.multiples: {list(self.multiples)}: none, or one twice")
+            raise UserError(
+                f"ladder.multiples: {list(self.multiples)}: give at least one, and each once"
+            )
         for multiple in self.multiples:
             if not 0 < multiple < float("inf"):
                 raise UserError(f"ladder.multiples: {multiple:g} is not above 0 and finite")
@@ -59,30 +63,30 @@ class LadderConfig:
             raise UserError(f"ladder.floor: {self.floor:g} is not above 0")
         if self.floor > min(self.multiples):
             raise UserError(
-                f"ladder.floor: {self.floor:g} is above {min(self.multiples):g} of the first"
-                " multiples, which would not be tried"
+                f"ladder.floor: {self.floor:g} is above {min(self.multiples):g}, one of the"
+                " ladder.multiples, which would then not be tried"
             )
         check_lowest(self, "ladder.", 1, "halve_at")
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """What runs the trials.
+    """The program that runs the trials.
 
     Attributes:
-        kind: local (processes on this machine, which outlive the search if it is killed; Ctrl-C
-            stops them too), ray (actors of a Ray cluster, which outlive it in any case; needs pip
+        kind: local (processes on this machine; they survive a killed search, and Ctrl-C stops
+            them), ray (actors of a Ray cluster; they survive the search in any case; needs pip
             install 'esmfold-peft[ray]') or slurm (jobs through submitit; needs pip install
             'esmfold-peft[slurm]').
         concurrent: trials at a time; on this machine each has `engine.devices` GPUs of its own.
-        retries: how often a trial that was lost or has failed is begun again before the search
-            gives it up; the same command tries it again.
-        poll_seconds: between looks at the trials.
-        cpus: of each trial (ray and slurm).
-        gpus: of each trial (ray); a half puts two on one GPU; null takes engine.devices, and none
-            where engine.accelerator is cpu.
-        address: of the Ray cluster; null takes RAY_ADDRESS, and without it starts Ray here.
-        slurm: options of the jobs by the names of submitit, for example {slurm_partition: gpu,
+        retries: how often a lost or failed trial is started again before the search gives it up;
+            running the same command again retries it too.
+        poll_seconds: seconds between looks at the trials.
+        cpus: CPUs of each trial (ray and slurm).
+        gpus: GPUs of each trial (ray); 0.5 puts two trials on one GPU; null takes engine.devices,
+            or none where engine.accelerator is cpu.
+        address: address of the Ray cluster; null takes RAY_ADDRESS, or starts Ray here.
+        slurm: options of the jobs by submitit's names, for example {slurm_partition: gpu,
             timeout_min: 1440}.
     """
 
@@ -99,38 +103,38 @@ class ExecutorConfig:
         check_lowest(self, "executor.", 1, "concurrent", "cpus")
         check_lowest(self, "executor.", 0, "retries", "poll_seconds", "gpus")
         if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
-            raise UserError(f"executor.gpus: {self.gpus:g} is neither a share of one nor whole")
+            raise UserError(f"executor.gpus: {self.gpus:g} must be below 1 or a whole number")
         if "name" in self.slurm or "slurm_job_name" in self.slurm:
-            raise UserError("executor.slurm: the search names its jobs, to find them again")
+            raise UserError("executor.slurm: the search sets the name of its jobs; remove it here")
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search each adapter's α by the ladder of LoRTA, over a grid of adapters, ranks and seeds.
+    """Search α for each adapter of a grid of methods, ranks and seeds, by LoRTA's ladder.
 
-    Settings without a description of their own are those of `train`, for every trial; what the grid
-    says of the adapter (kind, rank, alpha, seed) comes from the grid.
+    Each trial is a training run. Settings that are not described here are those of `train` and
+    hold for every trial; the grid sets the adapter's kind, rank and alpha, and the seed.
 
     Attributes:
-        output: folder of the search; the same command goes on with one that is there.
-        data: chains; validation chains are needed.
+        output: folder of the search; the same command resumes a search that is there.
+        data: chains; data.validation is needed
         grid: ranks of each kind of adapter, for example {lora: [1], lorta: [1, 8, 64], none: [],
-            full: []}; kinds without a rank have none.
-        seeds: each adapter and rank is searched once with each.
+            full: []}; a kind without a rank has an empty list.
+        seeds: each adapter and rank is searched once for each seed.
         init: start of the factors by kind, where it is not adapter.init, for example {lorta:
             paper}.
-        ladder: which α are tried, and what decides.
-        executor: what runs the trials.
-        model: the folding model.
-        adapter: what is common to all adapters.
-        loss: terms and their weights.
-        optimizer: Adam, schedule, clipping.
-        engine: devices, precision, batch, and the steps of a trial.
-        checkpoints: how often the state of a trial is kept, and how many states.
-        guard: when a trial counts as diverged, which ends it at once.
-        log: where losses and scores go.
-        start_from: folder of a run whose model all trials start with.
-        allow_leaks: train although training chains give validation chains away.
+        ladder: which α are tried, and how a winner is chosen
+        executor: the program that runs the trials
+        model: the folding model
+        adapter: settings that all adapters share
+        loss: the loss
+        optimizer: Adam, schedule, clipping
+        engine: devices, precision, batch, and the steps of a trial
+        checkpoints: checkpoints of a trial
+        guard: when a trial counts as diverged, which ends it at once
+        log: loggers
+        start_from: folder of a run; all trials start with its model.
+        allow_leaks: train although training chains leak validation chains.
     """
 
     output: Path
@@ -154,7 +158,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _check_grid(self.grid)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds: {list(self.seeds)}: none, one twice, or below 0")
+            raise UserError(f"seeds: {list(self.seeds)}: give at least one, each once, from 0 on")
         unknown = sorted(self.init.keys() - self.grid.keys())
         if unknown:
             raise UserError(f"init: {unknown[0]} is not in the grid")
@@ -162,11 +166,13 @@ class SearchConfig:
             if not has_start(kind, init := self.init.get(kind, self.adapter.init)):
                 raise UserError(f"init: {init} has no meaning for {kind}, which is in the grid")
         if self.data.validation is None:
-            raise UserError("data.validation: a search needs validation chains to choose by")
+            raise UserError(
+                "data.validation: missing; a search scores its trials on validation chains"
+            )
         if self.ladder.metric == "raw" and not self.engine.validate_raw:
             raise UserError("ladder.metric: raw needs engine.validate_raw")
         if self.engine.steps < 1:
-            raise UserError(f"engine.steps: {self.engine.steps}: a trial has at least 1")
+            raise UserError(f"engine.steps: {self.engine.steps}: a trial needs at least 1")
         at = self.ladder.halve_at
         if at is not None and not at < self.engine.steps:
             raise UserError(
@@ -182,11 +188,11 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SearchStatusConfig:
-    """Show how a search stands: its tree, what it has cost and saved, and how long it may take.
+    """Show the status of a search: its trials, what it has cost and saved, and the time left.
 
     Attributes:
         output: folder of the search.
-        json: the same as JSON, on stdout.
+        json: print JSON.
     """
 
     output: Path
@@ -206,13 +212,13 @@ class SearchReportConfig:
 
 def _check_grid(grid: dict[str, list[int]]) -> None:
     if not grid:
-        raise UserError("grid: no adapters")
+        raise UserError("grid: empty; name at least one kind of adapter")
     for kind, ranks in grid.items():
         if kind not in get_args(AdapterKind):
             raise UserError(f"grid: {kind!r} is none of {', '.join(get_args(AdapterKind))}")
         if kind in WITHOUT_RANK and ranks:
-            raise UserError(f"grid.{kind}: {ranks}: it has no rank; give []")
+            raise UserError(f"grid.{kind}: {ranks}: this kind has no rank; give []")
         if kind not in WITHOUT_RANK and not ranks:
-            raise UserError(f"grid.{kind}: no ranks")
+            raise UserError(f"grid.{kind}: empty; give at least one rank")
         if len(set(ranks)) < len(ranks) or any(rank < 1 for rank in ranks):
-            raise UserError(f"grid.{kind}: {ranks}: a rank twice, or below 1")
+            raise UserError(f"grid.{kind}: {ranks}: give each rank once, from 1 on")

@@ -1,13 +1,11 @@
-"""Loss, data, optimizer and engine of a training run."""
+"""Settings of `train`: data, loss, optimizer, engine, checkpoints, guard and loggers."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from esmfold_peft.config.adapter import AdapterConfig
-from esmfold_peft.config.checks import check_above_zero, check_lowest, check_shares
-from esmfold_peft.config.guard import GuardConfig
-from esmfold_peft.config.logging import LogConfig
+from esmfold_peft.config.checks import check_lowest, check_shares
 from esmfold_peft.config.model import Auto, ModelConfig
 from esmfold_peft.errors import UserError
 
@@ -17,18 +15,18 @@ ClusterWeight = Literal["inverse", "inverse_sqrt", "none"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms (AF2 Suppl. 1.9); by default those of initial training.
+    """Weights of the loss terms (AF2 Suppl. 1.9). The defaults are those of initial training.
 
     A term of weight 0 is not computed, and its head is not trained.
 
     Attributes:
-        fape: half backbone, half side chain.
-        chi: supervised torsions with the angle norm.
-        distogram: cross entropy of virtual Cβ distances.
+        fape: frame aligned point error, half of the backbone and half of the side chains.
+        chi: torsion angles and their norm.
+        distogram: cross entropy of Cβ distances.
         plddt: cross entropy of predicted lDDT.
         resolved: cross entropy of which atoms are resolved (fine-tuning: 0.01).
         violation: bond lengths and angles between residues, and clashes (fine-tuning: 1).
-        pae: cross entropy of aligned errors, from which PAE and pTM come (fine-tuning: 0.1).
+        pae: cross entropy of aligned errors; PAE and pTM need it (fine-tuning: 0.1).
     """
 
     fape: float = 1.0
@@ -50,8 +48,8 @@ class LossConfig:
     Attributes:
         weights: weight of each term.
         clamp_probability: share of chains whose backbone FAPE is clamped at 10 Å (AF2: 0.9).
-        resolution: chains resolved to within these bounds (Å) train the heads of confidence (plddt,
-            resolved, pae); null trains them on all, those of unknown resolution too.
+        resolution: only chains with a resolution in this range (Å) train the heads of plddt,
+            resolved and pae; null trains them on all chains.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
@@ -61,10 +59,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_shares(self, "loss.", "clamp_probability")
         if not any(getattr(self.weights, f.name) for f in fields(self.weights)):
-            raise UserError("loss.weights: all are 0, there is nothing to learn from")
+            raise UserError("loss.weights: all are 0; at least one term needs a weight")
         bounds = self.resolution
         if bounds is not None and not 0 <= bounds[0] < bounds[1]:
-            raise UserError(f"loss.resolution: {bounds} is not from low to high")
+            raise UserError(f"loss.resolution: {bounds}: the first number must be the lower one")
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,14 @@ class DataConfig:
     """Training and validation chains.
 
     Attributes:
-        train: store of the training chains, the folder that `prepare` makes.
+        train: store of the training chains, a folder made by `prepare`.
         validation: store of the validation chains; null trains without validation.
-        mix: further stores of training chains by path, each with the probability that a sample is
-            one of its chains; `train` has the rest (OpenFold, ESMFold: 0.75 predicted structures).
-        cluster_weight: acceptance of a chain by the size of its cluster: inverse (1/size,
+        mix: more stores of training chains, each path with the probability that a sample comes
+            from it; `train` has the rest (OpenFold, ESMFold: 0.75 predicted structures).
+        cluster_weight: probability to accept a chain by the size of its cluster: inverse (1/size,
             OpenFold), inverse_sqrt (1/sqrt(size)) or none (1).
-        length_weight: acceptance of a chain by clip(length, 256, 512)/512 too (OpenFold).
-        crop: longest stretch of residues that a training step sees (AF2: 256, 384 in fine-tuning).
+        length_weight: also accept a chain with probability clip(length, 256, 512)/512 (OpenFold).
+        crop: longest stretch of residues in a training step (AF2: 256, 384 in fine-tuning).
         workers: processes that read chains.
     """
 
@@ -116,16 +114,17 @@ class OptimizerConfig:
     Attributes:
         lr: learning rate after the warm-up.
         betas: Adam's decay rates of the two moments.
-        eps: added to Adam's denominator (OpenFold 1e-5, AF2 1e-6). It damps the steps of parameters
-            whose gradients are not much larger.
-        eps_adapter: the same for an adapter, whose gradients depend on its rank, scale and start;
-            the default damps none of them. null takes `eps`, as adapter.kind full always does.
-        warmup_steps: linear warm-up from 0.
-        schedule: openfold (x 0.95 at every `decay_steps`), alphafold (once) or constant.
+        eps: Adam's epsilon (OpenFold 1e-5, AF2 1e-6). It damps the updates of parameters whose
+            gradients are not much larger.
+        eps_adapter: Adam's epsilon for the adapter, whose gradients depend on its rank, scale and
+            start. The default damps none of them; null takes `eps`, as adapter.kind full always
+            does.
+        warmup_steps: steps of linear warm-up from 0.
+        schedule: openfold (x 0.95 every `decay_steps`), alphafold (x 0.95 once) or constant.
         decay_steps: steps until the learning rate falls.
         clip_norm: largest global norm of the gradient; 0 does not clip.
-        ema: decay of the moving average of the trained weights, which is validated and exported
-            (AF2 0.999); 0 keeps no history.
+        ema: decay of the moving average of the weights, which is validated and exported
+            (AF2: 0.999); 0 switches averaging off.
         lr_adapter: factor on the learning rate of the language model's parameters.
         lr_trunk: factor on the learning rate of the trunk.
         lr_head: factor on the learning rate of the structure module and heads.
@@ -147,7 +146,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         numbers = (f.name for f in fields(self) if f.type in (int, float))
         check_lowest(self, "optimizer.", 0, *numbers)
-        check_above_zero(self, "optimizer.", "eps", "eps_adapter")
+        for name, eps in (("eps", self.eps), ("eps_adapter", self.eps_adapter)):
+            if eps is not None and not eps > 0:
+                raise UserError(f"optimizer.{name}: {eps} is not above 0")
         check_lowest(self, "optimizer.", 1, "decay_steps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")
@@ -157,29 +158,29 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Where and how the training runs.
+    """Devices, precision, batch and steps.
 
     Attributes:
         accelerator: cpu, gpu, or auto (a GPU if there is one).
         devices: processes on each node, one device each; null takes what torchrun, srun or the
-            deepspeed launcher has started, 1 without them.
-        nodes: machines; null takes what the launcher has started.
-        deepspeed: a DeepSpeed JSON file; null runs one device plainly and several by DDP.
-        precision: float32, or bf16 autocast around language model and trunk (parameters stay
+            deepspeed launcher has started, or 1.
+        nodes: number of nodes; null takes what the launcher has started.
+        deepspeed: DeepSpeed JSON file; null trains one device plainly and several by DDP.
+        precision: float32, or bf16 autocast in the language model and the trunk (parameters stay
             float32).
-        batch_size: chains in one optimizer step, over all devices.
-        micro_batch: chains that one device computes at a time; the gradients of a step's chains are
-            added up. auto: on a GPU a test of its memory at the start finds the most that fit, and
-            how many fit in recycling passes; on a CPU and under ZeRO stage 3 it is 1.
-        compile: compile the model and its losses with torch.compile for training. Crops are then
-            padded to one length (data.crop), so that they are compiled once. auto: on a GPU.
-        cuda_graphs: launch a recycling pass, and the last pass with its losses and gradients, as
-            one CUDA graph each. It needs compile. auto: on a GPU, where compile is on.
+        batch_size: chains in an optimizer step, over all devices.
+        micro_batch: chains that a device computes at a time; gradients are summed over a step's
+            micro-batches. auto tests a GPU's memory at the start and takes the most that fit; on a
+            CPU and under ZeRO stage 3 it is 1.
+        compile: compile the model and its losses with torch.compile; crops are then padded to
+            data.crop, so that there is one length. auto: on a GPU.
+        cuda_graphs: launch each recycling pass, and the last pass with its losses and gradients,
+            as one CUDA graph; needs compile. auto: on a GPU, where compile is on.
         steps: optimizer steps.
-        validate_every: optimizer steps between validations; the end of a run is one too.
-        validation_tokens: residues that a validation batch may have, padding included. Chains of
-            similar length share a batch; a longer chain is alone.
-        validate_raw: score the weights as they are too, beside their moving average.
+        validate_every: optimizer steps between validations; a run also ends with one.
+        validation_tokens: most residues in a validation batch, padding included. Chains of similar
+            length share a batch; a longer chain is alone.
+        validate_raw: validate the raw weights too, not only their moving average.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -204,12 +205,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a run goes on from after any stop: folders checkpoints/step_<steps> of the run.
+    """Checkpoints, from which a run resumes: folders checkpoints/step_<steps> of the run.
 
     Attributes:
         every: optimizer steps between checkpoints; the end of a run and a SIGTERM make one too.
-        keep_last: newest checkpoints that are kept; the one with the best validation score is kept
-            besides.
+        keep_last: number of newest checkpoints to keep, besides the one with the best validation
+            score.
     """
 
     every: int = 1000
@@ -220,30 +221,99 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
+class GuardConfig:
+    """When a run counts as diverged, which stops it, or as on a plateau, which is reported only.
+
+    LoRTA gives no rule; these are ours. Some seeds of OpenFold learn late.
 
     Attributes:
-        run: folder of the run, made by `train`; without --resume it must be absent or empty.
-        data: chains.
-        model: the folding model.
-        adapter: what is trained inside the language model.
-        loss: terms and their weights.
-        optimizer: Adam, schedule, clipping.
-        engine: devices, precision, batch, steps.
-        checkpoints: how often the state of the training is kept, and how many states.
-        guard: when a training counts as diverged.
-        log: where losses and scores go.
-        seed: of initial weights, dropout, order, crops and recycling.
-        start_from: folder of a run whose model (the moving average) this one starts with: trunk,
-            structure module and heads, and the adapter if that run has one.
-        resume: auto goes on from the newest checkpoint of the run's folder, or begins the run where
-            there is none. What decides the result must be as it was; devices, engine,
-            micro_batch, compile, cuda_graphs, model.chunk, what is recomputed (checkpoint), steps,
-            and what is checked, kept or logged may change.
-        allow_leaks: train although training chains give validation chains away (released on the day
-            of the first validation chain or later, or similar to one); the run lists them in
-            leaks.csv, and its config.yaml does not allow them again.
+        nonfinite_steps: stop after so many steps in a row whose loss or gradient is not finite; 0
+            switches this off.
+        loss_factor: the loss is too high above this many times its lowest value, both smoothed.
+        loss_steps: stop after so many steps in a row with a loss that is too high, counted after
+            the warm-up; 0 switches this off.
+        smoothing: steps of the exponential average of the loss and the training lDDT-Cα.
+        update_limit: stop if the adapter's update ‖ΔW‖ / ‖W‖ of a matrix is above this at a logged
+            step (log.every); 0 switches this off. At 10, the last hidden states of an ESM-2 35M of
+            random weights keep nothing of their values; layer norms keep the loss finite even then.
+            Not computed for full, bitfit and loretta_adp.
+        score_floor: lowest validation lDDT-Cα that a run may have at `score_step`.
+        score_step: the first validation at this step or later is compared with `score_floor`; null
+            compares none.
+        plateau_steps: report a plateau after so many steps without a gain; 0 switches this off.
+        plateau_gain: smallest rise of the smoothed training lDDT-Cα that counts as a gain.
+        plateau_score: above this smoothed training lDDT-Cα no plateau is reported.
+    """
+
+    nonfinite_steps: int = 10
+    loss_factor: float = 2.0
+    loss_steps: int = 2000
+    smoothing: int = 100
+    update_limit: float = 10.0
+    score_floor: float = 0.25
+    score_step: int | None = 20_000
+    plateau_steps: int = 20_000
+    plateau_gain: float = 0.01
+    plateau_score: float = 0.4
+
+    def __post_init__(self) -> None:
+        names = ("nonfinite_steps", "loss_steps", "plateau_steps", "update_limit")
+        check_lowest(self, "guard.", 0, *names)
+        check_lowest(self, "guard.", 1, "loss_factor", "smoothing", "score_step")
+        check_shares(self, "guard.", "score_floor", "plateau_gain", "plateau_score")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Loggers besides metrics.csv, which every run has.
+
+    Attributes:
+        every: optimizer steps between two lines.
+        tensorboard: also log for TensorBoard, into the run's folder tensorboard/ (needs
+            pip install 'esmfold-peft[tensorboard]').
+        wandb: also log to this project of Weights & Biases; a resumed run continues its record
+            there (needs pip install 'esmfold-peft[wandb]'). Its variables, such as WANDB_MODE,
+            apply.
+    """
+
+    every: int = 10
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        check_lowest(self, "log.", 1, "every")
+        if self.wandb is not None and not self.wandb.strip():
+            raise UserError(f"log.wandb: {self.wandb!r} is no name of a project")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an adapter, the trunk and the head on a store of chains.
+
+    `train` fills the folder `run` with the model, checkpoints, metrics.csv and everything that is
+    needed to rebuild the model.
+
+    Attributes:
+        run: folder for the run; it must be absent or empty, except with --resume.
+        data: chains
+        model: the folding model
+        adapter: the adapter of the language model
+        loss: the loss
+        optimizer: Adam, schedule, clipping
+        engine: devices, precision, batch, steps
+        checkpoints: checkpoints
+        guard: when a training counts as diverged
+        log: loggers
+        seed: seed of initial weights, dropout, order, crops and recycling.
+        start_from: folder of another run; training starts with its model (the moving average):
+            trunk, structure module and heads, and the adapter if that run has one.
+        resume: auto resumes from the newest checkpoint in the run's folder, or starts if there is
+            none. Settings that decide the result must be unchanged. Devices, engine, micro_batch,
+            compile, cuda_graphs, model.chunk, the recompute settings, steps, checkpoints, guard and
+            log may change.
+        allow_leaks: train although training chains leak validation chains: they were released on
+            the day of the first validation chain or later, or are similar to one. The run lists
+            them in leaks.csv. Its config.yaml does not keep this permission.
     """
 
     run: Path
@@ -264,14 +334,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_lowest(self, "", 0, "seed")
         if self.model.kernels == "openfold":
-            for name, done in (("compile", "compiled"), ("cuda_graphs", "captured")):
+            for name in ("compile", "cuda_graphs"):
                 if getattr(self.engine, name) is True:
                     raise UserError(
-                        f"engine.{name}: openfold3's own forward pass (model.kernels) is not {done}"
+                        f"engine.{name}: not possible with model.kernels openfold; choose fused"
                     )
         for head in self.model.section.missing_heads if "head" in self.model.freeze else ():
             if getattr(self.loss.weights, head):
                 raise UserError(
                     f"loss.weights.{head}: the published weights of {self.model.trunk} have no such"
-                    " head, and model.freeze keeps it from learning"
+                    " head, and model.freeze keeps it from learning; set it to 0"
                 )

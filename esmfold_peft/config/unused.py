@@ -1,6 +1,6 @@
-"""Settings that would reach nothing, because another one switches off what they belong to.
+"""Settings that have no effect, because another one switches off the part that they belong to.
 
-A user who changes such a setting expects an effect, so a command that begins something new refuses
+A user who changes such a setting expects an effect, so a command that starts something new refuses
 it. Settings read back from a run or a search are not checked: existing runs can still be resumed,
 evaluated and used to predict.
 """
@@ -24,8 +24,8 @@ def refuse_unused(*configs: TrainConfig) -> None:
     """Refuses settings of a training that were changed and have no effect.
 
     Args:
-        configs: one training, or those that share their settings; what has an effect in one of them
-            is taken.
+        configs: one training, or several that share their settings; a setting that has an effect in
+            one of them is accepted.
 
     Raises:
         UserError: names the setting, and the one that switches it off.

@@ -1,14 +1,14 @@
 """Cluster files that others made: RCSB's by entity, OpenFold's by chain, and those of mmseqs."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.disk.files import read_bytes
 from esmfold_peft.errors import UserError
 
-# What no name of a chain has, and FASTA, CSV, JSON, mmCIF, HTML and binary files have.
+# Characters that are in no name of a chain, but in FASTA, CSV, JSON, mmCIF, HTML and binary files.
 _NOT_A_NAME = re.compile(r"[^\s\w.:|+-]", re.ASCII)
 _COMPUTED_MODEL = re.compile(r"af-[a-z0-9]+-f[0-9]+|ma(?:-[a-z0-9]+)+")
 
@@ -26,26 +26,29 @@ class ClusterFile:
     by_entity: bool
     clusters: Mapping[str, str]
 
+    def cluster_of(self, chain: str, entity: str | None) -> str | None:
+        """The cluster of a chain ("1abc_A") and its entity ("1"); None if the file has none."""
+        if not self.by_entity:
+            return self.clusters.get(chain_key(chain))
+        return None if entity is None else self.clusters.get(_entity_key(chain, entity))
+
 
 def read_clusters(path: Path) -> ClusterFile:
-    """Reads a cluster file; which of the three formats it has is seen from its content.
+    """Reads a cluster file, plain or gzip-compressed; its content tells which format it has.
 
     * RCSB's `clusters-by-entity-40.txt`: one cluster a line, its members separated by blanks. They
       are entities, of the PDB ("4HHB_1") and of computed models ("AF_AFP12345F1_1").
     * OpenFold's (`scripts/fasta_to_clusterfile.py`): the same, with chains ("1abc_A").
     * mmseqs' `_cluster.tsv`: on each line the representative, a tab and one member.
 
-    Members are entities if what follows the last "_" is a whole number in all of them.
-
-    Args:
-        path: the file, plain or gzip-compressed.
+    Members are entities if all of them end with "_" and a whole number.
 
     Raises:
         UserError: the file cannot be read, is empty or none of the above, or has a member in two
             clusters.
     """
     lines = _text(path).split("\n")
-    pairs = _are_pairs(lines)
+    pairs = len(next(line for line in lines if line.strip()).strip().split("\t")) == 2
     clusters: dict[str, str] = {}
     by_entity = True
     for number, line in enumerate(lines, start=1):
@@ -61,36 +64,8 @@ def read_clusters(path: Path) -> ClusterFile:
     return ClusterFile(by_entity, clusters)
 
 
-def clusters_of(
-    chains: Iterable[tuple[str, str | None]], file: ClusterFile
-) -> dict[str, str | None]:
-    """The cluster of each chain.
-
-    Args:
-        chains: id ("1abc_A") and entity in its entry ("1", None if unknown).
-        file: where the clusters come from.
-
-    Returns:
-        The id of each chain, in the order given, to the name of its cluster; None where the file
-        does not have it.
-    """
-    return {chain: cluster_of(chain, entity, file) for chain, entity in chains}
-
-
-def cluster_of(chain: str, entity: str | None, file: ClusterFile) -> str | None:
-    """The cluster of one chain, as `clusters_of` finds it."""
-    if not file.by_entity:
-        return file.clusters.get(chain_key(chain))
-    return file.clusters.get(_entity_key(chain, entity)) if entity is not None else None
-
-
-def count_found(clusters: Mapping[str, str | None]) -> int:
-    """How many chains have a cluster: 0 says that the file is about something else."""
-    return sum(cluster is not None for cluster in clusters.values())
-
-
 def chain_key(name: str) -> str:
-    """What two spellings of one chain or entity have in common.
+    """One spelling for every spelling of a chain or entity.
 
     The code is compared without case ("1ABC" is "1abc"), the chain with it: "1abc_A" and "1abc_a"
     are two chains. A name without "_" is all code.
@@ -116,11 +91,6 @@ def _text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
         raise UserError(f"{path}:{line}: not a cluster file (byte 0x{byte:02x})") from error
-
-
-def _are_pairs(lines: list[str]) -> bool:
-    first = next(line for line in lines if line.strip())
-    return len(first.strip().split("\t")) == 2
 
 
 def _check(members: list[str], line: str, place: str, *, pairs: bool) -> None:

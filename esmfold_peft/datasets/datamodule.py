@@ -1,4 +1,4 @@
-"""The loaders that Lightning asks for."""
+"""The data loaders of training and validation, for Lightning."""
 
 import os
 import signal
@@ -7,31 +7,28 @@ from functools import partial
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from esmfold_peft.config import TrainConfig
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.buckets import length_buckets, share_of
-from esmfold_peft.datasets.chains import CroppedChains, JoinedChains
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import Batch, collate
 from esmfold_peft.datasets.features import Features
-from esmfold_peft.datasets.mixture import Mixture
-from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import StepBatches
+from esmfold_peft.datasets.order import Mixture, StoreOrder, chain_weights
+from esmfold_peft.datasets.samples import (
+    CroppedChains,
+    StepBatches,
+    length_buckets,
+    share_of,
+)
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 
 
 class ChainDataModule(pl.LightningDataModule):
-    """Training crops and whole validation chains, shared out to the processes.
+    """Training crops and whole validation chains, divided among the processes.
 
     Args:
-        config: the run's settings.
-        step: optimizer steps done before, whose samples are left out.
-
-    Attributes:
-        train: the stores that are trained on.
-        validation: the store that is validated on.
+        config: of the run.
+        step: optimizer steps done before, whose samples are skipped.
 
     Raises:
         UserError: a store is missing or broken.
@@ -48,13 +45,13 @@ class ChainDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Endless batches of crops and their true structures, one for each optimizer step."""
         config = self.config
-        samples = CroppedChains(
-            JoinedChains(self.train), config.data.crop, config.loss.clamp_probability, config.seed
-        )
-        chains = config.engine.batch_size // self._world
-        sampler = StepBatches(self._mixture(), chains, self._rank, self._world, self._samples)
+        chains = ConcatDataset(self.train)  # pyright: ignore[reportArgumentType]
+        crop, clamped = config.data.crop, config.loss.clamp_probability
+        samples = CroppedChains(chains, crop, clamped, config.seed)
+        own = config.engine.batch_size // self._world
+        sampler = StepBatches(self._mixture(), own, self._rank, self._world, self._samples)
         # Compiled code is made for one shape.
-        length = config.data.crop if config.engine.compile is True else None
+        length = crop if config.engine.compile is True else None
         pad = partial(_collate_samples, length=length)
         return self._loader(samples, batch_sampler=sampler, collate_fn=pad)
 
@@ -62,9 +59,9 @@ class ChainDataModule(pl.LightningDataModule):
         """This process's share of the validation chains, whole and by length.
 
         All processes have equally many batches, because an engine that shards parameters must enter
-        every forward pass with all of them: some are repeated, and who gathers drops repetitions.
+        every forward pass with all of them. Some are repeated, and repeated results are dropped.
         """
-        assert self.validation is not None, "without validation chains the trainer asks for none"
+        assert self.validation is not None, "the trainer validates only with a validation store"
         lengths = self.validation.manifest.length.tolist()
         batches = length_buckets(lengths, self.config.engine.validation_tokens)
         share = share_of(batches, self._rank, self._world)
@@ -78,17 +75,11 @@ class ChainDataModule(pl.LightningDataModule):
         return chains.to(device, non_blocking=True), truth.to(device, non_blocking=True)
 
     def _mixture(self) -> Mixture:
-        data, seed = self.config.data, self.config.seed
-        weights = [
-            chain_weights(
-                store.manifest.length,
-                store.manifest.cluster_size,
-                data.cluster_weight,
-                data.length_weight,
-            )
-            for store in self.train
-        ]
-        orders = [StoreOrder(each, seed, number) for number, each in enumerate(weights)]
+        data, seed, orders = self.config.data, self.config.seed, []
+        for number, store in enumerate(self.train):
+            length, size = store.manifest.length, store.manifest.cluster_size
+            weights = chain_weights(length, size, data.cluster_weight, data.length_weight)
+            orders.append(StoreOrder(weights, seed, number))
         return Mixture(orders, [share for _, share in data.shares], seed)
 
     def _loader(self, dataset, **arguments) -> DataLoader:
@@ -111,9 +102,9 @@ class ChainDataModule(pl.LightningDataModule):
 
 
 def _deaf(worker: int) -> None:
-    """Leaves signals that go to all processes to the one that trains, which finishes its step.
+    """Ignores signals that go to all processes: the one that trains finishes its step.
 
-    Its own SIGTERM, by which it ends its workers, is obeyed.
+    A worker obeys the SIGTERM by which that process ends its workers.
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
 """From a structure to the arrays that the model and the losses use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -35,21 +35,14 @@ class Features:
 
     def crop(self, start: int, length: int) -> "Features":
         """The contiguous stretch of at most `length` residues that begins at `start`."""
-        part = slice(start, start + length)
-        return Features(
-            self.id,
-            self.aatype[part],
-            self.residue_index[part],
-            self.positions[part],
-            self.atom_mask[part],
-            self.resolution,
-        )
+        names = ("aatype", "residue_index", "positions", "atom_mask")
+        return replace(self, **{n: getattr(self, n)[start : start + length] for n in names})
 
 
 def features(structure: ProteinStructure) -> Features:
     """Turns a structure into features: a table look-up and one gather, tens of microseconds.
 
-    Everything derived (frames, torsions, alternatives) is computed in batches by the losses.
+    Frames, torsions and alternatives follow from a batch (`truth`).
     """
     aatype = encode(structure.sequence)
     columns = ATOM14_TO_ATOM37[aatype]

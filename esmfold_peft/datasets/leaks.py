@@ -1,7 +1,8 @@
-"""Whether a training set knows its validation set: by date, by sequence, or by cluster."""
+"""Training chains that leak validation chains: by date, by sequence, or by cluster."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Shaped
@@ -12,7 +13,7 @@ from esmfold_peft.datasets.store import Store
 
 @dataclass(frozen=True, eq=False)
 class ChainList:
-    """What tells of chains whether they leak.
+    """The facts about chains that decide whether they leak.
 
     Attributes:
         ids: names of the chains.
@@ -31,13 +32,7 @@ class ChainList:
 
 @dataclass(frozen=True)
 class Leak:
-    """A training chain that gives a validation chain away.
-
-    Attributes:
-        store: that the training chain is in.
-        chain: the training chain.
-        reason: in words, with the validation chain or the dates.
-    """
+    """A training chain in a store that leaks a validation chain, which the reason names."""
 
     store: str
     chain: str
@@ -45,7 +40,7 @@ class Leak:
 
 
 def chain_list(store: Store) -> ChainList:
-    """What a store says of its chains."""
+    """The facts that a store has about its chains."""
     m = store.manifest
     return ChainList(m.ids, m.release_date, m.cluster, m.sequence_hash, store.sequence)
 
@@ -57,24 +52,19 @@ def find_leaks(training: ChainList, validation: ChainList, *, threads: int) -> d
     are known), if it has the sequence or the cluster of a validation chain, or if the two would be
     in one cluster: 40 % identity over 90 % of both, which needs the program mmseqs.
 
-    Args:
-        training: the training chains.
-        validation: the validation chains.
-        threads: of mmseqs.
-
     Raises:
         UserError: mmseqs fails.
     """
     leaks: dict[int, str] = {}
-    rules = (
+    rules = [
         _late(training, validation),
         _same_sequence(training, validation),
         _same_cluster(training, validation),
-        _similar(training, validation, threads) if compares_similar() else iter(()),
-    )
-    for rule in rules:
-        for place, reason in rule:
-            leaks.setdefault(place, reason)
+    ]
+    if compares_similar():
+        rules.append(_similar(training, validation, threads))
+    for place, reason in chain.from_iterable(rules):
+        leaks.setdefault(place, reason)
     return dict(sorted(leaks.items()))
 
 
@@ -84,7 +74,7 @@ def compares_similar() -> bool:
 
 
 def what_was_compared(*lists: ChainList) -> str:
-    """Says what the search for leaks among these chains can and cannot have found."""
+    """Describes the leaks that the search among these chains can and cannot find."""
     undated = sum(int(np.isnat(chains.release_date).sum()) for chains in lists)
     dates = f"{undated:,} chains state no release date; " if undated else ""
     if compares_similar():
@@ -114,11 +104,10 @@ def _same_sequence(training: ChainList, validation: ChainList) -> Iterator[tuple
 
 def _same_cluster(training: ChainList, validation: ChainList) -> Iterator[tuple[int, str]]:
     owners = dict(zip(reversed(validation.cluster), reversed(validation.ids), strict=True))
-    alone = {name for name, cluster in zip(validation.ids, validation.cluster, strict=True)
-             if name == cluster}  # fmt: skip
+    cluster_of = dict(zip(validation.ids, validation.cluster, strict=True))
     for place, cluster in enumerate(training.cluster):
         # Chains in no cluster have their own names there; two files may have one name by chance.
-        by_chance = cluster == training.ids[place] and cluster in alone
+        by_chance = cluster == training.ids[place] == cluster_of.get(cluster)
         if cluster in owners and not by_chance:
             yield place, f"is in the cluster of {owners[cluster]}"
 
@@ -128,10 +117,7 @@ def _similar(training: ChainList, validation: ChainList, threads: int) -> Iterat
     for place, value in enumerate(training.sequence_hash):
         places.setdefault(value, []).append(place)
     targets = {key: training.sequence(found[0]) for key, found in places.items()}
-    for hit in similar(_sequences(validation), targets, threads=threads):
+    queries = {name: validation.sequence(place) for place, name in enumerate(validation.ids)}
+    for hit in similar(queries, targets, threads=threads):
         for place in places[hit.target]:
             yield place, f"{hit.identity:.0%} identical to {hit.query}"
-
-
-def _sequences(chains: ChainList) -> Mapping[str, str]:
-    return {name: chains.sequence(place) for place, name in enumerate(chains.ids)}

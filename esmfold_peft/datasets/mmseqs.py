@@ -4,8 +4,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from esmfold_peft.errors import UserError
 # everything found among 5,000 chains, a search with 7.5 or 5.7 missed none, one with 4 missed 5.
 _SIMILAR = "--min-seq-id 0.4 -c 0.9 --cov-mode 0 -e 0.001 -s 7.5 --dbtype 1".split()
 _CLUSTERS = "--cluster-mode 1 --max-seqs 1000".split()
+_PREFIX = "esmfold-peft-mmseqs-"
 
 # mmseqs stops if no sequence is long enough for its index or all are masked; this one, of random
 # letters and similar to nothing, is always indexed.
@@ -29,13 +29,7 @@ _FILLER = "MWQKNDHVERSLYTPGCAFIEWNKRDTHQSMVYLPAGICFKEQHNWRTDVYSMLGPACIFEK"
 
 @dataclass(frozen=True)
 class Hit:
-    """Two similar sequences.
-
-    Attributes:
-        query: name of the one that was searched for.
-        target: name of the one that was found.
-        identity: identical residues / length of the alignment, 0 to 1.
-    """
+    """The names of two similar sequences, and identical residues / length of their alignment."""
 
     query: str
     target: str
@@ -53,16 +47,15 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
     A sequence in which mmseqs finds nothing to compare (too short, of low complexity, all X) is
     in one cluster with its copies only. Apart from the names, the clusters depend on the set of
     sequences alone. Similar sequences can be in two clusters, because mmseqs works in steps and
-    compares only the representatives of the last one: 4 of the 257 pairs above are apart. Which
-    sequences of two sets are similar is a question for `similar`.
+    compares only the representatives of the last one: 4 of the 257 pairs above are apart. To find
+    similar sequences of two sets, use `similar`.
 
     Args:
         sequences: one-letter codes by name; the names may be any text.
         threads: number of threads, at least 1.
 
     Returns:
-        The name of each sequence, in the order given, to the name of its cluster, which is that of
-        its first member in this order.
+        The name of each sequence, in the order given, to the name of its cluster: its first member.
 
     Raises:
         UserError: mmseqs is not installed or fails.
@@ -70,7 +63,8 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
     if not sequences:
         return {}
     distinct = sorted(set(sequences.values()))
-    with _folder() as folder:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        folder = Path(name)
         fasta = _write_fasta(folder / "sequences.fasta", distinct)
         _run("easy-cluster", fasta, folder / "out", folder / "tmp", *_CLUSTERS, threads=threads)
         rows = _table(folder / "out_cluster.tsv", columns=2)
@@ -83,14 +77,9 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
 def similar(queries: Mapping[str, str], targets: Mapping[str, str], *, threads: int) -> list[Hit]:
     """Finds the targets that are 40 % identical to a query over 90 % of both.
 
-    Equal sequences are always found. Of the others, all are aligned that share two similar k-mers
-    on one diagonal with the query: the number of hits is not bounded. Not among them are a domain
-    and a longer chain that contains it.
-
-    Args:
-        queries: one-letter codes by name, for example of the validation set.
-        targets: the same of the set to search, for example of the training set.
-        threads: number of threads, at least 1.
+    Equal sequences are always found. All others that share two similar k-mers on one diagonal with
+    the query are aligned: the number of hits is not bounded. A domain and a longer chain that
+    contains it are no hit. Both sets are one-letter codes by name.
 
     Returns:
         The hits of each query, in the order given, the most similar first.
@@ -114,7 +103,8 @@ def similar(queries: Mapping[str, str], targets: Mapping[str, str], *, threads: 
 
 def _search(queries: list[str], targets: list[str], *, threads: int) -> dict[str, dict[str, float]]:
     """The similar targets of each query and their identity."""
-    with _folder() as folder:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        folder = Path(name)
         # A query's candidates are cut at --max-seqs, before they are aligned: the default of 300
         # would hide most homologues of a kinase.
         _run(
@@ -134,13 +124,6 @@ def _search(queries: list[str], targets: list[str], *, threads: int) -> dict[str
     for query in found.keys() & set(targets):  # also those that mmseqs cannot index
         found[query][query] = 1.0
     return found
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A temporary folder, removed in any case."""
-    with tempfile.TemporaryDirectory(prefix="esmfold-peft-mmseqs-") as folder:
-        yield Path(folder)
 
 
 def _write_fasta(path: Path, sequences: list[str]) -> Path:
@@ -171,7 +154,7 @@ def _run(module: str, *arguments: object, threads: int) -> None:
 
 
 def _reason(output: str) -> str:
-    """The last line that says something: "Error: Search died" only repeats that it failed."""
+    """The last line with information: "Error: Search died" only repeats that it failed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if not line.endswith(" died")]
     return (telling or lines or ["no message"])[-1]

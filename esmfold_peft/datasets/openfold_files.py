@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-from esmfold_peft.datasets.cluster_files import ClusterFile, chain_key, cluster_of
+from esmfold_peft.datasets.cluster_files import ClusterFile, chain_key
 from esmfold_peft.disk.files import read_bytes, read_json
 from esmfold_peft.errors import UserError
 
@@ -18,12 +18,12 @@ _CHAIN = re.compile(r"[\w.:|+-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class CachedChain:
-    """What OpenFold's cache says of one chain.
+    """Facts of OpenFold's cache about one chain; None if unknown (NMR, predicted structures).
 
     Attributes:
-        release_date: of its entry; None if unknown (predicted structures have none).
-        resolution: in Å; None if unknown or without meaning (NMR, predicted).
-        cluster_size: number of chains in its cluster, itself included; None if unknown.
+        release_date: of its entry.
+        resolution: in Å.
+        cluster_size: number of chains in its cluster, itself included.
     """
 
     release_date: date | None
@@ -34,13 +34,8 @@ class CachedChain:
 def read_chain_data_cache(path: Path) -> dict[str, CachedChain]:
     """Reads a `chain_data_cache.json`, as OpenFold's `scripts/generate_chain_data_cache.py` writes.
 
-    A resolution of 0, a cluster size of -1 and null mean "unknown" there, as absence does.
-
-    Args:
-        path: the file, plain or gzip-compressed.
-
-    Returns:
-        What is known of each chain, by its name ("1abc_A", or the file's name for a prediction).
+    The file may be gzip-compressed. A resolution of 0, a cluster size of -1 and null mean "unknown"
+    there, as absence does. The keys are names of chains ("1abc_A", or a prediction's file name).
 
     Raises:
         UserError: the file is not JSON or lists no chain, or a value has the wrong type.
@@ -53,9 +48,6 @@ def read_chain_data_cache(path: Path) -> dict[str, CachedChain]:
 
 def read_duplicates(path: Path) -> list[tuple[str, ...]]:
     """Reads a `duplicate_pdb_chains.txt`: on each line chains of equal sequence, blanks between.
-
-    Args:
-        path: the file, plain or gzip-compressed.
 
     Raises:
         UserError: the file cannot be read, is empty, or has something that is not a chain.
@@ -78,12 +70,9 @@ def extend_to_duplicates(
 
     Args:
         clusters: each chain to the name of its cluster, or None.
-        groups: chains of equal sequence (`read_duplicates`); those that `clusters` does not have
-            count too, because often only the representative is in the file, but not among them.
-        file: where `clusters` come from.
-
-    Returns:
-        The chains of `clusters` in their order; None where no duplicate has a cluster.
+        groups: chains of equal sequence (`read_duplicates`). They may have members that `clusters`
+            lacks: often the file has only a representative that is not in the store.
+        file: the source of `clusters`.
     """
     extended = dict(clusters)
     names = {chain_key(chain): chain for chain in clusters}
@@ -91,7 +80,7 @@ def extend_to_duplicates(
         own = [names.get(chain_key(chain), chain) for chain in group]
         missing = [chain for chain in own if chain in clusters and clusters[chain] is None]
         if missing:
-            known = (clusters.get(chain) or cluster_of(chain, None, file) for chain in own)
+            known = (clusters.get(chain) or file.cluster_of(chain, None) for chain in own)
             cluster = next(filter(None, known), None)
             extended.update((chain, extended[chain] or cluster) for chain in missing)
     return extended
@@ -100,39 +89,21 @@ def extend_to_duplicates(
 def _cached(entry: Any, place: str) -> CachedChain:
     if not isinstance(entry, dict):
         raise UserError(f"{place}: {entry!r:.40} is not an object")
-    sequence = entry.get("seq")  # what tells this file from OpenFold's other caches
+    sequence = entry.get("seq")  # which OpenFold's other caches do not have
     if not isinstance(sequence, str) or not _LETTERS.fullmatch(sequence):
         _refuse(place, "seq", sequence, "a sequence")
-    return CachedChain(
-        release_date=_date(entry.get("release_date"), place),
-        resolution=_resolution(entry.get("resolution"), place),
-        cluster_size=_size(entry.get("cluster_size"), place),
-    )
-
-
-def _date(value: Any, place: str) -> date | None:
-    if value is None:
-        return None
+    resolution, size = entry.get("resolution"), entry.get("cluster_size")
+    resolution = 0 if resolution is None else resolution
+    if type(resolution) not in (int, float) or not math.isfinite(resolution) or resolution < 0:
+        _refuse(place, "resolution", resolution, "a number of Å")
+    if size is not None and (type(size) is not int or size < -1):
+        _refuse(place, "cluster_size", size, "a number of chains")
+    released = entry.get("release_date")
     try:
-        return date.fromisoformat(value)
+        release_date = None if released is None else date.fromisoformat(released)
     except (TypeError, ValueError):
-        _refuse(place, "release_date", value, "a date (YYYY-MM-DD)")
-
-
-def _resolution(value: Any, place: str) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        _refuse(place, "resolution", value, "a number of Å")
-    return float(value) or None
-
-
-def _size(value: Any, place: str) -> int | None:
-    if value is None:
-        return None
-    if type(value) is not int or value < -1:
-        _refuse(place, "cluster_size", value, "a number of chains")
-    return value if value > 0 else None
+        _refuse(place, "release_date", released, "a date (YYYY-MM-DD)")
+    return CachedChain(release_date, float(resolution) or None, max(size or 0, 0) or None)
 
 
 def _refuse(place: str, key: str, value: Any, expected: str) -> NoReturn:

@@ -1,18 +1,18 @@
-"""A chain as bytes: what a store keeps of it.
+"""A chain as bytes: its record in a store.
 
-A record holds the sequence, the residues' numbers, which atoms are known, and the coordinates; it
-takes some 40 bytes for a residue with all its atoms. Coordinates are kept to 0.001 Å, the precision
-of the archive's files, so that nothing of those is lost. Kept are the atoms of `Features` (atom14):
-OXT, B-factors and the author's numbers are not.
+A record holds the sequence, the residues' numbers, which atoms are known, and the coordinates, in
+some 40 bytes for a residue with all its atoms. Coordinates are kept to 0.001 Å, the precision of
+the archive's files. The atoms are those of `Features` (atom14), without OXT, B-factors and the
+author's numbers.
 
     byte 0        version
     4 bytes       number of residues n
     n bytes       sequence, one-letter codes
     the rest      zlib: n x uint16 atom masks, n x int32 steps of residue_index, coordinates
 
-Coordinates are whole thousandths of an Å, each minus that of the known atom before it: small
-numbers, most of which fit two bytes. Bytes of the same significance stand together, which
-compresses.
+Coordinates are whole thousandths of an Å, each minus that of the known atom before it: most of
+these small numbers fit two bytes. Bytes of the same significance are next to each other, which
+compresses better.
 """
 
 import hashlib
@@ -37,11 +37,7 @@ _LETTERS = np.frombuffer(RESIDUES_X.encode(), dtype=np.uint8)
 
 
 def to_record(chain: Features) -> bytes:
-    """Packs a chain.
-
-    Args:
-        chain: with coordinates within `MOST_ANGSTROM`.
-    """
+    """Packs a chain, whose coordinates are within `MOST_ANGSTROM`."""
     masks = (chain.atom_mask * _BITS).sum(-1, dtype=np.uint16)
     steps = np.diff(chain.residue_index, prepend=-1).astype("<i4")
     packed = masks.astype("<u2").tobytes() + steps.tobytes() + _pack(chain)
@@ -50,12 +46,7 @@ def to_record(chain: Features) -> bytes:
 
 
 def from_record(record: bytes, name: str, resolution: float) -> Features:
-    """Unpacks a chain.
-
-    Args:
-        record: as `to_record` made it.
-        name: of the chain.
-        resolution: Å; NaN if unknown.
+    """Unpacks a chain; `resolution` in Å, NaN if unknown.
 
     Raises:
         UserError: the record is damaged, or of another version.
@@ -72,11 +63,7 @@ def record_hash(record: bytes) -> str:
 
 
 def sequence_of(record: bytes) -> str:
-    """The sequence in a record, without unpacking the rest.
-
-    Args:
-        record: as `to_record` made it.
-    """
+    """The sequence in a record, without unpacking the rest."""
     n = _HEADER.unpack_from(record)[1]
     return record[_HEADER.size : _HEADER.size + n].decode("ascii")
 

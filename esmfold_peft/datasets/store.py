@@ -7,7 +7,6 @@ manifest.csv    one line for each chain (`manifest`); written last: a store with
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
@@ -26,17 +25,10 @@ TABLES = 3
 
 
 class Store(Sequence[Features]):
-    """The chains of a store, in the manifest's order.
+    """The chains of a store, in the manifest's order; `path` is its folder.
 
-    It may be handed to other processes: each opens the file for itself. A manifest from which lines
-    were deleted is that of a smaller store.
-
-    Args:
-        path: the folder.
-
-    Attributes:
-        path: the folder.
-        manifest: its list of chains.
+    Other processes may get it: each opens the file for itself. A manifest from which lines were
+    deleted is that of a smaller store.
 
     Raises:
         UserError: there is no store, or it is not whole or broken.
@@ -52,11 +44,7 @@ class Store(Sequence[Features]):
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> Features:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The features of one chain.
-
-        Raises:
-            UserError: its record is not the one that the manifest lists.
-        """
+        """The features of one chain; a UserError if its record is not the manifest's."""
         manifest = self.manifest
         name, record = manifest.ids[index], self._record(manifest.ids[index])
         if record_hash(record) != manifest.hash[index]:
@@ -70,7 +58,7 @@ class Store(Sequence[Features]):
     def _record(self, name: str) -> bytes:
         with self._transaction() as transaction:
             record = transaction.get(name.encode())
-        if record is None:  # the store was made anew under this one
+        if record is None:  # the store was made again after it was opened
             raise self._missing(name)
         return record  # pyright: ignore[reportReturnType]
 
@@ -84,10 +72,12 @@ class Store(Sequence[Features]):
             raise UserError(f"{self.path / CHAINS_FILE}: damaged ({error})") from error
 
     def _missing(self, name: str) -> UserError:
-        return UserError(f"{self.path}: {name} of {self.manifest.path.name} is not in it")
+        return UserError(
+            f"{self.path}: {name} of {FILE_NAME} is not in {CHAINS_FILE}; make the store again"
+        )
 
     def _require_all(self) -> None:
-        """Looks up every id: a chain that is missing must not be found out in the tenth hour."""
+        """Looks up every id, so that a missing chain does not stop a run in its tenth hour."""
         with self._transaction() as transaction:
             cursor = transaction.cursor()
             for name in self.manifest.ids:
@@ -95,45 +85,44 @@ class Store(Sequence[Features]):
                     raise self._missing(name)
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """The file of a store, opened by this process or by one that it was forked from."""
+_OPENED: dict[str, tuple[tuple[int, int], lmdb.Environment, lmdb._Database]] = {}
+"""By path: process and inode, environment, table of records.
 
-    pid: int
-    inode: int
-    env: lmdb.Environment
-    table: lmdb._Database
-
-
-_OPENED: dict[str, _Opened] = {}
-"""LMDB forbids a process to open a file twice, and to use what it opened before a fork."""
+LMDB forbids a process to open a file twice, and to use a file that it opened before a fork.
+"""
 
 
 def open_chains(store: Path) -> tuple[lmdb.Environment, lmdb._Database]:
-    """Opens the file of a store for reading, once in each process.
-
-    Returns:
-        The environment and its table of records.
+    """Opens the file of a store for reading, once in each process: environment, table of records.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     path = (store / CHAINS_FILE).resolve()
     try:
-        inode = path.stat().st_ino
+        key = os.getpid(), path.stat().st_ino
         found = _OPENED.get(str(path))
-        if found is not None and (found.pid, found.inode) != (os.getpid(), inode):
-            found.env.close()
+        if found is not None and found[0] != key:
+            _OPENED.pop(str(path))[1].close()
             found = None
-        found = found or _open(path, inode)
+        if found is None:
+            env = lmdb.open(
+                str(path),
+                subdir=False,
+                readonly=True,
+                lock=False,  # nobody writes to a whole store, and it may lie on a read-only disk
+                readahead=False,  # chains are read in random order
+                max_dbs=TABLES,
+            )
+            require_whole_file(env, path)
+            found = _OPENED[str(path)] = key, env, env.open_db(CHAINS, create=False)
     except (OSError, lmdb.Error) as error:
         raise UserError(f"{path}: not the file of a store ({error})") from error
-    _OPENED[str(path)] = found
-    return found.env, found.table
+    return found[1], found[2]
 
 
 def require_whole_file(env: lmdb.Environment, path: Path) -> None:
-    """Refuses a file that was cut off: LMDB maps it, and to read beyond its end ends the process.
+    """Refuses a file that was cut off: LMDB maps it, and reading beyond its end kills the process.
 
     Raises:
         UserError: the file is shorter than it says.
@@ -141,16 +130,3 @@ def require_whole_file(env: lmdb.Environment, path: Path) -> None:
     size, least = path.stat().st_size, (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if size < least:
         raise UserError(f"{path}: was cut off: {size:,} bytes of at least {least:,}")
-
-
-def _open(path: Path, inode: int) -> _Opened:
-    env = lmdb.open(
-        str(path),
-        subdir=False,
-        readonly=True,
-        lock=False,  # nobody writes to a whole store, and it may lie on a read-only disk
-        readahead=False,  # chains are read in random order
-        max_dbs=TABLES,
-    )
-    require_whole_file(env, path)
-    return _Opened(os.getpid(), inode, env, env.open_db(CHAINS, create=False))

@@ -1,4 +1,4 @@
-"""The random numbers of a run: each use has a stream of its own, which follows from the seed."""
+"""The random numbers of a run: each use has its own stream, which follows from the seed."""
 
 import numpy as np
 
@@ -14,21 +14,12 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
 
     Unlike a tuple of numbers, whose zeros at the end NumPy does not see, every key differs from
     every other.
-
-    Args:
-        seed: of the run.
-        key: what the numbers are for.
     """
     return np.random.default_rng(_sequence(seed, key))
 
 
 def random_seed(seed: int, *key: int) -> int:
-    """A seed of 63 bits for generators of another kind, one for each key.
-
-    Args:
-        seed: of the run.
-        key: what the numbers are for.
-    """
+    """A seed of 63 bits for generators of another kind, one for each key."""
     return int(_sequence(seed, key).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -1,4 +1,4 @@
-"""What the losses need to know of the true structure, which follows from the batch alone."""
+"""True frames, torsions and names of atoms for the losses; they follow from the batch alone."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.padded import Padded
-from esmfold_peft.geometry.ambiguity import is_ambiguous, swap_ambiguous_atoms
-from esmfold_peft.geometry.atoms import virtual_cb
+from esmfold_peft.datasets.batch import Batch, Padded
+from esmfold_peft.geometry.atoms import is_ambiguous, swap_ambiguous_atoms, virtual_cb
 from esmfold_peft.geometry.frames import backbone_frames, rigid_group_frames
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.torsions import alternative_torsions, torsion_angles
@@ -55,7 +53,7 @@ class GroundTruth(Padded):
         cb_mask: residues with N, CA and C.
         atoms: atoms as they are named.
         alternative: atoms with the ambiguous names exchanged.
-        ambiguous: places of the residues with ambiguous names, then of others; all different.
+        ambiguous: places of the residues with ambiguous names, then of others; all distinct.
     """
 
     aatype: Int[Tensor, "b n"]
@@ -84,11 +82,8 @@ for _kind in (NamedAtoms, GroundTruth):  # CUDA graphs look for tensors in them
 def ground_truth(batch: Batch, *, fixed: bool = False) -> GroundTruth:
     """Derives frames, torsions and the alternative naming from the atoms of a batch.
 
-    Args:
-        batch: the chains.
-        fixed: whether all shapes are to follow from that of the batch, as compiled code needs it.
-            Otherwise only so many residues are looked at for their names as the chain with most
-            ambiguous ones has.
+    If `fixed`, all shapes follow from that of the batch, as compiled code needs it. Otherwise
+    `ambiguous` is as long as the largest number of ambiguous residues in a chain.
     """
     aatype, positions, atom_mask = batch.aatype, batch.positions, batch.atom_mask
     frames, backbone_mask = backbone_frames(positions, atom_mask)
@@ -119,14 +114,13 @@ def _named(
     atom_mask: Bool[Tensor, "b n 14"],
 ) -> NamedAtoms:
     # DISCREPANCY: AF2 turns the frame of an alternative χ by exactly π; here it is built from the
-    # exchanged atoms, which also says rightly whether it is known when only one of the two atoms
-    # is.
+    # exchanged atoms, which also masks it correctly when only one of the two atoms is known.
     return NamedAtoms(positions, atom_mask, *rigid_group_frames(aatype, positions, atom_mask))
 
 
 def _ambiguous_residues(aatype: Int[Tensor, "b n"], fixed: bool) -> Int[Tensor, "b r"]:
-    # Instead of padding, other residues, whose renaming changes nothing. In the order of the chain,
-    # so that the first places of a chain that is cut to its length are places in it.
+    # Other residues, whose renaming changes nothing, follow instead of padding. They are in the
+    # order of the chain, so that a batch that is cut to its chains' length still has them.
     ambiguous = is_ambiguous(aatype).any(-1)
     most = aatype.shape[1] if fixed else int(ambiguous.sum(1).amax())
     return ambiguous.int().argsort(dim=1, descending=True, stable=True)[:, :most]

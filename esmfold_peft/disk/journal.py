@@ -1,31 +1,29 @@
-"""Files of JSON lines that are only added to, which a kill at any moment leaves readable."""
+"""Append-only files of JSON lines, which stay readable after a kill at any moment."""
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from esmfold_peft.disk.locks import lock_file
 from esmfold_peft.errors import BusyError, UserError
 
 
 class Journal:
-    """Adds lines to a file; half of a line that a kill has left is dropped first.
+    """Adds lines to a file; the half line that a kill may have left is dropped first.
 
-    Args:
-        path: the file, which one process at a time adds to.
-        lock: take it for this process, where nothing else has made sure of that.
+    Only one process may add. With `lock`, the journal makes sure of that.
 
     Raises:
-        BusyError: another process has it.
-        UserError: it cannot be written or locked.
+        BusyError: another process has the lock.
+        UserError: the file cannot be written or locked.
     """
 
     def __init__(self, path: Path, *, lock: bool = False) -> None:
         try:
             self._file = path.open("a+b")
             if lock:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(self._file)
             self._file.seek(0)
             self._file.truncate(self._file.read().rfind(b"\n") + 1)
         except BlockingIOError as error:
@@ -34,14 +32,7 @@ class Journal:
             raise UserError(f"{path}: {error.strerror}") from error
 
     def add(self, entry: Mapping[str, object]) -> None:
-        """Adds a line; it is on the disk when this returns.
-
-        Args:
-            entry: as JSON takes it.
-
-        Raises:
-            UserError: the disk is full, or gone.
-        """
+        """Adds a line; it is on the disk when this returns. A UserError if the disk fails."""
         try:
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()
@@ -51,7 +42,7 @@ class Journal:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a journal without half of one at its end; none where there is no file."""
+    """The lines of a journal without a half line at its end; none where there is no file."""
     try:
         return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Scoring of predicted structures: what belongs together, its scores, and what is made of them."""
+"""Scoring of predicted structures: pairs of chains, their scores, and the results."""

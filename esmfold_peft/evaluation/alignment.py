@@ -1,4 +1,4 @@
-"""Two sequences set against each other, for residues without common numbers and for messages."""
+"""Two aligned sequences, for residues without common numbers and for messages."""
 
 from functools import cache
 
@@ -8,20 +8,14 @@ from jaxtyping import Int64
 
 _COLUMNS = 60
 _BLOCKS = 3
-"""Lines of an alignment that are shown, from the one of the first difference on."""
+"""Lines of an alignment that are shown, from that of the first difference."""
 
 
 def align(reference: str, predicted: str) -> Int64[np.ndarray, "n"]:
     """Aligns two sequences over their whole lengths, gaps at the ends free.
 
-    BLOSUM62, gaps 11 and 1 (the defaults of BLASTP).
-
-    Args:
-        reference: n letters of the twenty and X.
-        predicted: likewise.
-
-    Returns:
-        For each residue of the reference its place in the prediction, -1 for a gap.
+    BLOSUM62, gaps 11 and 1 (the defaults of BLASTP); the letters are the twenty and X. Returns for
+    each residue of the reference its place in the prediction, -1 for a gap.
     """
     places = np.full(len(reference), -1, dtype=np.int64)
     alignment = _aligner(end_gap=0).align(reference, predicted)[0]
@@ -36,7 +30,7 @@ def shown_alignment(reference: str, predicted: str) -> str:
     Each line of the reference and of the prediction begins and ends with the places, 1-based, of
     its first and last letters; "|" marks equal letters.
     """
-    # With free ends, sequences that have nothing in common would lie one behind the other.
+    # With free ends, sequences that have nothing in common would not overlap.
     alignment = _aligner(end_gap=-1).align(reference, predicted)[0]
     upper, lower = str(alignment[0]), str(alignment[1])
     marks = "".join("|" if a == b else " " for a, b in zip(upper, lower, strict=True))

@@ -1,4 +1,4 @@
-"""How far pLDDT tells the lDDT-Cα of a residue, from sums over the residues of many chains."""
+"""How well pLDDT predicts the lDDT-Cα of a residue, from sums over the residues of many chains."""
 
 import math
 from dataclasses import dataclass
@@ -47,38 +47,29 @@ class Calibration:
         return float(np.abs(self.plddt - self.lddt).sum() / self.residues)
 
     def pearson(self) -> float | None:
-        """Correlation over residues; None where one of the two does not vary."""
+        """Correlation over residues; None if one of the two does not vary."""
         n, x, y = self.residues, float(self.plddt.sum()), float(self.lddt.sum())
         xx, yy, xy = (float(value) for value in self.squares)
         spread = (n * xx - x * x) * (n * yy - y * y)
-        # What is left of equal numbers is their rounding.
+        # Equal numbers leave their rounding errors.
         if n < 2 or spread <= (1e-12 * n * n) ** 2:
             return None
         return (n * xy - x * y) / math.sqrt(spread)
 
 
-def no_calibration() -> Calibration:
-    """Sums over nothing."""
-    return Calibration(np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS), np.zeros(3))
-
-
 def calibration(
-    plddt: Float64[np.ndarray, "n"] | None, lddt: Float64[np.ndarray, "n"]
+    plddt: Float64[np.ndarray, "n"] | None = None,
+    lddt: Float64[np.ndarray, "n"] | None = None,
 ) -> Calibration:
-    """The sums over one chain.
-
-    Args:
-        plddt: 0 to 100, NaN where unknown; None if the chain has none.
-        lddt: 0 to 1, NaN where there is no score.
-    """
-    if plddt is None:
-        return no_calibration()
+    """The sums over one chain: pLDDT 0 to 100, lDDT 0 to 1, NaN where unknown; None for nothing."""
+    if plddt is None or lddt is None:
+        plddt = lddt = np.zeros(0)
     known = np.isfinite(plddt) & np.isfinite(lddt)
     x, y = plddt[known] / 100, lddt[known]
     bins = np.clip((x * BINS).astype(np.int64), 0, BINS - 1)
     return Calibration(
         count=np.bincount(bins, minlength=BINS),
-        plddt=np.bincount(bins, x, BINS),
-        lddt=np.bincount(bins, y, BINS),
+        plddt=np.bincount(bins, x, BINS).astype(np.float64),  # nothing is counted as integers
+        lddt=np.bincount(bins, y, BINS).astype(np.float64),
         squares=np.array([(x * x).sum(), (y * y).sum(), (x * y).sum()]),
     )

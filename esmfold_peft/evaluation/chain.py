@@ -1,4 +1,4 @@
-"""A chain as it is scored, from a file, a store or a model."""
+"""A chain as it is scored, from a file or a store."""
 
 from dataclasses import dataclass
 
@@ -35,9 +35,9 @@ class Chain:
         positions: atom37 coordinates in Å.
         atom_mask: which atoms are present.
         plddt: 0 to 100, NaN where there is no Cα; None if the chain states none.
-        note: what a reader of the scores should know of its pLDDT; "" if nothing.
-        models: of its file, of which it is the first's.
-        notes: what reading its file left out or had to decide.
+        plddt_note: what a reader of the scores should know of its pLDDT; "" if nothing.
+        models: number of models in its file; the chain is of the first.
+        notes: what the reader of its file skipped or had to choose.
     """
 
     sequence: str
@@ -46,7 +46,7 @@ class Chain:
     positions: Float32[np.ndarray, "n 37 3"]
     atom_mask: Bool[np.ndarray, "n 37"]
     plddt: Float64[np.ndarray, "n"] | None = None
-    note: str = ""
+    plddt_note: str = ""
     models: int = 1
     notes: tuple[str, ...] = ()
 
@@ -56,7 +56,7 @@ class Chain:
 
     @property
     def modelled(self) -> Bool[np.ndarray, "n"]:
-        """Which residues the coordinates hold, those outside the standard twenty too."""
+        """Which residues have coordinates, those outside the standard twenty too."""
         return np.array([number != "" for number in self.numbers], dtype=bool)
 
     @property
@@ -67,7 +67,7 @@ class Chain:
 
     @property
     def backbone_only(self) -> bool:
-        """Whether no residue has atoms of its side chain beyond Cβ, though some have such atoms."""
+        """Whether side chains end at Cβ, though some residues have more atoms."""
         have_more = np.array([letter not in "GAX" for letter in self.sequence], dtype=bool)
         expected = have_more & self.atom_mask[:, _CA]
         side_chains = np.delete(self.atom_mask, _BACKBONE, axis=1)
@@ -75,12 +75,7 @@ class Chain:
 
 
 def from_structure(structure: ProteinStructure, models: int = 1) -> Chain:
-    """A chain that was read from a file; its B-factors are pLDDT where they can be.
-
-    Args:
-        structure: the chain.
-        models: of its file.
-    """
+    """A chain from a file of so many models; its B-factors are pLDDT where they can be."""
     plddt, note = _plddt(structure)
     return Chain(
         sequence=structure.sequence,
@@ -89,7 +84,7 @@ def from_structure(structure: ProteinStructure, models: int = 1) -> Chain:
         positions=structure.positions,
         atom_mask=structure.atom_mask,
         plddt=plddt,
-        note=note,
+        plddt_note=note,
         models=models,
         notes=structure.notes,
     )
@@ -105,7 +100,7 @@ def from_features(features: Features) -> Chain:
     places = ATOM14_TO_ATOM37[features.aatype[rows], columns]
     positions[rows, places] = features.positions[rows, columns]
     mask[rows, places] = True
-    # X has no atoms in a store, so that whether it is modelled is not known.
+    # X has no atoms in a store, which does not tell whether it is modelled.
     modelled = known.any(-1) | (features.aatype == RESIDUES_X.index("X"))
     numbers = zip(modelled, features.residue_index, strict=True)
     return Chain(
@@ -118,7 +113,7 @@ def from_features(features: Features) -> Chain:
 
 
 def _plddt(structure: ProteinStructure) -> tuple[Float64[np.ndarray, "n"] | None, str]:
-    """pLDDT, 0 to 100, from the B-factors of Cα, and what is said of its scale."""
+    """pLDDT, 0 to 100, from the B-factors of Cα, and a note on its scale."""
     present = structure.atom_mask[:, _CA]
     values = np.where(present, structure.b_factors[:, _CA].astype(np.float64).round(4), np.nan)
     known = values[present]

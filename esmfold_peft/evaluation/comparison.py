@@ -1,8 +1,9 @@
-"""Two evaluations of the same chains set against each other."""
+"""Two evaluations of the same chains, compared chain by chain."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ import numpy as np
 from jaxtyping import Float64
 
 from esmfold_peft.console import report
+from esmfold_peft.disk.csv_text import read_table
 from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
-from esmfold_peft.evaluation.bootstrap import mean_interval
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, Score
-from esmfold_peft.evaluation.tables import SCORES, Columns, read_scores
+from esmfold_peft.evaluation.summary import mean_interval
+from esmfold_peft.evaluation.table_files import SCORES, SUMMARY, Columns
 
 _LOWER_IS_BETTER = ("rmsd",)
 _NOT_A_QUALITY = ("plddt",)
-"""A higher one is no better prediction, so that nobody wins."""
+"""A higher value is not a better prediction: there are no wins."""
+
+_reference = attrgetter("length", "resolved", "pairs")
+"""The columns of a `Score` that describe the reference."""
 
 _DECIMALS = 9
 """Of a difference. The last bits of a score depend on the number of threads (TM-score: 6e-15)."""
@@ -36,10 +41,9 @@ class Difference:
         one: mean of the first.
         other: mean of the second.
         difference: mean of the differences, second minus first.
-        low: lower end of the 95 % bootstrap interval of the mean difference; None for fewer than
-            five chains, and too narrow for few (see `mean_interval`).
+        low: lower end of the 95 % bootstrap interval of the mean difference (`mean_interval`).
         high: its upper end.
-        wilcoxon_p: of the two-sided signed-rank test (Wilcoxon 1945); None where no chain differs.
+        wilcoxon_p: of the two-sided signed-rank test (Wilcoxon 1945); None if no chain differs.
         wins: chains on which the second is better (a lower RMSD, a higher other score); None for
             pLDDT.
         ties: chains with values that are equal to 9 decimals.
@@ -63,8 +67,8 @@ class Comparison:
     """Two tables of scores, joined.
 
     Attributes:
-        keys: split and id of the chains with scores in both, sorted; the split is "" where ids
-            alone tell the chains of both tables apart.
+        keys: chains with scores in both, sorted; the split is "" if ids alone tell the chains of
+            each table apart.
         one: their rows in the first.
         other: their rows in the second.
         only_one: chains with scores in the first alone.
@@ -81,27 +85,27 @@ class Comparison:
     other_references: list[Key]
 
     def differences(self) -> dict[str, Difference]:
-        """What each metric says."""
+        """The difference of each metric."""
         return {
-            name: difference(name, *(_values(rows, name) for rows in (self.one, self.other)))
+            name: difference(name, _values(self.one, name), _values(self.other, name))
             for name in METRICS
         }
 
     def columns(self) -> Columns:
         """A line for each chain that both have: every metric twice, and the difference."""
-        table: Columns = {
-            "id": [name for _, name in self.keys],
-            "split": [split for split, _ in self.keys],
-        }
+        splits, names = zip(*self.keys, strict=True)
+        table: Columns = {"id": list(names), "split": list(splits)}
         for name in METRICS:
-            one, other = (_values(rows, name) for rows in (self.one, self.other))
-            for column, values in ((name + "_1", one), (name + "_2", other)):
-                table[column] = _cells(values)
-            table[name + "_difference"] = _cells(other - one)
+            one, other = _values(self.one, name), _values(self.other, name)
+            found = {"_1": one, "_2": other, "_difference": other - one}
+            table |= {
+                name + ending: [v if math.isfinite(v) else None for v in values.tolist()]
+                for ending, values in found.items()
+            }
         return table
 
     def summary(self) -> dict[str, Any]:
-        """What comparison.json says of the chains."""
+        """The chains' part of comparison.json."""
         return {
             "chains": len(self.keys),
             "metrics": {name: asdict(found) for name, found in self.differences().items()},
@@ -111,15 +115,10 @@ class Comparison:
         }
 
 
-def column_types(columns: Columns) -> dict[str, type]:
-    """The types of the columns of a comparison."""
-    return {name: str if name in ("id", "split") else float for name in columns}
-
-
 def compare_folders(one: Path, other: Path) -> Comparison:
-    """Joins what two evaluations wrote by id, and by split too where one has an id twice.
+    """Joins two evaluations by id, and by split too if one of them has an id twice.
 
-    Reports how many chains were scored against other references in the two.
+    Reports how many chains have different references in the two.
 
     Raises:
         UserError: a folder is no output of evaluate, or they have no chain in common.
@@ -135,8 +134,8 @@ def compare_folders(one: Path, other: Path) -> Comparison:
         raise UserError(f"{one} and {other}: no chain has scores in both (such as {examples})")
     differing = [key for key in keys if _reference(first[key]) != _reference(second[key])]
     if differing:
-        count = f"{len(differing)} chains have" if differing[1:] else "1 chain has"
-        report(f"{count} other references in the two, such as {_shown(differing[0])}")
+        count = chains_have(len(differing))
+        report(f"{count} different references in the two, such as {_shown(differing[0])}")
     return Comparison(
         keys=keys,
         one=[first[key] for key in keys],
@@ -147,15 +146,17 @@ def compare_folders(one: Path, other: Path) -> Comparison:
     )
 
 
+def chains_have(count: int) -> str:
+    """The beginning of a sentence about so many chains."""
+    return "1 chain has" if count == 1 else f"{count} chains have"
+
+
 def difference(
     name: str, one: Float64[np.ndarray, "n"], other: Float64[np.ndarray, "n"]
 ) -> Difference:
-    """Compares a metric over the chains that have it in both.
+    """Compares a metric over the chains that have it in both evaluations; NaN for none.
 
-    Args:
-        name: of the metric, which says whether more is better.
-        one: values of the first evaluation, NaN where there is none.
-        other: of the second, in the same order.
+    The name of the metric decides whether more is better.
     """
     known = np.isfinite(one) & np.isfinite(other)
     one, other = one[known], other[known]
@@ -191,25 +192,17 @@ def _wilcoxon(change: Float64[np.ndarray, "n"]) -> float | None:
 
 
 def _scored_rows(folder: Path) -> list[Score]:
-    if not (folder / f"{SCORES}.csv").is_file() or not (folder / "summary.json").is_file():
-        raise UserError(f"{folder}: no output of evaluate (scores.csv and summary.json)")
-    if "metrics" not in read_json(folder / "summary.json"):
-        raise UserError(f"{folder}: no output of evaluate (its summary.json is another one)")
-    return [row for row in read_scores(folder / f"{SCORES}.csv") if row.status == SCORED]
-
-
-def _reference(row: Score) -> tuple[int | None, int | None, int | None]:
-    """What a table of scores tells of a reference."""
-    return row.length, row.resolved, row.pairs
+    table = folder / f"{SCORES}.csv"
+    if not table.is_file() or not (folder / SUMMARY).is_file():
+        raise UserError(f"{folder}: no output of evaluate (no {SCORES}.csv or no {SUMMARY})")
+    if "metrics" not in read_json(folder / SUMMARY):
+        raise UserError(f"{folder}: no output of evaluate (its {SUMMARY} has no metrics)")
+    return [row for row in read_table(table, Score, "scores") if row.status == SCORED]
 
 
 def _values(rows: Sequence[Score], name: str) -> Float64[np.ndarray, "n"]:
     values = (getattr(row, name) for row in rows)
     return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def _cells(values: Float64[np.ndarray, "n"]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _shown(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""Which residue of a prediction stands for which residue of the reference."""
+"""Which residue of a prediction belongs to which residue of the reference."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,17 +20,13 @@ LEAST_IDENTITY = 0.9
 _LEAST_ALIGNED = 10
 
 _FARTHEST = 100_000
-"""Places in a sequence; a number beyond is damage, and would take as much memory."""
+"""Largest place in a sequence; a larger one is damage, and would take as much memory."""
 
 Method = Literal["sequence", "number", "alignment"]
 
 
 class SequenceMismatchError(UserError):
-    """The sequences of a prediction and of its reference do not fit together.
-
-    Attributes:
-        alignment: lines that show where.
-    """
+    """A prediction has another sequence than its reference; `alignment` has lines that show it."""
 
     def __init__(self, reason: str, reference: Chain, predicted: Chain) -> None:
         super().__init__(reason)
@@ -45,7 +41,7 @@ class Residues:
         places: row in the prediction of each residue of the reference; -1 if it has none.
         method: how they were found.
         identity: share of the matched residues whose letters agree; X agrees with any.
-        note: what else is to be known; "" if nothing.
+        note: what a reader of the scores should know; "" if nothing.
     """
 
     places: Int64[np.ndarray, "n"]
@@ -55,27 +51,21 @@ class Residues:
 
 
 def match_residues(reference: Chain, predicted: Chain, method: MatchMethod = "auto") -> Residues:
-    """Matches residues, and refuses what is not the same protein.
+    """Matches residues by the first way of a method that fits; refuses another protein.
 
-    - `sequence`: equal sequences, residue by residue; otherwise by the place in the deposited
-      sequence (the prediction's number, or its label_seq_id), if every residue of the prediction
-      has one in the reference and its letter; otherwise a prediction of exactly the residues that
-      the reference resolves.
+    - `sequence`: equal sequences, residue by residue; or by the place in the deposited sequence
+      (the prediction's number, or its label_seq_id), if every residue of the prediction has the
+      letter of the reference at its place; or a prediction of exactly the resolved residues.
     - `number`: by the author's residue number and insertion code. Letters must agree wherever both
       have a residue of a number.
-    - `alignment`: the numbers of the prediction, counted from elsewhere, where its letters then all
-      agree (the first place where they do, in repeats); otherwise global alignment, to the residues
-      that the reference resolves unless more letters agree with all of its residues. At least half
-      of the shorter chain, and ten of its residues (or all), must be aligned, and 90 % of those
-      have equal letters. The others are scored by the atoms of equal names.
+    - `alignment`: the numbers of the prediction plus a constant, if all letters then agree (the
+      first such constant, in repeats); or global alignment, to the residues that the reference
+      resolves unless more letters agree with all of its residues. At least half of the shorter
+      chain, and ten of its residues (or all), must be aligned, and 90 % of those must have equal
+      letters. The others are scored by the atoms of equal names.
     - `auto`: equal sequences; then numbers, if every residue of the prediction has the number and
       letter of one in the reference; then the other ways of `sequence`; then numbers if half of
       the residues of the shorter chain share one; then alignment.
-
-    Args:
-        reference: the true chain.
-        predicted: the chain that is scored.
-        method: what is tried.
 
     Raises:
         SequenceMismatchError: the letters do not agree.
@@ -93,30 +83,24 @@ def match_residues(reference: Chain, predicted: Chain, method: MatchMethod = "au
 
 
 def _candidates(reference: Chain, predicted: Chain, *, numbers: bool) -> Iterator[Residues | None]:
-    """The ways that need no alignment, surest first; None for one that does not fit."""
-    yield _equal(reference, predicted)
+    """The ways without alignment, surest first; None for one that does not fit."""
+    if _same(reference.sequence, predicted.sequence):
+        yield Residues(np.arange(len(reference)), "sequence", 1.0)
     shared = _shared_numbers(reference, predicted) if numbers else None
     if shared is not None and (shared.places >= 0).sum() == len(predicted):
         yield shared
-    yield _by_place(reference, predicted, _numbers_as_places(predicted))
+    # The numbers may count the deposited sequence from 1.
+    counted = [int(n) - 1 if n.lstrip("-").isdecimal() else -1 for n in predicted.numbers]
+    yield _by_place(reference, predicted, counted)
     found = _by_place(reference, predicted, predicted.residue_index.tolist())
-    # An index from 0 on may be the author's numbers less the first, which say no place.
+    # An index from 0 may be the author's numbers minus the first, which are no places.
     if found is not None and predicted.residue_index.min() == 0:
         found = _noted(found, _first_shifts(reference, predicted))
     yield found
-    yield _resolved_only(reference, predicted)
+    rows = np.flatnonzero(reference.modelled)
+    if _same(_letters(reference, rows), predicted.sequence):
+        yield Residues(_spread(reference, rows, np.arange(len(rows))), "sequence", 1.0)
     yield shared
-
-
-def _equal(reference: Chain, predicted: Chain) -> Residues | None:
-    if not _same(reference.sequence, predicted.sequence):
-        return None
-    return Residues(np.arange(len(reference)), "sequence", 1.0)
-
-
-def _numbers_as_places(predicted: Chain) -> list[int]:
-    """0-based places that a chain's numbers are if they count the deposited sequence."""
-    return [int(n) - 1 if n.lstrip("-").isdecimal() else -1 for n in predicted.numbers]
 
 
 def _by_place(reference: Chain, predicted: Chain, index: list[int]) -> Residues | None:
@@ -125,15 +109,6 @@ def _by_place(reference: Chain, predicted: Chain, index: list[int]) -> Residues 
         return None
     agrees = _agrees(places, reference, predicted).all()
     return Residues(places, "sequence", 1.0) if agrees else None
-
-
-def _resolved_only(reference: Chain, predicted: Chain) -> Residues | None:
-    rows = np.flatnonzero(reference.modelled)
-    if not _same("".join(reference.sequence[k] for k in rows), predicted.sequence):
-        return None
-    places = np.full(len(reference), -1, dtype=np.int64)
-    places[rows] = np.arange(len(rows))
-    return Residues(places, "sequence", 1.0)
 
 
 def _shared_numbers(reference: Chain, predicted: Chain) -> Residues | None:
@@ -146,7 +121,7 @@ def _shared_numbers(reference: Chain, predicted: Chain) -> Residues | None:
 
 
 def _by_number(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"]:
-    # Some programs write insertion codes as small letters.
+    # Some programs write insertion codes in lower case.
     one, other = ([n.upper() for n in chain.numbers] for chain in (reference, predicted))
     return _joined(one, other)
 
@@ -167,22 +142,22 @@ def _first_shifts(reference: Chain, predicted: Chain) -> list[Int64[np.ndarray, 
 
 
 def _aligned(reference: Chain, predicted: Chain) -> Int64[np.ndarray, "n"]:
-    """Alignment to the resolved residues where it explains as many letters as one to them all.
+    """Alignment to the resolved residues if it explains as many letters as one to all residues.
 
-    A residue beside a gap often fits on both of its sides, of which one may have no coordinates.
+    A residue next to a gap often fits on both sides, and one of these may have no coordinates.
     """
     places = align(reference.sequence, predicted.sequence)
     rows = np.flatnonzero(reference.modelled)
     if not len(rows):
         return places
-    inner = np.full(len(reference), -1, dtype=np.int64)
-    inner[rows] = align("".join(reference.sequence[k] for k in rows), predicted.sequence)
+    found = align(_letters(reference, rows), predicted.sequence)
+    inner = _spread(reference, rows, found)
     letters = [_agrees(found, reference, predicted).sum() for found in (inner, places)]
     return inner if letters[0] >= letters[1] else places
 
 
 def _shifted(reference: Chain, predicted: Chain) -> Iterator[Int64[np.ndarray, "n"]]:
-    """Places if numbers that count from elsewhere explain all letters; they know where gaps are."""
+    """Places for each constant that, added to the prediction's numbers, makes all letters agree."""
     true, letters = (encode(chain.sequence) for chain in (reference, predicted))
     first, last = int(predicted.residue_index.min()), int(predicted.residue_index.max())
     if reference.residue_index.max() > _FARTHEST:
@@ -193,15 +168,13 @@ def _shifted(reference: Chain, predicted: Chain) -> Iterator[Int64[np.ndarray, "
         found = rows[predicted.residue_index + shift]
         agree = (true[found] == letters) | (true[found] == UNKNOWN) | (letters == UNKNOWN)
         if (agree & (found >= 0)).all():
-            places = np.full(len(reference), -1, dtype=np.int64)
-            places[found] = np.arange(len(predicted))
-            yield places
+            yield _spread(reference, found, np.arange(len(predicted)))
 
 
 def _checked(
     method: Method, places: Int64[np.ndarray, "n"], reference: Chain, predicted: Chain
 ) -> Residues:
-    """Residues that were matched, if their letters bear it out."""
+    """Matched residues, if enough of their letters agree."""
     agrees = _agrees(places, reference, predicted)
     shared, identity = len(agrees), float(agrees.mean()) if len(agrees) else 0.0
     if method == "number":
@@ -225,6 +198,19 @@ def _joined(reference: list | tuple, predicted: list | tuple) -> Int64[np.ndarra
     return np.array([rows.get(key, -1) for key in reference], dtype=np.int64)
 
 
+def _spread(
+    reference: Chain, rows: Int64[np.ndarray, "m"], found: Int64[np.ndarray, "m"]
+) -> Int64[np.ndarray, "n"]:
+    """Places of the residues in some rows of the reference; -1 in the others."""
+    places = np.full(len(reference), -1, dtype=np.int64)
+    places[rows] = found
+    return places
+
+
+def _letters(chain: Chain, rows: Int64[np.ndarray, "m"]) -> str:
+    return "".join(chain.sequence[k] for k in rows)
+
+
 def _same(one: str, other: str) -> bool:
     return len(one) == len(other) and bool(_equal_letters(one, other).all())
 
@@ -232,10 +218,9 @@ def _same(one: str, other: str) -> bool:
 def _agrees(
     places: Int64[np.ndarray, "n"], reference: Chain, predicted: Chain
 ) -> Bool[np.ndarray, "m"]:
-    """Whether the letters of the residues that were matched are equal."""
+    """Whether the letters of the matched residues are equal."""
     rows = np.flatnonzero(places >= 0)
-    one = "".join(reference.sequence[k] for k in rows)
-    return _equal_letters(one, "".join(predicted.sequence[k] for k in places[rows]))
+    return _equal_letters(_letters(reference, rows), _letters(predicted, places[rows]))
 
 
 def _equal_letters(one: str, other: str) -> Bool[np.ndarray, "m"]:

@@ -1,7 +1,6 @@
 """Figures of scores. matplotlib is imported when the first one is drawn."""
 
 import io
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,36 +19,21 @@ _DOTS = 150
 """Per inch."""
 
 _COLUMNS = 40
-"""Letters in a line of a label, as many as a side of a figure has room for."""
+"""Letters in a line of a label: the side of a figure has room for as many."""
 
 
-def draw_scores(output: Path, rows: Sequence[Score], calibration: dict[str, Any]) -> list[Path]:
-    """Draws the distribution of lDDT-Cα, lDDT-Cα by length, and the calibration of pLDDT.
+def draw_scores(output: Path, rows: Sequence[Score], calibration: dict[str, Any]) -> None:
+    """Draws the distribution of lDDT-Cα of chains with scores, by length too, and calibration.
 
-    Args:
-        output: folder of the evaluation.
-        rows: chains with scores.
-        calibration: of summary.json; without residues there is no such figure.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: the folder cannot be written to.
+    `calibration` is that of summary.json; without bins there is no such figure.
     """
-    known = [
-        (row.length, row.lddt_ca)
-        for row in rows
-        if row.length is not None and row.lddt_ca is not None and math.isfinite(row.lddt_ca)
-    ]
-    figures: dict[str, Callable[[Axes], None]] = {}
+    known = [(row.length or 0, row.lddt_ca) for row in rows if row.lddt_ca is not None]
     if known:
         lengths, scores = zip(*known, strict=True)
-        figures["distribution"] = lambda axes: _distribution(axes, scores)
-        figures["length"] = lambda axes: _by_length(axes, lengths, scores)
+        _write(output, "distribution", lambda axes: _distribution(axes, scores))
+        _write(output, "length", lambda axes: _by_length(axes, lengths, scores))
     if calibration["bins"]:
-        figures["calibration"] = lambda axes: _calibration(axes, calibration)
-    return [_write(output, name, draw) for name, draw in figures.items()]
+        _write(output, "calibration", lambda axes: _calibration(axes, calibration))
 
 
 def draw_comparison(
@@ -61,15 +45,7 @@ def draw_comparison(
 ) -> Path:
     """Draws the lDDT-Cα of the same chains in two evaluations against each other.
 
-    Args:
-        output: folder of the comparison.
-        one: scores of the first.
-        other: scores of the second, in the same order.
-        names: of both, for the axes; long ones are broken.
-        title: what they say together.
-
-    Raises:
-        UserError: the folder cannot be written to.
+    `names` are those of the axes; long ones are broken into lines.
     """
 
     def draw(axes: "Axes") -> None:
@@ -125,13 +101,11 @@ def _calibration(axes: "Axes", found: dict[str, Any]) -> None:
 
 
 def _write(output: Path, name: str, draw: Callable[["Axes"], None]) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     draw(figure.add_subplot())
     stream = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(stream, dpi=_DOTS, format="png")
     make_folder(output / FOLDER)
     path = output / FOLDER / f"{name}.png"

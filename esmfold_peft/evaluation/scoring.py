@@ -14,17 +14,17 @@ from esmfold_peft.config import MatchMethod
 from esmfold_peft.datasets.features import Features
 from esmfold_peft.errors import UserError
 from esmfold_peft.evaluation.calibration import Calibration, calibration
-from esmfold_peft.evaluation.chain import Chain, from_features, from_structure
+from esmfold_peft.evaluation.chain import Chain, from_features
 from esmfold_peft.evaluation.matching import Residues, SequenceMismatchError, match_residues
-from esmfold_peft.evaluation.pairs import FoldedChain, Pair, Source
-from esmfold_peft.evaluation.sources import InFile, without_place
+from esmfold_peft.evaluation.pairing import FoldedChain, Pair, Source
+from esmfold_peft.evaluation.sides import InFile, without_place
 from esmfold_peft.metrics.lddt import LDDT, AllAtomLDDT, lddt_all_atom, lddt_ca
 from esmfold_peft.metrics.superposition import superposition_scores
 from esmfold_peft.preparation.sources import shown
 from esmfold_peft.protein.residues import ATOM14_MASK, ATOM14_TO_ATOM37, RESIDUES_X, encode
 
 SCORED = "ok"
-"""The status of a chain with scores; that of another is the reason why it has none."""
+"""The status of a chain with scores; the status of another chain is the reason why it has none."""
 
 WITHOUT_PLACE = "residues of the prediction without a place in the reference"
 """The note that ends with a number."""
@@ -32,9 +32,9 @@ WITHOUT_PLACE = "residues of the prediction without a place in the reference"
 _CA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
-    """One line of scores.csv. NaN is an empty cell, None too.
+    """One line of scores.csv; None is an empty cell.
 
     Attributes:
         id: name of the chain.
@@ -42,62 +42,64 @@ class Score:
         status: "ok", or why there are no scores.
         length: residues of the reference, resolved or not.
         resolved: those with a Cα.
-        matched: those that the prediction has a Cα for.
+        matched: resolved residues whose Cα the prediction has.
         identity: share of matched residues with equal letters; X equals any.
         pairs: Cα pairs that count.
-        lddt_ca: mean over pairs, 0 to 1, the headline; NaN without pairs.
-        lddt_ca_residue_mean: mean of the residues' scores, 0 to 1; NaN without pairs.
-        lddt_all_atom: over all heavy atoms, 0 to 1; NaN where one of the two has only Cα.
+        lddt_ca: mean over pairs, 0 to 1, the headline; None without pairs.
+        lddt_ca_residue_mean: mean of the residues' scores, 0 to 1; None without pairs.
+        lddt_all_atom: over all heavy atoms, 0 to 1; None if one of the two chains has only Cα.
         rmsd: of the matched Cα after superposition, Å.
         gdt_ts: 0 to 1.
         gdt_ha: 0 to 1.
         tm_score: 0 to 1, by the reference's resolved residues.
-        plddt: mean of the prediction's residues, 0 to 100; NaN if it states none.
+        plddt: mean of the prediction's residues, 0 to 100; None if it states none.
         match: how residues were matched: sequence, number or alignment.
         prediction: where the prediction was.
         reference: where the truth was.
-        note: what else is to be known.
+        note: what a reader of the scores should know.
     """
 
     id: str
     split: str
     status: str
-    length: int | None
-    resolved: int | None
-    matched: int | None
-    identity: float | None
-    pairs: int | None
-    lddt_ca: float | None
-    lddt_ca_residue_mean: float | None
-    lddt_all_atom: float | None
-    rmsd: float | None
-    gdt_ts: float | None
-    gdt_ha: float | None
-    tm_score: float | None
-    plddt: float | None
-    match: str
+    length: int | None = None
+    resolved: int | None = None
+    matched: int | None = None
+    identity: float | None = None
+    pairs: int | None = None
+    lddt_ca: float | None = None
+    lddt_ca_residue_mean: float | None = None
+    lddt_all_atom: float | None = None
+    rmsd: float | None = None
+    gdt_ts: float | None = None
+    gdt_ha: float | None = None
+    tm_score: float | None = None
+    plddt: float | None = None
+    match: str = ""
     prediction: str
     reference: str
-    note: str
+    note: str = ""
 
 
 METRICS = (
     *("lddt_ca", "lddt_ca_residue_mean", "lddt_all_atom", "rmsd", "gdt_ts", "gdt_ha"),
     *("tm_score", "plddt"),
 )
-"""Columns of `Score` of which means are taken."""
+"""Columns of `Score` that are averaged over chains."""
+
+
+def number(value: float) -> float | None:
+    """A number for a table; None if it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, eq=False)
 class ResidueScores:
-    """The residues of one reference, each column as long as the chain.
+    """The residues of one reference; scores are 0 to 1, pLDDT 0 to 100, NaN where unknown.
 
     Attributes:
-        number: author's residue number; "" where it is not modelled, or is not known.
-        name: one-letter code.
-        lddt_ca: 0 to 1; NaN without score.
-        lddt_all_atom: 0 to 1; NaN without score.
-        plddt: 0 to 100; NaN where unknown.
+        name: one-letter codes.
+        number: author's residue number; "" if it is not modelled, or is not known.
         resolved: whether the reference has its Cα.
         found: whether the prediction has its Cα.
     """
@@ -113,14 +115,7 @@ class ResidueScores:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What comes of one pair.
-
-    Attributes:
-        row: its line of the table.
-        calibration: of its residues; None if it has no scores.
-        residues: its residues where they were asked for.
-        alignment: lines that show why the sequences do not fit; "" if they do.
-    """
+    """The result for one pair; `alignment` shows why the sequences do not fit, "" if they do."""
 
     row: Score
     calibration: Calibration | None = None
@@ -129,70 +124,56 @@ class Scored:
 
 
 def score_pair(pair: Pair, match: MatchMethod = "auto", per_residue: bool = False) -> Scored:
-    """Scores one prediction, or says why it cannot be.
-
-    Args:
-        pair: what is compared; its chains are in files or in memory.
-        match: how residues are matched.
-        per_residue: whether the residues' scores are wanted.
-    """
+    """Scores one prediction, of chains in files or in memory, or gives the reason why not."""
     _take_one_core()
     if pair.fault:
         return not_scored(pair, pair.fault)
     try:
-        atoms = _atoms(pair, match)
+        return _scored(pair, _atoms(pair, match), per_residue)
     except SequenceMismatchError as error:
-        return replace(not_scored(pair, str(error)), alignment=error.alignment)
+        return not_scored(pair, str(error), error.alignment)
     except UserError as error:
         return not_scored(pair, str(error))
-    return _scored(pair, atoms, per_residue)
 
 
 @cache
 def _take_one_core() -> None:
-    """In a worker: its siblings have the other cores, and threads on busy cores wait in circles."""
+    """In a worker: its siblings have the other cores, and threads of torch wait busily."""
     if parent_process() is not None:
         torch.set_num_threads(1)
 
 
 def crashed(pair: Pair, error: BaseException) -> Scored:
-    """A pair whose scoring failed in a way that nobody foresaw."""
+    """A pair whose scoring failed with an unexpected error."""
     text = f": {error}" if str(error) else ""
     return not_scored(pair, f"scoring it failed ({type(error).__name__}{text})")
 
 
-def not_scored(pair: Pair, reason: str) -> Scored:
+def not_scored(pair: Pair, reason: str, alignment: str = "") -> Scored:
     """A line without scores."""
-    numbers = dict.fromkeys(("length", "resolved", "matched", "identity", "pairs", *METRICS))
-    row = Score(
+    return Scored(_row(pair, shown(" ".join(reason.split()))), alignment=alignment)
+
+
+def _row(pair: Pair, status: str) -> Score:
+    return Score(
         id=pair.id,
         split=pair.split,
-        status=shown(" ".join(reason.split())),
-        match="",
+        status=status,
         prediction=pair.prediction_place,
         reference=pair.reference_place,
-        note="",
-        **numbers,
     )
-    return Scored(row)
 
 
 @dataclass(frozen=True, eq=False)
 class _Atoms:
-    """The atoms of both, by the reference's residues.
+    """The atoms of both, by the reference's residues and atom14 columns, in Å.
 
     Attributes:
-        aatype: of the reference.
-        numbers: author's, of the reference.
-        true: atom14 coordinates in Å.
-        known: which the reference has.
-        predicted: atom14 coordinates in Å, in the reference's columns.
-        found: which the prediction has.
-        plddt: 0 to 100, by the reference's residues; None if there is none.
-        mean_plddt: over all residues of the prediction.
+        known: atoms that the reference has.
+        found: atoms that the prediction has.
+        plddt: 0 to 100; None if there is none.
+        mean_plddt: over all residues of the prediction, with a place in the reference or not.
         side_chains: whether both have more than Cα.
-        residues: how they were matched.
-        note: see `Score`.
     """
 
     aatype: Int64[np.ndarray, "n"]
@@ -209,29 +190,21 @@ class _Atoms:
 
 
 def _atoms(pair: Pair, match: MatchMethod) -> _Atoms:
-    """Reads both chains and matches their residues.
-
-    Raises:
-        UserError: one cannot be read, or they do not fit together.
-    """
+    """Reads both chains and matches their residues; UserError if that cannot be."""
     reference, prediction = pair.reference, pair.prediction
     if isinstance(prediction, FoldedChain):
         assert isinstance(reference, Features)
         return _folded_atoms(reference, prediction)
-    assert reference is not None
-    assert prediction is not None
-    true = _read(reference, "reference")
-    predicted = _read(prediction, "prediction")
+    true, predicted = _read(reference, "reference"), _read(prediction, "prediction")
     return _matched_atoms(true, predicted, match_residues(true, predicted, match))
 
 
-def _read(source: Source, what: str) -> Chain:
+def _read(source: Source | None, what: str) -> Chain:
     if isinstance(source, InFile):
         try:
-            chain = from_structure(*source.read(predicted=what == "prediction"))
+            chain = source.read(predicted=what == "prediction")
         except UserError as error:
-            reason = without_place(error, source.item.place)
-            raise UserError(f"{what}: {reason}") from error
+            raise UserError(f"{what}: {without_place(error, source.item.place)}") from error
     else:
         assert isinstance(source, Features)
         chain = from_features(source)
@@ -284,8 +257,8 @@ def _matched_atoms(true: Chain, predicted: Chain, residues: Residues) -> _Atoms:
 
 
 def _notes(true: Chain, predicted: Chain, residues: Residues) -> Iterator[str]:
-    """What is to be known of the scores; "" for nothing."""
-    yield predicted.note
+    """What a reader of the scores should know; "" for nothing."""
+    yield predicted.plddt_note
     for what, chain in (("prediction", predicted), ("reference", true)):
         if chain.models > 1:
             yield f"{what}: several models, the first is scored"
@@ -306,61 +279,51 @@ def _scored(pair: Pair, atoms: _Atoms, per_residue: bool) -> Scored:
         return not_scored(pair, "reference: no Cα is resolved")
     if not (resolved & found).any():
         return not_scored(pair, "no Cα of the prediction belongs to a resolved residue")
-    ca = _lddt_ca(atoms)
-    all_atom = _lddt_all_atom(atoms) if atoms.side_chains else None
+    ca, all_atom = _lddts(atoms)
     superposed = superposition_scores(
         atoms.predicted[:, _CA].astype(np.float64),
         atoms.true[:, _CA].astype(np.float64),
         resolved,
         found,
     )
-    row = Score(
-        id=pair.id,
-        split=pair.split,
-        status=SCORED,
+    row = replace(
+        _row(pair, SCORED),
         length=len(resolved),
         resolved=int(resolved.sum()),
         matched=int((resolved & found).sum()),
         identity=atoms.residues.identity,
         pairs=int(ca.pairs),
-        lddt_ca=float(ca.per_chain),
-        lddt_ca_residue_mean=float(ca.mean_per_residue),
-        lddt_all_atom=float(all_atom.per_chain) if all_atom else math.nan,
-        rmsd=superposed.rmsd,
-        gdt_ts=superposed.gdt_ts,
-        gdt_ha=superposed.gdt_ha,
-        tm_score=superposed.tm_score,
-        plddt=atoms.mean_plddt,
+        lddt_ca=number(float(ca.per_chain)),
+        lddt_ca_residue_mean=number(float(ca.mean_per_residue)),
+        lddt_all_atom=number(float(all_atom.per_chain)) if all_atom else None,
+        rmsd=number(superposed.rmsd),
+        gdt_ts=number(superposed.gdt_ts),
+        gdt_ha=number(superposed.gdt_ha),
+        tm_score=number(superposed.tm_score),
+        plddt=number(atoms.mean_plddt),
         match=atoms.residues.method,
-        prediction=pair.prediction_place,
-        reference=pair.reference_place,
         note=atoms.note,
     )
     residues = _residues(atoms, ca, all_atom) if per_residue else None
     return Scored(row, calibration(atoms.plddt, ca.per_residue[0].numpy()), residues)
 
 
-def _lddt_ca(atoms: _Atoms) -> LDDT:
-    predicted, true, known, found = _batch_of_one(atoms)
-    return lddt_ca(predicted, true, known, predicted_atom_mask=found)
-
-
-def _lddt_all_atom(atoms: _Atoms) -> AllAtomLDDT:
-    predicted, true, known, found = _batch_of_one(atoms)
-    aatype = torch.from_numpy(atoms.aatype)[None]
-    return lddt_all_atom(
+def _lddts(atoms: _Atoms) -> tuple[LDDT, AllAtomLDDT | None]:
+    """lDDT-Cα, and that of all atoms if both chains have more than Cα."""
+    arrays = (atoms.predicted, atoms.true, atoms.known, atoms.found)
+    predicted, true, known, found = (torch.from_numpy(array)[None] for array in arrays)
+    ca = lddt_ca(predicted, true, known, predicted_atom_mask=found)
+    if not atoms.side_chains:
+        return ca, None
+    all_atom = lddt_all_atom(
         predicted.double(),
         true.double(),
         known,
-        aatype=aatype,
+        aatype=torch.from_numpy(atoms.aatype)[None],
         predicted_atom_mask=found,
         naming="openstructure",
     )
-
-
-def _batch_of_one(atoms: _Atoms) -> list[torch.Tensor]:
-    arrays = (atoms.predicted, atoms.true, atoms.known, atoms.found)
-    return [torch.from_numpy(array)[None] for array in arrays]
+    return ca, all_atom
 
 
 def _residues(atoms: _Atoms, ca: LDDT, all_atom: AllAtomLDDT | None) -> ResidueScores:

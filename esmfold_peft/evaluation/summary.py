@@ -1,4 +1,4 @@
-"""What the scores of many chains say together."""
+"""The scores of many chains together: means, their intervals, calibration, reasons."""
 
 import re
 import statistics
@@ -10,48 +10,74 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
-from esmfold_peft.evaluation.bootstrap import mean_interval
-from esmfold_peft.evaluation.calibration import BINS, Calibration, no_calibration
+from esmfold_peft.evaluation.calibration import BINS, Calibration, calibration
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, WITHOUT_PLACE, Score, Scored
+
+SEED, RESAMPLES, CONFIDENCE = 0, 5_000, 0.95
+"""Of the bootstrap."""
+
+_FEWEST = 5
+"""Values for an interval. Percentile intervals are too narrow for few: of normal values the 95 %
+interval holds the mean in 51 % of cases (2 values), 72 (3), 84 (5), 91 (10)."""
+
+_AT_ONCE = 2**20
+"""Numbers drawn at a time, which bounds the memory."""
+
+
+def mean_interval(values: Float64[np.ndarray, "n"]) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % percentile interval of the mean by bootstrap (Efron 1979), always with one seed.
+
+    None for fewer than five values. It is too narrow for few (`_FEWEST`). The order of the values
+    does not matter.
+    """
+    if len(values) < _FEWEST:
+        return None, None
+    ordered = np.sort(values)
+    generator = np.random.default_rng(SEED)
+    most = max(1, _AT_ONCE // len(ordered))
+    sizes = [min(most, RESAMPLES - k) for k in range(0, RESAMPLES, most)]
+    drawn = (ordered[generator.integers(len(ordered), size=(n, len(ordered)))] for n in sizes)
+    means = np.concatenate([resampled.mean(-1) for resampled in drawn])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A metric over chains; None where no chain has it.
+    """A metric over the chains that have it; None if no chain does.
 
     Attributes:
-        count: chains that have it.
-        mean: over these chains.
-        median: over these chains.
-        low: lower end of the 95 % bootstrap interval of the mean; None for fewer than five chains,
-            and too narrow for few (see `mean_interval`).
+        count: how many chains these are.
+        mean: over them.
+        median: over them.
+        low: lower end of the 95 % bootstrap interval of the mean (`mean_interval`).
         high: its upper end.
     """
 
     count: int
-    mean: float | None
-    median: float | None
-    low: float | None
-    high: float | None
+    mean: float | None = None
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def statistic(values: Sequence[float | None]) -> Statistic:
     """Mean, median and interval of the values that are numbers."""
     known = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
     if not len(known):
-        return Statistic(0, None, None, None, None)
-    low, high = mean_interval(known)
-    # The order of the chains must not show in the last digit.
+        return Statistic(0)
+    # Sorted, so that the order of the chains does not show in the last digit.
     mean = statistics.fmean(np.sort(known))
-    return Statistic(len(known), mean, float(np.median(known)), low, high)
+    return Statistic(len(known), mean, float(np.median(known)), *mean_interval(known))
 
 
 def summarize(results: Sequence[Scored]) -> dict[str, Any]:
-    """All that summary.json says of the chains, and the same for each split if there are several.
+    """The chains' part of summary.json, and the same for each split if there are several.
 
-    Args:
-        results: of all pairs, sorted by id, so that sums are the same whatever came first.
+    `results` are sorted by id, so that sums do not depend on the order of the work.
     """
     splits = sorted({result.row.split for result in results})
     summary = _summary(results)
@@ -67,33 +93,29 @@ def _summary(results: Sequence[Scored]) -> dict[str, Any]:
     skipped = [result.row for result in results if result.row.status != SCORED]
     metrics = {name: statistic([getattr(row, name) for row in scored]) for name in METRICS}
     sums = [result.calibration for result in results if result.calibration is not None]
+    # The number after this note differs from chain to chain.
+    notes = (re.sub(f"({WITHOUT_PLACE}): [0-9]+", r"\1", row.note) for row in scored if row.note)
     return {
         "chains": len(scored),
         "skipped": len(skipped),
         **{name: found.mean for name, found in metrics.items()},
         "metrics": {name: asdict(found) for name, found in metrics.items()},
         "match": dict(sorted(Counter(row.match for row in scored).items())),
-        "calibration": _calibration(reduce(add, sums, no_calibration()), scored),
+        "calibration": _calibration(reduce(add, sums, calibration()), scored),
         "skipped_chains": [
             {"id": row.id, "split": row.split, "reason": row.status} for row in skipped
         ],
-        "notes": dict(sorted(Counter(_kind(row.note) for row in scored if row.note).items())),
+        "notes": dict(sorted(Counter(notes).items())),
     }
 
 
-def _kind(note: str) -> str:
-    """A note without the number that is another one for every chain."""
-    return re.sub(f"({WITHOUT_PLACE}): [0-9]+", r"\1", note)
-
-
 def _calibration(sums: Calibration, scored: list[Score]) -> dict[str, Any]:
-    chains = [(row.plddt, row.lddt_ca) for row in scored]
     width = 100 / BINS
     return {
         "residues": sums.residues,
         "mean_absolute_error": sums.error(),
         "pearson": sums.pearson(),
-        "spearman_of_chains": _spearman(chains),
+        "spearman_of_chains": _spearman([(row.plddt, row.lddt_ca) for row in scored]),
         "bins": [
             {
                 "from": k * width,
@@ -109,7 +131,7 @@ def _calibration(sums: Calibration, scored: list[Score]) -> dict[str, Any]:
 
 
 def _spearman(chains: list[tuple[float | None, float | None]]) -> float | None:
-    """Rank correlation of mean pLDDT and lDDT-Cα; None where one of the two does not vary."""
+    """Rank correlation of mean pLDDT and lDDT-Cα; None if one of the two does not vary."""
     from scipy.stats import spearmanr
 
     values = np.array(chains, dtype=np.float64).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Layouts of atoms, and the virtual Cβ."""
+"""Layouts of atoms, names that may be swapped, and the virtual Cβ."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,15 +8,10 @@ from esmfold_peft.geometry.tables import tables
 
 
 def virtual_cb(positions: Float[Tensor, "*batch 14 3"]) -> Float[Tensor, "*batch 3"]:
-    """Cβ of ideal geometry from N, CA and C; glycine and X have one too.
+    """Cβ of ideal geometry from N, CA and C (Å), for glycine and X too.
 
-    The constants are those of ESMFold and ProteinMPNN.
-
-    Args:
-        positions: atom14 coordinates in Å, of which the first three atoms are read.
-
-    Returns:
-        Å; meaningless where N, CA or C is absent.
+    The constants are those of ESMFold and ProteinMPNN. The result means nothing where N, CA or C is
+    absent.
     """
     n, ca, c = positions[..., 0, :], positions[..., 1, :], positions[..., 2, :]
     first, second = ca - n, c - ca
@@ -41,3 +36,22 @@ def atom14_to_atom37_mask(
     table = tables(aatype.device)
     column = table.atom37_to_atom14[aatype]
     return atom_mask.take_along_dim(column, dim=2) & table.atom37_mask[aatype]
+
+
+def swap_ambiguous_atoms(
+    aatype: Int[Tensor, "b n"],
+    positions: Float[Tensor, "b n 14 3"],
+    atom_mask: Bool[Tensor, "b n 14"],
+) -> tuple[Float[Tensor, "b n 14 3"], Bool[Tensor, "b n 14"]]:
+    """Exchanges the ambiguous pairs of ASP, GLU, PHE and TYR (AF2 Suppl. table 3 and Alg. 26)."""
+    column = tables(aatype.device).ambiguous_swap[aatype]
+    return (
+        positions.take_along_dim(column.unsqueeze(-1), dim=2),
+        atom_mask.take_along_dim(column, dim=2),
+    )
+
+
+def is_ambiguous(aatype: Int[Tensor, "b n"]) -> Bool[Tensor, "b n 14"]:
+    """Which atoms have a name that may be exchanged with another's."""
+    column = tables(aatype.device).ambiguous_swap[aatype]
+    return column != torch.arange(14, device=aatype.device)

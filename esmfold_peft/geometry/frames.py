@@ -18,9 +18,7 @@ def backbone_frames(
 ) -> tuple[Rigid, Bool[Tensor, "b n"]]:
     """Frames with origin CA, x axis towards C and N in the upper half of the x-y plane.
 
-    Args:
-        positions: atom14 coordinates in Å, anything finite where absent.
-        atom_mask: which atoms are present.
+    Coordinates may be anything finite where an atom is absent.
 
     Returns:
         Frames of shape (b, n), and where N, CA and C are present; the identity elsewhere.
@@ -37,10 +35,7 @@ def rigid_group_frames(
 ) -> tuple[Rigid, Bool[Tensor, "b n 8"]]:
     """Frames of the rigid groups from their atoms, in the convention of `frames_from_torsions`.
 
-    Args:
-        aatype: 0 to 20.
-        positions: atom14 coordinates in Å, anything finite where absent.
-        atom_mask: which atoms are present.
+    Coordinates may be anything finite where an atom is absent.
 
     Returns:
         Frames of shape (b, n, 8), and which of them exist and have their three atoms; the identity
@@ -79,18 +74,13 @@ def frames_from_torsions(
         groups = [turned[:, :, group] for group in range(CHI1 + 1)]
         for group in range(CHI1 + 1, GROUPS):
             groups.append(groups[-1].compose(turned[:, :, group]))
-        return backbone.float().unsqueeze(-1).compose(Rigid.stack(groups, dim=2))
+        return backbone.float()[..., None].compose(Rigid.stack(groups, dim=2))
 
 
 def atom14_from_frames(frames: Rigid, aatype: Int[Tensor, "b n"]) -> Float[Tensor, "b n 14 3"]:
     """Puts the atoms of ideal geometry into their rigid groups (AF2 Suppl. Alg. 24 line 11).
 
-    Args:
-        frames: of shape (b, n, 8) in Å.
-        aatype: 0 to 20.
-
-    Returns:
-        atom14 coordinates in Å, 0 where the residue has no such atom.
+    The frames have the shape (b, n, 8). Both are in Å; 0 where the residue has no such atom.
     """
     table = tables(aatype.device)
     group = table.atom14_group[aatype][..., None].expand(-1, -1, -1, 3)

@@ -15,7 +15,7 @@ class Rigid:
 
     Attributes:
         rotation: (..., 3, 3) orthonormal matrices.
-        translation: (..., 3) in Å unless said otherwise.
+        translation: (..., 3), in Å unless a function names another unit.
     """
 
     rotation: Float[Tensor, "*batch 3 3"]
@@ -42,11 +42,6 @@ class Rigid:
 
         The x axis points from `negative_x` to `origin`, and `xy` lies in the x-y plane with y > 0.
         Degenerate points give a finite frame that is not orthonormal: mask it.
-
-        Args:
-            negative_x: a point on the negative x axis.
-            origin: the frame's translation.
-            xy: a point of the upper half of the x-y plane.
         """
         x = _unit(origin - negative_x)
         in_plane = xy - origin
@@ -69,13 +64,6 @@ class Rigid:
             self.translation[(*index, slice(None))],
         )
 
-    def unsqueeze(self, dim: int) -> "Rigid":
-        """Adds an axis to the batch; a negative `dim` counts from the end of the batch axes."""
-        rotation_dim, translation_dim = (dim - 2, dim - 1) if dim < 0 else (dim, dim)
-        return Rigid(
-            self.rotation.unsqueeze(rotation_dim), self.translation.unsqueeze(translation_dim)
-        )
-
     def flatten(self, first: int, last: int) -> "Rigid":
         """Makes one axis of the batch axes from `first` to `last`, counted from the front."""
         return Rigid(self.rotation.flatten(first, last), self.translation.flatten(first, last))
@@ -92,14 +80,6 @@ class Rigid:
         """Moves points into the frame: Rᵀ (x - t). Batch axes broadcast."""
         return (self.rotation.mT @ (points - self.translation).unsqueeze(-1)).squeeze(-1)
 
-    def scale(self, factor: float) -> "Rigid":
-        """Multiplies the translations, to change units."""
-        return Rigid(self.rotation, self.translation * factor)
-
-    def detach_rotation(self) -> "Rigid":
-        """Stops gradients through the rotations (AF2 Suppl. Alg. 20 line 20)."""
-        return Rigid(self.rotation.detach(), self.translation)
-
     def float(self) -> "Rigid":
         """The frames in float32."""
         return Rigid(self.rotation.float(), self.translation.float())
@@ -109,10 +89,7 @@ register_dataclass(Rigid)  # CUDA graphs look for tensors in it
 
 
 def rotation_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rotation matrices of quaternions, real part first.
-
-    They need not be normalised but must not be zero.
-    """
+    """Rotation matrices of quaternions, real part first, of any length but zero."""
     w, x, y, z = _unit(quaternion).unbind(-1)
     rows = (
         torch.stack((1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)), -1),

@@ -13,12 +13,16 @@ from esmfold_peft.protein import residues, rigid_groups, stereochemistry
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """One row per `aatype`; see the arrays of these names in `protein`.
+    """Arrays of `protein`, one row per `aatype`; the last three have no such rows.
 
-    The last three are no such tables: the axes of each rigid group as factors, which turn the
-    backbone's by π about y (its x axis points from CA to C, not away from C); and atoms that stand
-    in for absent ones, so that values and gradients stay finite: three of the identity frame, four
-    of torsion 0.
+    Attributes:
+        peptide_bounds: mean and deviation of the length C-N and of the cosines of CA-C-N and
+            C-N-CA, by the residue of N.
+        group_axes: axes of each rigid group as factors. They turn the backbone's by π about y: its
+            x axis points from CA to C, not away from C.
+        corner: three atoms of the identity frame. They stand in for absent atoms, so that values
+            and gradients stay finite.
+        cis: four atoms of torsion 0, for the same purpose.
     """
 
     atom14_mask: Bool[Tensor, "21 14"]
@@ -48,8 +52,8 @@ def tables(device: torch.device) -> Tables:
     return _tables(device)
 
 
-# As `torch.compiler.assume_constant_result` does, which takes two seconds to import: compiled code
-# holds the tables as constants, and does not make them anew.
+# Compiled code holds the tables as constants and does not make them again. This is what
+# `torch.compiler.assume_constant_result` does; importing that takes two seconds.
 vars(tables)["_dynamo_marked_constant"] = True
 
 
@@ -87,7 +91,6 @@ def _tables(device: torch.device) -> Tables:
 
 
 def _peptide_bounds() -> np.ndarray:
-    """Mean and deviation of length C-N and cosines of CA-C-N and C-N-CA, by the residue of N."""
     bounds = np.empty((len(residues.RESIDUES_X), 3, 2), np.float32)
     bounds[:, 0] = stereochemistry.C_N_LENGTH
     bounds[residues.AATYPE["P"], 0] = stereochemistry.C_N_LENGTH_PROLINE

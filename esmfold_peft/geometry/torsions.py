@@ -20,12 +20,7 @@ def torsion_angles(
     ω is that of the bond before the residue, so ω and φ need the neighbour whose `residue_index` is
     one less. ψ is measured from O and turned by π, which is what `frames_from_torsions` expects
     and, up to the small distortion of the carbonyl, the ψ of the next N. Signs follow IUPAC.
-
-    Args:
-        aatype: 0 to 20.
-        positions: atom14 coordinates in Å, anything finite where absent.
-        atom_mask: which atoms are present.
-        residue_index: position of each residue in its chain.
+    Coordinates may be anything finite where an atom is absent.
 
     Returns:
         (sin, cos), and which torsions exist and have their four atoms. The others are (0, 1).
@@ -40,7 +35,7 @@ def torsion_angles(
     sin, cos = _sin_cos(points)
     of_psi = torch.arange(1, 8, device=mask.device) == PSI
     sign = torch.where(of_psi, -1.0, 1.0)  # half a turn, from the ψ of O to that of the next N
-    # Not the torsion of the atoms that stand in: it has a rounding and, for ψ, the other sign.
+    # Not the torsion of the atoms of `cis`: it is rounded and, for ψ, has the other sign.
     sin, cos = (sign * sin).masked_fill(~mask, 0.0), (sign * cos).masked_fill(~mask, 1.0)
     return torch.stack((sin, cos), -1), mask
 
@@ -48,7 +43,7 @@ def torsion_angles(
 def alternative_torsions(
     aatype: Int[Tensor, "b n"], torsions: Float[Tensor, "b n 7 2"]
 ) -> Float[Tensor, "b n 7 2"]:
-    """Turns by π every χ whose end is symmetric (AF2 Suppl. Alg. 27): the same atoms, renamed."""
+    """Turns every χ with a symmetric end by π (AF2 Suppl. Alg. 27): the same atoms, renamed."""
     periodic = tables(aatype.device).chi_is_pi_periodic[aatype].unsqueeze(-1)
     chi = torsions[:, :, 3:]
     return torch.cat((torsions[:, :, :3], torch.where(periodic, -chi, chi)), dim=2)
@@ -59,7 +54,7 @@ def _with_previous(
     atom_mask: Bool[Tensor, "b n 14"],
     residue_index: Int[Tensor, "b n"],
 ) -> tuple[Float[Tensor, "b n 28 3"], Bool[Tensor, "b n 28"]]:
-    """The previous residue's atoms, masked unless it is the neighbour, followed by this one's."""
+    """Atoms of the previous residue, masked unless it is the neighbour, then those of this one."""
     follows = residue_index == residue_index.roll(1, dims=1) + 1
     follows[:, :1] = False
     previous_mask = atom_mask.roll(1, dims=1) & follows.unsqueeze(-1)

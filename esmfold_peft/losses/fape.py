@@ -9,10 +9,17 @@ from esmfold_peft.datasets.truth import GroundTruth, NamedAtoms
 from esmfold_peft.geometry.rigid import Rigid
 
 SIDECHAIN_CLAMP = 10.0
-"""Side-chain errors are cut here, in Å, whatever becomes of the backbone's (AF2 Suppl. 1.9.2)."""
+"""Å; side-chain errors are always cut here, backbone errors not always (AF2 Suppl. 1.9.2)."""
 
 _SIDECHAIN_GROUPS = 6
 """Backbone, ψ and χ1 to χ4; ω and φ turn no heavy atom of the residue and have no true frame."""
+
+_SCALE = 10.0
+"""Error that counts as 1, in Å."""
+
+_EPS = 1e-4
+"""Added to squared errors (Å²), so that the gradient is finite at 0: a perfect prediction has loss
+sqrt(eps) / scale."""
 
 
 def fape(
@@ -24,13 +31,12 @@ def fape(
     point_mask: Bool[Tensor, "b p"],
     *,
     clamp: Float[Tensor, "b"],
-    scale: float = 10.0,
-    eps: float = 1e-4,
+    parts: int = 1,
 ) -> Float[Tensor, "b"]:
     """Frame aligned point error (AF2 Suppl. Alg. 28).
 
     Every known point is expressed in every known frame, in prediction and truth; the loss is the
-    mean distance between the two, each cut at `clamp`, over `scale`. A mirror image does not pass.
+    mean distance between the two, each cut at `clamp`, over 10 Å. A mirror image does not pass.
     0 for a chain without known frames or points; NaN if the prediction has a NaN.
 
     Args:
@@ -41,16 +47,24 @@ def fape(
         true_points: Å; anything where masked.
         point_mask: points whose truth is known.
         clamp: largest error of each chain in Å; infinity does not cut.
-        scale: error that counts as 1, in Å.
-        eps: added to squared errors, in Å², so that the gradient is finite at 0: a perfect
-            prediction has loss sqrt(eps) / scale.
+        parts: of the frames, done one after the other to save memory, and again in the backward
+            pass.
     """
     with torch.autocast(predicted_points.device.type, enabled=False):
         rows, columns = _coordinates(
             predicted_frames, true_frames, frame_mask, predicted_points, true_points, point_mask
         )
-        error = _summed_error(rows, columns, frame_mask, point_mask, clamp, eps)
-    return error / (scale * _count(frame_mask, point_mask))
+        if parts == 1:
+            error = _summed_error(rows, columns, frame_mask, point_mask, clamp)
+        else:
+            error = predicted_points.new_zeros(len(predicted_points))
+            for part, mask in zip(rows.chunk(parts, 1), frame_mask.chunk(parts, 1), strict=True):
+                given = part, columns, mask, point_mask, clamp
+                error = error + checkpoint(
+                    _summed_error, *given, use_reentrant=False, preserve_rng_state=False
+                )
+        count = (frame_mask.sum(-1) * point_mask.sum(-1)).clamp(min=1)
+    return error / (_SCALE * count)
 
 
 def backbone_fape(
@@ -58,10 +72,7 @@ def backbone_fape(
 ) -> Float[Tensor, "b"]:
     """FAPE of Cα in backbone frames, the mean over layers (AF2 Suppl. Alg. 20 lines 17 and 23).
 
-    Args:
-        frames: predicted, of shape (k, b, n).
-        truth: of the same b chains.
-        clamp: largest error of each chain in Å; infinity does not cut.
+    The predicted frames have the shape (k, b, n).
     """
     layers = frames.shape[0]
     true_frames = Rigid.stack([truth.backbone_frames] * layers).flatten(0, 1)
@@ -73,49 +84,26 @@ def backbone_fape(
 
 
 def sidechain_fape(
-    frames: Rigid,
-    positions: Float[Tensor, "b n 14 3"],
-    truth: NamedAtoms,
-    *,
-    scale: float = 10.0,
-    eps: float = 1e-4,
+    frames: Rigid, positions: Float[Tensor, "b n 14 3"], truth: NamedAtoms
 ) -> Float[Tensor, "b"]:
     """FAPE of all atoms in all rigid groups, cut at 10 Å (AF2 Suppl. Alg. 20 line 28).
 
-    The (6 n x 14 n) errors are made n rows at a time, and again in the backward pass: measured
-    at 256 residues, the peak is 47 MB instead of 134.
+    The (6 n x 14 n) errors are made n rows at a time: measured at 256 residues, the peak is 47 MB
+    instead of 134.
 
-    Args:
-        frames: the eight predicted frames of each residue, of shape (b, n, 8).
-        positions: predicted atoms in Å.
-        truth: true atoms and frames, named to match the prediction (`naming.rename_ambiguous`).
-        scale: error that counts as 1, in Å.
-        eps: added to squared errors, in Å².
+    The predicted frames have the shape (b, n, 8). The atoms of the truth must have the names that
+    fit the prediction (`naming.rename_ambiguous`).
     """
-    frames, true_frames = _sidechain_frames(frames), _sidechain_frames(truth.group_frames)
-    frame_mask = _of_sidechains(truth.group_mask)
-    points, true_points = positions.flatten(1, 2), truth.positions.flatten(1, 2)
-    point_mask = truth.atom_mask.flatten(1, 2)
-    clamp = points.new_full((len(points),), SIDECHAIN_CLAMP)
-    with torch.autocast(points.device.type, enabled=False):
-        rows, columns = _coordinates(
-            frames, true_frames, frame_mask, points, true_points, point_mask
-        )
-        error = points.new_zeros(len(points))
-        parts = (tensor.chunk(_SIDECHAIN_GROUPS, 1) for tensor in (rows, frame_mask))
-        for part, mask in zip(*parts, strict=True):
-            error = error + checkpoint(
-                _summed_error,
-                part,
-                columns,
-                mask,
-                point_mask,
-                clamp,
-                eps,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-    return error / (scale * _count(frame_mask, point_mask))
+    return fape(
+        _sidechain_frames(frames),
+        _sidechain_frames(truth.group_frames),
+        _of_sidechains(truth.group_mask),
+        positions.flatten(1, 2),
+        truth.positions.flatten(1, 2),
+        truth.atom_mask.flatten(1, 2),
+        clamp=positions.new_full((len(positions),), SIDECHAIN_CLAMP),
+        parts=_SIDECHAIN_GROUPS,
+    )
 
 
 def _sidechain_frames(frames: Rigid) -> Rigid:
@@ -127,26 +115,26 @@ def _of_sidechains(groups: Shaped[Tensor, "b n 8 *rest"]) -> Shaped[Tensor, "b f
 
 
 def _coordinates(
-    predicted_frames: Rigid,
+    frames: Rigid,
     true_frames: Rigid,
     frame_mask: Bool[Tensor, "b f"],
-    predicted_points: Float[Tensor, "b p 3"],
+    points: Float[Tensor, "b p 3"],
     true_points: Float[Tensor, "b p 3"],
     point_mask: Bool[Tensor, "b p"],
 ) -> tuple[Float[Tensor, "b f 3 7"], Float[Tensor, "b 7 p"]]:
     """Factors of every point in every frame, less the same of the truth: Rᵀ(x - t) - Sᵀ(y - u).
 
-    One matrix product a chain, [Rᵀ, -Sᵀ, Sᵀu - Rᵀt] (x, y, 1), whose terms are the smaller, and
-    so the finer, the nearer the center is to the origin. `Rigid.apply_inverse` would copy the
+    One matrix product a chain, [Rᵀ, -Sᵀ, Sᵀu - Rᵀt] (x, y, 1). With the center at the origin its
+    terms are small, so that little is lost to rounding. `Rigid.apply_inverse` would copy the
     rotations for every point, and rows of three numbers take several times as long.
     """
-    # Only the truth is replaced where unknown; a NaN of the prediction is to stay one.
+    # Only the truth is replaced where unknown; a NaN of the prediction must stay one.
     true_frames = Rigid(
         torch.where(frame_mask[..., None, None], true_frames.rotation, 0.0),
         torch.where(frame_mask[..., None], true_frames.translation, 0.0),
     )
     true_points = torch.where(point_mask[..., None], true_points, 0.0)
-    frames, points = _centered(predicted_frames, predicted_points, point_mask)
+    frames, points = _centered(frames, points, point_mask)
     true_frames, true_points = _centered(true_frames, true_points, point_mask)
     turns = torch.cat((frames.rotation, -true_frames.rotation), -2).mT
     places = torch.cat((frames.translation, true_frames.translation), -1)[..., None]
@@ -161,15 +149,14 @@ def _summed_error(
     frame_mask: Bool[Tensor, "b f"],
     point_mask: Bool[Tensor, "b p"],
     clamp: Float[Tensor, "b"],
-    eps: float,
 ) -> Float[Tensor, "b"]:
     """The sum of known errors, each cut.
 
-    Few passes over (f x p) numbers: the masks as matrix products take half the time of `where` on
-    one core.
+    It makes few passes over (f x p) numbers. Matrix products with the masks take half the time of
+    `where` on one core.
     """
     deviation = (rows.flatten(1, 2) @ columns).unflatten(1, (-1, 3))
-    error = torch.sqrt(deviation.square().sum(2) + eps)
+    error = torch.sqrt(deviation.square().sum(2) + _EPS)
     cut = error.clamp(max=clamp[:, None, None])
     # 0 x NaN is NaN.
     of_frames = (cut @ point_mask[..., None].to(cut.dtype)).squeeze(-1)
@@ -183,7 +170,3 @@ def _centered(
     known = torch.where(mask[..., None], points.detach(), 0.0)
     center = known.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
     return Rigid(frames.rotation, frames.translation - center), points - center
-
-
-def _count(frame_mask: Bool[Tensor, "b f"], point_mask: Bool[Tensor, "b p"]) -> Tensor:
-    return (frame_mask.sum(-1) * point_mask.sum(-1)).clamp(min=1)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from esmfold_peft.datasets.truth import GroundTruth, NamedAtoms
-from esmfold_peft.geometry.ambiguity import is_ambiguous
+from esmfold_peft.geometry.atoms import is_ambiguous
 from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.tables import tables
@@ -29,15 +29,9 @@ def rename_ambiguous(
 ) -> GroundTruth:
     """Names ambiguous atoms (ASP, GLU, PHE, TYR) as the prediction does (AF2 Suppl. Alg. 26).
 
-    Of the two namings of a residue, the one is taken whose distances to all atoms of unambiguous
-    name fit the predicted distances better; the given one if they fit equally well. No gradient.
-
-    Args:
-        truth: of the same chains.
-        predicted_positions: atom14 coordinates in Å.
-
-    Returns:
-        The truth with `atoms` and `alternative` exchanged in the renamed residues.
+    Of the two namings of a residue, takes the one whose distances to all atoms of unambiguous name
+    fit the predicted distances better; the given one if both fit equally well. In the renamed
+    residues `atoms` and `alternative` are exchanged. No gradient.
     """
     given, other = _misfits(truth, predicted_positions)
     swap = torch.zeros_like(truth.ca_mask).scatter(1, truth.ambiguous, other < given)
@@ -57,24 +51,23 @@ def _misfits(
     other naming are those of the given one in another order.
     """
     ambiguous = is_ambiguous(truth.aatype)
-    anchors = (truth.atoms.atom_mask & ~ambiguous).flatten(1)
+    anchors = (truth.atoms.atom_mask & ~ambiguous).flatten(1)[:, None, None]
     column = _of_residues(tables(truth.aatype.device).ambiguous_swap[truth.aatype], truth)
     there = _distances(truth.atoms.positions, truth)
     here = _distances(predicted, truth)
-    misfits = []
-    for atoms, distances in (
-        (truth.atoms, there),
-        (truth.alternative, _reordered(there, column - _FIRST)),
-    ):
-        deviation = ((here - distances).abs() * anchors[:, None, None]).sum(-1)
-        misfits.append((deviation * _of_residues(atoms.atom_mask & ambiguous, truth)).sum(-1))
-    return misfits[0], misfits[1]
+
+    def misfit(atoms: NamedAtoms, distances: Tensor) -> Tensor:
+        deviation = ((here - distances).abs() * anchors).sum(-1)
+        return (deviation * _of_residues(atoms.atom_mask & ambiguous, truth)).sum(-1)
+
+    other = _reordered(there, column - _FIRST)
+    return misfit(truth.atoms, there), misfit(truth.alternative, other)
 
 
 def _distances(
     positions: Float[Tensor, "b n 14 3"], truth: GroundTruth
 ) -> Float[Tensor, "b r q p"]:
-    """From those atoms of some residues that can be ambiguous to all atoms of their chains."""
+    """From atoms that can be ambiguous, in `truth.ambiguous` residues, to all of their chains."""
     rows = _of_residues(positions, truth)
     distances = pairwise_distances(rows.flatten(1, 2), positions.flatten(1, 2))
     return distances.unflatten(1, rows.shape[1:3])
@@ -88,22 +81,21 @@ def _reordered(
 
 
 def _of_residues(atoms: Tensor, truth: GroundTruth) -> Tensor:
-    """The columns of atom14 that can be ambiguous, of the residues `truth.ambiguous`."""
+    """The columns of atom14 that can be ambiguous, in the residues `truth.ambiguous`."""
     chain = torch.arange(len(atoms), device=atoms.device)[:, None]
     return atoms[chain, truth.ambiguous, _FIRST:_END]
 
 
 def _choose(swap: Bool[Tensor, "b n"], yes: NamedAtoms, no: NamedAtoms) -> NamedAtoms:
+    def where(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(swap.view(*swap.shape, *(1,) * (one.ndim - 2)), one, other)
+
+    frames = yes.group_frames, no.group_frames
     return NamedAtoms(
-        positions=torch.where(swap[..., None, None], yes.positions, no.positions),
-        atom_mask=torch.where(swap[..., None], yes.atom_mask, no.atom_mask),
+        positions=where(yes.positions, no.positions),
+        atom_mask=where(yes.atom_mask, no.atom_mask),
         group_frames=Rigid(
-            torch.where(
-                swap[..., None, None, None], yes.group_frames.rotation, no.group_frames.rotation
-            ),
-            torch.where(
-                swap[..., None, None], yes.group_frames.translation, no.group_frames.translation
-            ),
+            where(*(f.rotation for f in frames)), where(*(f.translation for f in frames))
         ),
-        group_mask=torch.where(swap[..., None], yes.group_mask, no.group_mask),
+        group_mask=where(yes.group_mask, no.group_mask),
     )

@@ -1,11 +1,13 @@
-"""Losses of the predicted torsion angles."""
+"""Losses of the predicted torsion angles: (sin, cos) of ω, φ, ψ, χ1 to χ4."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 _FIRST_CHI = 3
-"""Torsions are ω, φ, ψ, χ1 to χ4."""
+
+_NORM_EPS = 1e-6
+"""Added to squared norms, so that the gradient is finite at 0."""
 
 
 def chi_loss(
@@ -21,8 +23,8 @@ def chi_loss(
     Averaged over known torsions and layers; 0 for a chain without any.
 
     Args:
-        torsions: predicted (sin, cos) after each layer, of norm 1.
-        true: true (sin, cos); anything where masked.
+        torsions: predicted after each layer, of norm 1.
+        true: anything where masked.
         alternative: the same after the turn by π; equal to `true` where that is another structure.
         mask: torsions whose truth is known.
     """
@@ -34,27 +36,18 @@ def chi_loss(
         (predicted - torch.where(known[..., None], value[:, :, _FIRST_CHI:], 0.0)).square().sum(-1)
         for value in (true, alternative)
     ]
-    nearest = torch.minimum(*errors)
-    return _mean(nearest, known)
+    return _mean(torch.minimum(*errors), known)
 
 
 def angle_norm_loss(
-    unnormalized: Float[Tensor, "k b n 7 2"],
-    mask: Bool[Tensor, "b n"],
-    *,
-    eps: float = 1e-6,
+    unnormalized: Float[Tensor, "k b n 7 2"], mask: Bool[Tensor, "b n"]
 ) -> Float[Tensor, "b"]:
     """Distance from 1 of the norm of (sin, cos) before normalisation (AF2 Suppl. Alg. 27).
 
-    It keeps the norms where the normalisation has useful gradients. Averaged over the seven
-    torsions of every residue, resolved or not, and over layers.
-
-    Args:
-        unnormalized: predicted (sin, cos) after each layer.
-        mask: which residues exist.
-        eps: added to the squared norm, so that the gradient is finite at 0.
+    It keeps the norms where the normalisation has useful gradients. Averaged over layers and all
+    seven torsions of every residue that exists, resolved or not.
     """
-    norm = torch.sqrt(unnormalized.square().sum(-1) + eps)
+    norm = torch.sqrt(unnormalized.square().sum(-1) + _NORM_EPS)
     return _mean((norm - 1).abs(), mask[..., None].expand(norm.shape[1:]))
 
 

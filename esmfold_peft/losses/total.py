@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
@@ -13,40 +14,38 @@ from esmfold_peft.config import LossWeights
 from esmfold_peft.datasets.truth import GroundTruth
 from esmfold_peft.geometry.atoms import atom14_to_atom37_mask
 from esmfold_peft.geometry.tables import tables
-from esmfold_peft.losses.distogram import distogram_loss
 from esmfold_peft.losses.fape import backbone_fape, sidechain_fape
+from esmfold_peft.losses.head_losses import (
+    atom_plddt_loss,
+    distogram_loss,
+    pae_loss,
+    plddt_loss,
+    resolved_loss,
+)
 from esmfold_peft.losses.naming import rename_ambiguous
-from esmfold_peft.losses.pae import pae_loss
-from esmfold_peft.losses.plddt import atom_plddt_loss, plddt_loss
-from esmfold_peft.losses.resolved import resolved_loss
 from esmfold_peft.losses.torsion import angle_norm_loss, chi_loss
 from esmfold_peft.losses.violations import violation_loss
 from esmfold_peft.model.heads import HEADS, Head
 from esmfold_peft.model.output import FoldOutput, asked
 from esmfold_peft.protein.residues import UNKNOWN
 
-CHI_WEIGHT = 0.5
-ANGLE_NORM_WEIGHT = 0.01
-"""The two parts of the torsion loss (AF2 Suppl. Alg. 27, and its code: 0.5 and 0.01)."""
-
 _CA = 1
 
 
 @dataclass(frozen=True, eq=False)
 class LossTerms:
-    """The loss of each chain of a batch and what it is made of.
+    """The loss of each chain of a batch and its terms.
 
     Attributes:
         total: weighted sum of the terms, times the square root of the number of residues.
-        terms: each computed term by name, without weight: backbone_fape, sidechain_fape, chi,
-            angle_norm, distogram, plddt, resolved, violation, pae.
+        terms: each computed term, without weight, by its name in `TERMS`.
     """
 
     total: Float[Tensor, "b"]
     terms: dict[str, Float[Tensor, "b"]]
 
     def faults(self, ids: Sequence[str]) -> list[str]:
-        """Names every chain whose loss is not finite, and the terms at fault; [] if there is none.
+        """Names every chain with a loss that is not finite, and the terms at fault; [] if none.
 
         Args:
             ids: names of the chains.
@@ -65,6 +64,22 @@ class LossTerms:
 
 
 register_dataclass(LossTerms)  # CUDA graphs look for tensors in it
+
+
+class Case(NamedTuple):
+    """What a term may read.
+
+    Attributes:
+        output: the prediction.
+        truth: true structures of the same chains.
+        clamp: where the backbone error of each chain is cut, in Å.
+        well_resolved: chains whose resolution is good enough to train the heads of confidence.
+    """
+
+    output: FoldOutput
+    truth: GroundTruth
+    clamp: Float[Tensor, "b"]
+    well_resolved: Bool[Tensor, "b"]
 
 
 def heads_to_compute(weights: LossWeights) -> list[Head]:
@@ -90,122 +105,108 @@ def fold_loss(
         truth: true structures of the same chains.
         weights: of the terms; a term of weight 0 is neither computed nor reported.
         clamp: where the backbone error of each chain is cut, in Å; infinity does not cut.
-        resolution_range: chains resolved to within these bounds (Å) train the heads of confidence;
-            None: all chains.
+        resolution_range: chains resolved to within these bounds (Å, included) train the heads of
+            confidence; None: all chains. An unknown resolution (NaN) is within no bounds.
     """
     terms: dict[str, Tensor] = {}
     with torch.autocast(output.positions.device.type, enabled=False):
-        if weights.fape:
-            terms |= _fape_terms(output, truth, clamp)
-        if weights.chi:
-            terms |= _torsion_terms(output, truth)
-        if weights.violation:
-            terms["violation"] = violation_loss(
-                output.positions, truth.aatype, truth.residue_index, truth.mask
-            )
-        for head, term in _HEAD_TERMS.items():
-            if getattr(weights, head):
-                terms[head] = term(output, truth, resolution_range)
-        factors = _factors(weights)
+        case = Case(output, truth, clamp, _within(truth.resolution, resolution_range))
         total = torch.zeros_like(truth.resolution)
-        for name, value in terms.items():
-            total = total + factors[name] * value
+        for name, (setting, factor, compute) in TERMS.items():
+            if weight := getattr(weights, setting):
+                terms[name] = compute(case)
+                total = total + factor * weight * terms[name]
         # Longer chains weigh more, though each term is a mean (AF2 Suppl. 1.9).
         return LossTerms(total * truth.mask.sum(-1).sqrt(), terms)
 
 
-def _factors(weights: LossWeights) -> dict[str, float]:
-    factors = {
-        "backbone_fape": 0.5 * weights.fape,
-        "sidechain_fape": 0.5 * weights.fape,
-        "chi": CHI_WEIGHT * weights.chi,
-        "angle_norm": ANGLE_NORM_WEIGHT * weights.chi,
-    }
-    return asdict(weights) | factors
+def _within(
+    resolution: Float[Tensor, "b"], bounds: tuple[float, float] | None
+) -> Bool[Tensor, "b"]:
+    if bounds is None:
+        return torch.ones_like(resolution, dtype=torch.bool)
+    return (resolution >= bounds[0]) & (resolution <= bounds[1])
 
 
-def _fape_terms(
-    output: FoldOutput, truth: GroundTruth, clamp: Float[Tensor, "b"]
-) -> dict[str, Tensor]:
-    renamed = rename_ambiguous(truth, output.positions)
-    return {
-        "backbone_fape": backbone_fape(output.frames, truth, clamp=clamp),
-        "sidechain_fape": sidechain_fape(output.sidechain_frames, output.positions, renamed.atoms),
-    }
+def _backbone_fape(case: Case) -> Tensor:
+    return backbone_fape(case.output.frames, case.truth, clamp=case.clamp)
 
 
-def _torsion_terms(output: FoldOutput, truth: GroundTruth) -> dict[str, Tensor]:
-    return {
-        "chi": chi_loss(
-            output.torsions,
-            true=truth.torsions,
-            alternative=truth.alternative_torsions,
-            mask=truth.torsion_mask,
-        ),
-        "angle_norm": angle_norm_loss(output.unnormalized_torsions, truth.mask),
-    }
+def _sidechain_fape(case: Case) -> Tensor:
+    output = case.output
+    renamed = rename_ambiguous(case.truth, output.positions)
+    return sidechain_fape(output.sidechain_frames, output.positions, renamed.atoms)
 
 
-def _distogram_term(
-    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
-) -> Tensor:
-    logits = asked(output.distogram_logits, "distogram")
-    return distogram_loss(logits, cb=truth.cb, mask=truth.cb_mask)
+def _chi(case: Case) -> Tensor:
+    truth = case.truth
+    return chi_loss(
+        case.output.torsions,
+        true=truth.torsions,
+        alternative=truth.alternative_torsions,
+        mask=truth.torsion_mask,
+    )
 
 
-def _plddt_term(
-    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
-) -> Tensor:
+def _angle_norm(case: Case) -> Tensor:
+    return angle_norm_loss(case.output.unnormalized_torsions, case.truth.mask)
+
+
+def _violation(case: Case) -> Tensor:
+    truth = case.truth
+    return violation_loss(case.output.positions, truth.aatype, truth.residue_index, truth.mask)
+
+
+def _distogram(case: Case) -> Tensor:
+    logits = asked(case.output.distogram_logits, "distogram")
+    return distogram_loss(logits, cb=case.truth.cb, mask=case.truth.cb_mask)
+
+
+def _plddt(case: Case) -> Tensor:
+    output, truth, _, chains = case
     logits = asked(output.plddt_logits, "plddt")
     if logits.ndim == 4:
         return atom_plddt_loss(
             logits,
             predicted=output.positions,
             true=truth.atoms.positions,
-            atom_mask=truth.atoms.atom_mask,
+            atom_mask=truth.atoms.atom_mask & chains[:, None, None],
             aatype=truth.aatype,
-            resolution=truth.resolution,
-            resolution_range=bounds,
         )
-    return plddt_loss(
-        logits,
-        predicted_ca=output.positions[:, :, _CA],
-        true_ca=truth.ca,
-        mask=truth.ca_mask,
-        resolution=truth.resolution,
-        resolution_range=bounds,
-    )
+    predicted_ca, mask = output.positions[:, :, _CA], truth.ca_mask & chains[:, None]
+    return plddt_loss(logits, predicted_ca=predicted_ca, true_ca=truth.ca, mask=mask)
 
 
-def _resolved_term(
-    output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None
-) -> Tensor:
-    # What a residue without a letter is made of is not known, so neither is what it lacks.
-    known = truth.mask & (truth.aatype != UNKNOWN)
-    exists = tables(truth.aatype.device).atom37_mask[truth.aatype] & known[..., None]
+def _resolved(case: Case) -> Tensor:
+    truth = case.truth
+    # Nobody knows which atoms an X has, so nobody knows which are missing.
+    known = truth.mask & (truth.aatype != UNKNOWN) & case.well_resolved[:, None]
     return resolved_loss(
-        asked(output.resolved_logits, "resolved"),
-        exists=exists,
+        asked(case.output.resolved_logits, "resolved"),
+        exists=tables(truth.aatype.device).atom37_mask[truth.aatype] & known[..., None],
         resolved=atom14_to_atom37_mask(truth.aatype, truth.atoms.atom_mask),
-        resolution=truth.resolution,
-        resolution_range=bounds,
     )
 
 
-def _pae_term(output: FoldOutput, truth: GroundTruth, bounds: tuple[float, float] | None) -> Tensor:
+def _pae(case: Case) -> Tensor:
     return pae_loss(
-        asked(output.pae_logits, "pae"),
-        predicted_frames=output.frames[-1],
-        true_frames=truth.backbone_frames,
-        mask=truth.backbone_mask,
-        resolution=truth.resolution,
-        resolution_range=bounds,
+        asked(case.output.pae_logits, "pae"),
+        predicted_frames=case.output.frames[-1],
+        true_frames=case.truth.backbone_frames,
+        mask=case.truth.backbone_mask & case.well_resolved[:, None],
     )
 
 
-_HEAD_TERMS: dict[Head, Callable[..., Tensor]] = {
-    "distogram": _distogram_term,
-    "plddt": _plddt_term,
-    "resolved": _resolved_term,
-    "pae": _pae_term,
+TERMS: dict[str, tuple[str, float, Callable[[Case], Tensor]]] = {
+    "backbone_fape": ("fape", 0.5, _backbone_fape),
+    "sidechain_fape": ("fape", 0.5, _sidechain_fape),
+    "chi": ("chi", 0.5, _chi),
+    "angle_norm": ("chi", 0.01, _angle_norm),
+    "violation": ("violation", 1.0, _violation),
+    "distogram": ("distogram", 1.0, _distogram),
+    "plddt": ("plddt", 1.0, _plddt),
+    "resolved": ("resolved", 1.0, _resolved),
+    "pae": ("pae", 1.0, _pae),
 }
+"""Each term by its name in metrics: its setting in `LossWeights`, a factor of that weight, and its
+function. The factors of chi and angle_norm are those of AF2 Suppl. Alg. 27 and of its code."""

@@ -5,6 +5,7 @@ without a bond (AF2 Suppl. 1.9.11; `protein.stereochemistry` has the values).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,12 +33,12 @@ _BLOCK = 8192
 """Pairs of residues searched for clashes at once: 20 MB."""
 
 _DENSE = 2**24
-"""Pairs of atoms looked at together where all are: 64 MB for each of some ten tensors."""
+"""Pairs of atoms at once if all are compared: 64 MB for each of some ten tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class ViolationCounts:
-    """How many violations each chain has, which is where its loss is above 0.
+    """How many violations each chain has; NaN if a coordinate of the chain is not finite.
 
     Attributes:
         bonds: peptide bonds C-N of wrong length.
@@ -45,14 +46,41 @@ class ViolationCounts:
         clashes: pairs of atoms of two residues that overlap too much.
         within_residues: pairs of atoms of one residue that are too near or, one or two bonds apart,
             too far.
-
-    All are NaN where a coordinate of the chain is not finite.
     """
 
     bonds: Float[Tensor, "b"]
     angles: Float[Tensor, "b"]
     clashes: Float[Tensor, "b"]
     within_residues: Float[Tensor, "b"]
+
+
+class _Chains(NamedTuple):
+    """Predicted chains, positions in at least float32, `mask` without X."""
+
+    positions: Float[Tensor, "b n 14 3"]
+    aatype: Int[Tensor, "b n"]
+    residue_index: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+
+    @property
+    def atom_mask(self) -> Bool[Tensor, "b n 14"]:
+        return tables(self.aatype.device).atom14_mask[self.aatype] & self.mask[..., None]
+
+    @property
+    def radius(self) -> Float[Tensor, "b n 14"]:
+        """Radius of each atom in Å; -inf, which reaches no other, where there is none."""
+        radius = tables(self.aatype.device).atom14_radius[self.aatype]
+        return radius.masked_fill(~self.atom_mask, -torch.inf)
+
+    @property
+    def linked(self) -> Bool[Tensor, "b links"]:
+        """Which residues have a peptide bond to the next one."""
+        index, mask = self.residue_index, self.mask
+        return mask[:, :-1] & mask[:, 1:] & (index[:, :-1] + 1 == index[:, 1:])
+
+    def nan_if_broken(self, value: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        # A NaN makes no clash and breaks no bound, so it needs a check of its own.
+        return value.masked_fill(~self.positions.isfinite().flatten(1).all(1), torch.nan)
 
 
 def violation_loss(
@@ -70,26 +98,26 @@ def violation_loss(
     Args:
         positions: predicted atoms in Å; every atom of a residue counts, resolved or not.
         aatype: 0 to 20; X has no atoms here, as in AF2.
-        residue_index: a residue is bound to the next in the array if it rises by 1 from one to the
-            other; residues of the same index do not clash.
+        residue_index: a residue is bound to the next in the array if the index rises by 1;
+            residues of the same index do not clash.
         mask: which residues exist.
     """
-    positions, mask = _at_least_float32(positions), _with_atoms(aatype, mask)
+    chains = _chains(positions, aatype, residue_index, mask)
     with torch.autocast(positions.device.type, enabled=False):
-        linked = _linked(residue_index, mask)
-        peptide = (_peptide_excess(positions, aatype) * linked[..., None]).sum((1, 2))
-        within = (_within_excess(positions, aatype) * mask[..., None, None]).sum((1, 2, 3))
+        linked = chains.linked
+        peptide = (_peptide_excess(chains) * linked[..., None]).sum((1, 2))
+        within = (_within_excess(chains) * chains.mask[..., None, None]).sum((1, 2, 3))
         if lists_pairs(mask.device):
-            chain, overlap = _clashes(positions, aatype, residue_index, mask)
+            chain, overlap = _clashes(chains)
             clashes = torch.zeros_like(within).index_add(0, chain, overlap)
         else:
-            clashes = _summed_clashes(positions, aatype, residue_index, mask)
-        atoms = _atom_mask(aatype, mask).sum((1, 2)).clamp(min=1)
+            clashes = _summed_clashes(chains)
+        atoms = chains.atom_mask.sum((1, 2)).clamp(min=1)
         # DISCREPANCY: eq. 46 sums over pairs. AF2's code, followed here, divides by the number of
-        # atoms and adds the loss of a pair up for both: between residues a pair counts twice, and
-        # within a residue four times, since `within` is over ordered pairs.
+        # atoms and counts the loss of a pair for both of its atoms: twice between residues and four
+        # times within a residue, since `within` is over ordered pairs.
         loss = peptide / linked.sum(-1).clamp(min=1) + 2 * (clashes + within) / atoms
-    return _nan_if_broken(loss, positions)
+    return chains.nan_if_broken(loss)
 
 
 @torch.no_grad()
@@ -100,51 +128,29 @@ def count_violations(
     mask: Bool[Tensor, "b n"],
 ) -> ViolationCounts:
     """Counts the violations that `violation_loss` adds up; the arguments are the same."""
-    positions, mask = _at_least_float32(positions), _with_atoms(aatype, mask)
+    chains = _chains(positions, aatype, residue_index, mask)
     with torch.autocast(positions.device.type, enabled=False):
-        wrong = (_peptide_excess(positions, aatype) > 0) & _linked(residue_index, mask)[..., None]
-        within = (_within_excess(positions, aatype) > 0) & mask[..., None, None]
-        chain, _ = _clashes(positions, aatype, residue_index, mask)
-    counts = {
-        "bonds": wrong[..., 0].sum(1),
-        "angles": wrong[..., 1:].sum((1, 2)),
-        "clashes": chain.bincount(minlength=len(positions)),
-        "within_residues": within.sum((1, 2, 3)) / 2,
-    }
-    return ViolationCounts(
-        **{name: _nan_if_broken(count.float(), positions) for name, count in counts.items()}
+        wrong = (_peptide_excess(chains) > 0) & chains.linked[..., None]
+        within = (_within_excess(chains) > 0) & chains.mask[..., None, None]
+        chain, _ = _clashes(chains)
+    counts = (
+        wrong[..., 0].sum(1),
+        wrong[..., 1:].sum((1, 2)),
+        chain.bincount(minlength=len(positions)),
+        within.sum((1, 2, 3)) / 2,
     )
+    return ViolationCounts(*(chains.nan_if_broken(count.float()) for count in counts))
 
 
-def _at_least_float32(positions: Float[Tensor, "b n 14 3"]) -> Float[Tensor, "b n 14 3"]:
-    return positions.to(torch.promote_types(positions.dtype, torch.float32))
+def _chains(positions: Tensor, aatype: Tensor, residue_index: Tensor, mask: Tensor) -> _Chains:
+    exact = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    # X is predicted as alanine, but nobody knows its atoms.
+    return _Chains(exact, aatype, residue_index, mask & (aatype != UNKNOWN))
 
 
-def _nan_if_broken(
-    value: Float[Tensor, "b"], positions: Float[Tensor, "b n 14 3"]
-) -> Float[Tensor, "b"]:
-    # A NaN is in no clash and within every bound: only an explicit look makes it heard.
-    return value.masked_fill(~positions.isfinite().flatten(1).all(1), torch.nan)
-
-
-def _with_atoms(aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
-    """Which residues have atoms: X, whose atoms nobody knows, is predicted as alanine."""
-    return mask & (aatype != UNKNOWN)
-
-
-def _atom_mask(aatype: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n 14"]:
-    return tables(aatype.device).atom14_mask[aatype] & mask[..., None]
-
-
-def _linked(residue_index: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n-1"]:
-    """Which residues have a peptide bond to the next one."""
-    return mask[:, :-1] & mask[:, 1:] & (residue_index[:, :-1] + 1 == residue_index[:, 1:])
-
-
-def _peptide_excess(
-    positions: Float[Tensor, "b n 14 3"], aatype: Int[Tensor, "b n"]
-) -> Float[Tensor, "b n-1 3"]:
+def _peptide_excess(chains: _Chains) -> Float[Tensor, "b links 3"]:
     """By how much C-N (Å) and the cosines of CA-C-N and C-N-CA miss their bounds."""
+    positions = chains.positions
     ca, c = positions[:, :-1, _CA], positions[:, :-1, _C]
     next_n, next_ca = positions[:, 1:, _N], positions[:, 1:, _CA]
     to_ca, _ = _direction(ca - c)
@@ -153,8 +159,8 @@ def _peptide_excess(
     cosines = (to_ca * to_n).sum(-1), -(to_n * onward).sum(-1)
     # DISCREPANCY: the code of AF2 until 2025, and OpenFold's, bounds the cosine of CA-C-N by the
     # deviation of the length C-N, 0.014; AF2 has corrected that to the 0.0311 of the supplement.
-    bounds = tables(aatype.device).peptide_bounds
-    mean, deviation = bounds[aatype[:, 1:]].to(positions.dtype).unbind(-1)
+    bounds = tables(positions.device).peptide_bounds[chains.aatype[:, 1:]]
+    mean, deviation = bounds.to(positions.dtype).unbind(-1)
     error = (torch.stack((length, *cosines), -1) - mean).square()
     return (torch.sqrt(error + _PEPTIDE_EPS) - TOLERANCE * deviation).relu()
 
@@ -166,62 +172,41 @@ def _direction(
     return vector / length[..., None], length
 
 
-def _within_excess(
-    positions: Float[Tensor, "b n 14 3"], aatype: Int[Tensor, "b n"]
-) -> Float[Tensor, "b n 14 14"]:
+def _within_excess(chains: _Chains) -> Float[Tensor, "b n 14 14"]:
     """By how much distances within residues miss their bounds, in Å; every pair is in it twice."""
+    positions, aatype, *_ = chains
     table = tables(aatype.device)
     distance = _distance(positions[:, :, :, None], positions[:, :, None])
     too_near = (table.distance_lower[aatype] - distance).relu()
     return too_near + (distance - table.distance_upper[aatype]).relu()
 
 
-def _clashes(
-    positions: Float[Tensor, "b n 14 3"],
-    aatype: Int[Tensor, "b n"],
-    residue_index: Int[Tensor, "b n"],
-    mask: Bool[Tensor, "b n"],
-) -> tuple[Int[Tensor, "p"], Float[Tensor, "p"]]:
-    """Chain, and overlap beyond the tolerance in Å, of each clashing pair of two residues."""
-    one, two = _clashing_atoms(positions, aatype, residue_index, mask).unbind(-1)
-    radius = tables(aatype.device).atom14_radius[aatype].flatten()
-    points = positions.flatten(0, 2)
-    overlap = radius[one] + radius[two] - OVERLAP - _distance(points[one], points[two])
-    return one // (14 * aatype.shape[1]), overlap
+def _clashes(chains: _Chains) -> tuple[Int[Tensor, "p"], Float[Tensor, "p"]]:
+    """Chain, and overlap beyond the tolerance in Å, of each clashing pair of two residues.
 
-
-@torch.no_grad()
-def _clashing_atoms(
-    positions: Float[Tensor, "b n 14 3"],
-    aatype: Int[Tensor, "b n"],
-    residue_index: Int[Tensor, "b n"],
-    mask: Bool[Tensor, "b n"],
-) -> Int[Tensor, "p 2"]:
-    """Pairs of atoms of different residues that clash, as places in the flattened batch.
-
-    They are few, and only they need a gradient. Measured at 384 residues on one core, the loss
-    takes 38 MB and 0.05 s with its backward pass, where all (14 n)² distances are 116 MB; all atoms
-    of a chain in one place, the worst case, take 360 MB and 1.5 s.
+    Clashing pairs are few, and only they need a gradient. Measured at 384 residues on one core, the
+    loss takes 38 MB and 0.05 s with its backward pass, where all (14 n)² distances are 116 MB; all
+    atoms of a chain in one place, the worst case, take 360 MB and 1.5 s.
     """
-    atom_mask = _atom_mask(aatype, mask)
-    radius = tables(aatype.device).atom14_radius[aatype].masked_fill(~atom_mask, -torch.inf)
-    near = _near_residues(positions, residue_index, atom_mask)
-    flat = positions.flatten(0, 1), radius.flatten(0, 1), residue_index.flatten(), aatype.flatten()
-    return torch.cat([_clashing_of(pairs, *flat) for pairs in near.split(_BLOCK)])
+    radius = chains.radius.flatten(0, 1)
+    with torch.no_grad():
+        near = _near_residues(chains).split(_BLOCK)
+        one, two = torch.cat([_clashing_of(pairs, chains, radius) for pairs in near]).unbind(-1)
+    radius, points = radius.flatten(), chains.positions.flatten(0, 2)
+    overlap = radius[one] + radius[two] - OVERLAP - _distance(points[one], points[two])
+    return one // (14 * chains.aatype.shape[1]), overlap
 
 
-def _near_residues(
-    positions: Float[Tensor, "b n 14 3"],
-    residue_index: Int[Tensor, "b n"],
-    atom_mask: Bool[Tensor, "b n 14"],
-) -> Int[Tensor, "q 2"]:
+def _near_residues(chains: _Chains) -> Int[Tensor, "q 2"]:
     """Pairs of residues that can clash, as places in the flattened batch, the earlier one first.
 
-    No atom is farther from its Cα than the radius of its residue, so none of the others can.
+    No atom is farther from its Cα than the radius of its residue, so other pairs cannot.
     """
+    positions, _, residue_index, _ = chains
     n, ca = residue_index.shape[1], positions[:, :, _CA]
     # The radius of a residue that does not exist is -inf: it reaches no other.
-    radius = _distance(positions, ca[:, :, None]).masked_fill(~atom_mask, -torch.inf).amax(-1)
+    radius = _distance(positions, ca[:, :, None]).masked_fill(~chains.atom_mask, -torch.inf)
+    radius = radius.amax(-1)
     reach = radius[:, :, None] + radius[:, None] + _LONGEST_CLASH + _ROUNDING
     earlier = residue_index[:, :, None] < residue_index[:, None]
     chain, one, two = (earlier & (pairwise_distances(ca, ca) < reach)).nonzero().unbind(-1)
@@ -229,60 +214,50 @@ def _near_residues(
 
 
 def _clashing_of(
-    pairs: Int[Tensor, "q 2"],
-    positions: Float[Tensor, "r 14 3"],
-    radius: Float[Tensor, "r 14"],
-    residue_index: Int[Tensor, "r"],
-    aatype: Int[Tensor, "r"],
+    pairs: Int[Tensor, "q 2"], chains: _Chains, radius: Float[Tensor, "r 14"]
 ) -> Int[Tensor, "p 2"]:
+    """Clashing pairs of atoms of the given residues, as places in the flattened batch."""
     one, two = pairs.unbind(-1)
+    index = chains.residue_index.flatten()
     nearest = radius[one][:, :, None] + radius[two][:, None] - OVERLAP
     # One coordinate after the other: rows of three numbers take several times as long.
-    x, y, z = (row[one][:, :, None] - row[two][:, None] for row in positions.unbind(-1))
+    rows = chains.positions.flatten(0, 1).unbind(-1)
+    x, y, z = (row[one][:, :, None] - row[two][:, None] for row in rows)
     clash = torch.sqrt(x * x + y * y + z * z + _CLASH_EPS) < nearest
-    clash[:, _C, _N] &= residue_index[one] + 1 != residue_index[two]
-    # DISCREPANCY: only the SG of two cysteines may be bonded. AF2's code and OpenFold's let the
-    # sixth atoms of any two residues off, such as CG of two leucines.
-    cysteine = aatype == AATYPE["C"]
+    clash[:, _C, _N] &= index[one] + 1 != index[two]
+    # DISCREPANCY: only the SG of two cysteines may be bonded. AF2's code and OpenFold's exempt
+    # the sixth atoms of any two residues, such as CG of two leucines.
+    cysteine = chains.aatype.flatten() == AATYPE["C"]
     clash[:, _SG, _SG] &= ~(cysteine[one] & cysteine[two])
     pair, column, other = clash.nonzero().unbind(-1)
     return torch.stack((14 * one[pair] + column, 14 * two[pair] + other), -1)
 
 
-def _summed_clashes(
-    positions: Float[Tensor, "b n 14 3"],
-    aatype: Int[Tensor, "b n"],
-    residue_index: Int[Tensor, "b n"],
-    mask: Bool[Tensor, "b n"],
-) -> Float[Tensor, "b"]:
+def _summed_clashes(chains: _Chains) -> Float[Tensor, "b"]:
     """The overlaps that `_clashes` finds, summed by chain, in shapes that depend on no value.
 
     All (14 n)² distances are made, some rows at a time, and again in the backward pass.
     """
-    radius = tables(aatype.device).atom14_radius[aatype]
-    radius = radius.masked_fill(~_atom_mask(aatype, mask), -torch.inf).flatten(1)
-    points = positions.flatten(1, 2)
-    residue = residue_index[..., None].expand(-1, -1, 14).flatten(1)
+    radius, points = chains.radius.flatten(1), chains.positions.flatten(1, 2)
+    residue = chains.residue_index[..., None].expand(-1, -1, 14).flatten(1)
     # An atom without bonds to other residues has one number as a row and another as a column.
-    columns = points.detach(), radius, residue, _bonds(aatype, residue_index, -2)
-    rows = points, radius, residue, _bonds(aatype, residue_index, -3)
+    columns = points.detach(), radius, residue, _bonds(chains, -2)
+    rows = points, radius, residue, _bonds(chains, -3)
     size = max(1, _DENSE // max(1, radius.numel()))
-    twice = torch.zeros_like(positions[:, 0, 0, 0])
+    twice = points.new_zeros(len(points))
     for part in zip(*(row.split(size, 1) for row in rows), strict=True):
         twice = twice + checkpoint(
             _overlap, part, columns, use_reentrant=False, preserve_rng_state=False
         )
-    # Each pair is in the sum twice, with a gradient for the atom of its row: that is the value of
-    # two pairs and the gradient of one.
+    # The sum has each pair twice, with a gradient for the atom of its row only: twice the value,
+    # but once the gradient.
     return twice - twice.detach() / 2
 
 
-def _bonds(
-    aatype: Int[Tensor, "b n"], residue_index: Int[Tensor, "b n"], other: int
-) -> Int[Tensor, "b p"]:
-    """A number of each atom that those which may be bonded to another residue's share with it."""
-    column = torch.arange(14, device=aatype.device)
-    index, cysteine = residue_index[..., None], (aatype == AATYPE["C"])[..., None]
+def _bonds(chains: _Chains, other: int) -> Int[Tensor, "b p"]:
+    """A number for each atom; atoms of two residues that may be bonded have the same one."""
+    column = torch.arange(14, device=chains.aatype.device)
+    index, cysteine = chains.residue_index[..., None], (chains.aatype == AATYPE["C"])[..., None]
     bond = torch.where(column == _N, index, torch.where(column == _C, index + 1, other))
     return torch.where(cysteine & (column == _SG), -1, bond).flatten(1)
 

@@ -10,30 +10,30 @@ from torch import Tensor
 
 from esmfold_peft.devices import lists_pairs
 from esmfold_peft.geometry.tables import tables
-from esmfold_peft.metrics.pairs import Atoms, tally_in_rows, tally_near
+from esmfold_peft.metrics.lddt_pairs import Atoms, tally_in_rows, tally_near
 from esmfold_peft.protein.residues import AATYPE, ATOM14
 
 Naming = Literal["af2", "openstructure"]
-"""Which atoms may be named either way: the oxygens of ASP and GLU and the ring atoms of PHE and
-TYR; or these, NH1 and NH2 of ARG, CD1 and CD2 of LEU, and CG1 and CG2 of VAL."""
+"""Atoms that may be named either way: the oxygens of ASP and GLU and the ring atoms of PHE and TYR;
+or these, NH1 and NH2 of ARG, CD1 and CD2 of LEU, and CG1 and CG2 of VAL."""
 
 CUTOFF = 15.0
-"""Pairs count whose reference distance is at most this, in Å."""
+"""Å; pairs count up to this distance in the reference."""
 
 _CA = 1
 
 _MIRRORED = {"R": ("NH1", "NH2"), "L": ("CD1", "CD2"), "V": ("CG1", "CG2")}
-"""Atoms whose names OpenStructure lets be exchanged and AF2 does not."""
+"""Names that OpenStructure allows to be exchanged, but AF2 does not."""
 
 _BLOCK = 2**19
-"""Pairs looked at together on a CPU: at most 75 MB in double precision."""
+"""Pairs in memory at once on a CPU: at most 75 MB in double precision."""
 
 _DENSE = 2**23
-"""Pairs scored together elsewhere: 700 MB in double precision; one atom of each residue of 32 crops
-of 384 residues stays in one piece."""
+"""Pairs in memory at once elsewhere: 700 MB in double precision; one atom of each residue of 32
+crops of 384 residues stays in one piece."""
 
 _SHORT = 128
-"""Up to so many atoms, to look at all pairs is no slower on a CPU than to search for near ones."""
+"""Atoms; up to this number a CPU compares all pairs as fast as it searches for the near ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +83,15 @@ def lddt(
     Every pair of atoms present in the reference counts, neighbours in sequence too, if its
     reference distance is at most `cutoff`. The score is the share of pairs whose distance is
     preserved within 0.5, 1, 2 and 4 Å (limits included), averaged over the four. An atom that is
-    missing in the prediction, or not finite, loses all its pairs. Stereochemistry is not checked.
+    missing in the prediction, or not finite, preserves no distance. Stereochemistry is not checked.
     No gradient; the dtype is that of the coordinates. Memory grows with the atoms, not with their
     pairs; nothing waits for a GPU.
 
     Args:
-        predicted: coordinates of the prediction in Å.
+        predicted: coordinates in Å.
         true: coordinates of the reference in Å; anything where masked.
         mask: atoms present in the reference.
-        predicted_mask: atoms present in the prediction; None if all are.
+        predicted_mask: atoms present in the prediction; None for all.
         cutoff: inclusion radius in Å.
     """
     # DISCREPANCY: AF2 counts distances below the cutoff and deviations below the thresholds, and
@@ -101,7 +101,7 @@ def lddt(
     residue = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
     atoms = Atoms(predicted, true, mask, found, residue)
     kept, pairs = _tally(atoms, mask, cutoff=cutoff)
-    # 0 / 0 is the NaN that says "no score".
+    # 0 / 0 is NaN, which means "no score".
     return LDDT(kept / pairs, kept.sum(-1) / pairs.sum(-1), pairs.sum(-1) // 2)
 
 
@@ -112,14 +112,7 @@ def lddt_ca(
     *,
     predicted_atom_mask: Bool[Tensor, "b n 14"] | None = None,
 ) -> LDDT:
-    """Computes lDDT-Cα in float64, for evaluation.
-
-    Args:
-        predicted: predicted atom14 coordinates in Å.
-        true: reference atom14 coordinates in Å.
-        atom_mask: atoms present in the reference.
-        predicted_atom_mask: atoms present in the prediction; None if all are.
-    """
+    """`lddt` of the Cα of atom14 coordinates, in float64, for evaluation."""
     found = None if predicted_atom_mask is None else predicted_atom_mask[:, :, _CA]
     ca, true_ca = predicted[:, :, _CA].double(), true[:, :, _CA].double()
     return lddt(ca, true_ca, atom_mask[:, :, _CA], predicted_mask=found)
@@ -135,30 +128,20 @@ def lddt_all_atom(
     predicted_atom_mask: Bool[Tensor, "b n 14"] | None = None,
     naming: Naming = "af2",
 ) -> AllAtomLDDT:
-    """Scores all heavy atoms (lDDT, Mariani et al. 2013), as `lddt` does.
+    """Scores all heavy atoms as `lddt` does; pass doubles to evaluate.
 
-    Pairs of atoms within one residue do not count (as in OpenStructure and biotite). Atoms that
-    differ by name alone may be named as the prediction names them: of the two namings of an ASP,
-    GLU, PHE or TYR, the one counts that keeps more distances from its ambiguous atoms to the
-    chain's unambiguous ones; the reference's own if they keep as many. The terminal OXT is not
-    scored. No gradient; the dtype is that of the coordinates, so pass doubles to evaluate. Memory
-    grows with the atoms, not with their pairs.
-
-    Args:
-        predicted: coordinates of the prediction in Å.
-        true: coordinates of the reference in Å; anything where masked.
-        atom_mask: atoms present in the reference.
-        aatype: 0 to 20; X, in particular, has no ambiguous atoms.
-        predicted_atom_mask: atoms present in the prediction; None if all are.
-        naming: atoms that may be named either way. "openstructure" gives that program's score.
+    Pairs of atoms within one residue do not count (as in OpenStructure and biotite). Of the two
+    namings of an ASP, GLU, PHE or TYR, the one counts that keeps more distances from its ambiguous
+    atoms to the chain's unambiguous ones, or the reference's own if both keep as many; `naming`
+    "openstructure" chooses for more residues and gives that program's score. The terminal OXT is
+    not scored. `aatype` is 0 to 20; X has no ambiguous atoms.
     """
     # DISCREPANCY: OpenStructure chooses names in the same way, but also those of ARG, LEU and VAL.
-    # As AF2, we take the first as fixed when a file is read, and the others tell a mirror image of
-    # the residue.
+    # Like AF2, "af2" takes ARG's as given by the file; those of LEU and VAL tell mirror images.
     found = torch.ones_like(atom_mask) if predicted_atom_mask is None else predicted_atom_mask
-    true, atom_mask = _named_as_predicted(
-        predicted, true, atom_mask, found, _exchanged(aatype, naming)
-    )
+    swaps = tables(aatype.device).ambiguous_swap
+    swaps = swaps if naming == "af2" else _openstructure_swap(aatype.device)
+    true, atom_mask = _named_as_predicted(predicted, true, atom_mask, found, swaps[aatype])
     atoms = _flatten(predicted, true, atom_mask, found)
     kept, pairs = _tally(atoms, atoms.known)
     kept, pairs = kept.view(atom_mask.shape), pairs.view(atom_mask.shape)
@@ -208,24 +191,23 @@ def _named_as_predicted(
     found: Bool[Tensor, "b n 14"],
     exchanged: Int[Tensor, "b n 14"],
 ) -> tuple[Float[Tensor, "b n 14 3"], Bool[Tensor, "b n 14"]]:
-    """The reference, each residue under the naming whose ambiguous atoms score better."""
+    """The reference, each residue under the naming whose ambiguous atoms score better.
+
+    `exchanged` is the column whose atom has each atom's other name; its own if it has none.
+    """
     # Not the distance misfit of AF2 Alg. 26 (`losses.naming`): it cannot weigh a naming under which
     # an atom is missing in the prediction, and need not find the better score.
     ambiguous = exchanged != torch.arange(14, device=exchanged.device)
     other_true = true.take_along_dim(exchanged[..., None], dim=2)
     namings = (true, known), (other_true, known.take_along_dim(exchanged, dim=2))
-    given, other = (
-        _kept_by_residue(_flatten(predicted, *naming, found), ambiguous) for naming in namings
-    )
+    rows, kept = ambiguous.flatten(1), []
+    for naming in namings:
+        atoms = _flatten(predicted, *naming, found)
+        score, _ = _tally(atoms, atoms.known & rows, atoms.known & ~rows)
+        kept.append(score.view(ambiguous.shape).sum(-1))
+    given, other = kept
     swap = (other > given)[..., None]
     return torch.where(swap[..., None], other_true, true), torch.where(swap, namings[1][1], known)
-
-
-def _exchanged(aatype: Int[Tensor, "b n"], naming: Naming) -> Int[Tensor, "b n 14"]:
-    """The column whose atom has each atom's other name; its own where it has none."""
-    if naming == "af2":
-        return tables(aatype.device).ambiguous_swap[aatype]
-    return _openstructure_swap(aatype.device)[aatype]
 
 
 @cache
@@ -236,9 +218,3 @@ def _openstructure_swap(device: torch.device) -> Int[Tensor, "21 14"]:
             pair = [ATOM14[letter].index(name) for name in names]
             columns[AATYPE[letter], pair] = columns[AATYPE[letter], pair[::-1]]
     return columns
-
-
-def _kept_by_residue(atoms: Atoms, ambiguous: Bool[Tensor, "b n 14"]) -> Float[Tensor, "b n"]:
-    rows = ambiguous.flatten(1)
-    kept, _ = _tally(atoms, atoms.known & rows, atoms.known & ~rows)
-    return kept.view(ambiguous.shape).sum(-1)

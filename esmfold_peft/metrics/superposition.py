@@ -19,11 +19,11 @@ GDT_HA = (0.5, 1.0, 2.0, 4.0)
 _CUTOFFS = sorted({*GDT_TS, *GDT_HA})
 
 _FEWEST = 3
-"""Fewer points can be superposed in many ways."""
+"""Residues; fewer points can be superposed in many ways."""
 
 _FARTHEST = 1e6
-"""Å; beyond it, as when a file is read, there is no residue. Squared distances are right to about
-1e-15 of the squared coordinates."""
+"""Å; a residue beyond it counts as missing, as in the reader of files. Squared distances are right
+to about 1e-15 of the squared coordinates."""
 
 _LEVELS, _SHORTEST, _ROUNDS = 6, 4, 20
 """The search of the TMscore program: lengths of the first fragments (all residues, a half, a
@@ -31,7 +31,7 @@ quarter, ..., at last four), and how often a superposition is repeated on the re
 near."""
 
 _BATCH = 2**20
-"""Distances of the superpositions tried at once: 8 MB. Fewer repeat what other batches find."""
+"""Distances in a batch of superpositions: 8 MB. In smaller batches more of them are repeated."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Superposition:
     """Scores of one prediction; NaN where fewer than three residues of the reference are resolved.
 
     Attributes:
-        rmsd: of the residues in both, in Å, after the superposition that makes it least; NaN where
-            these are fewer than three.
+        rmsd: smallest possible, of the residues in both, in Å; NaN if these are fewer than three.
         gdt_ts: share of the residues within 1, 2, 4 and 8 Å, each in the best superposition found
             for it; mean of the four, 0 to 1.
         gdt_ha: the same for 0.5, 1, 2 and 4 Å.
@@ -62,14 +61,14 @@ def superposition_scores(
     """Scores the Cα of one prediction whose residues are those of the reference, in order.
 
     GDT and TM-score are what the TMscore program prints (Zhang and Skolnick 2004), by the same
-    search: fragments are superposed, then again and again the residues that this brings near. Both
-    are heuristic, so the best superposition may be missed. They count all resolved residues of the
-    reference: one that the prediction lacks is lost. A prediction that has fewer than three of them
-    scores 0. Computed in float64; memory grows with n, not with its square.
+    search: it superposes fragments, then repeatedly the residues that this brings near. It is
+    heuristic and may miss the best superposition. All resolved residues of the reference count:
+    residues missing from the prediction score 0. A prediction with fewer than three of them scores
+    0. Computed in float64; memory grows with n, not with its square.
 
     Args:
-        predicted: Cα of the prediction in Å; one that is not finite, or beyond a million Å, is not
-            there.
+        predicted: Cα of the prediction in Å; one that is not finite, or beyond a million Å, counts
+            as missing.
         true: Cα of the reference in Å; anything where masked.
         mask: residues resolved in the reference.
         found: residues present in the prediction.
@@ -84,22 +83,21 @@ def superposition_scores(
         return Superposition(math.nan, 0.0, 0.0, 0.0)
     pairs = _Pairs(predicted[common], true[common])
     within, tm_sum = _search(pairs, tm_scale(length))
-    return Superposition(
-        rmsd=pairs.rmsd(),
-        gdt_ts=sum(within[cutoff] for cutoff in GDT_TS) / (len(GDT_TS) * length),
-        gdt_ha=sum(within[cutoff] for cutoff in GDT_HA) / (len(GDT_HA) * length),
-        tm_score=tm_sum / length,
+    gdt_ts, gdt_ha = (
+        sum(within[cutoff] for cutoff in cutoffs) / (len(cutoffs) * length)
+        for cutoffs in (GDT_TS, GDT_HA)
     )
+    return Superposition(pairs.rmsd(), gdt_ts, gdt_ha, tm_sum / length)
 
 
 def tm_scale(length: int) -> float:
-    """d0 of the TM-score in Å, at which a residue counts half, for so many residues."""
+    """d0 of the TM-score of a chain in Å: a residue that is this far off counts half."""
     # Below 22 residues the formula gives less than the 0.5 Å at which the program stops.
     return max(0.5, 1.24 * max(length - 15, 0) ** (1 / 3) - 1.8)
 
 
 def _placed(points: Float64[np.ndarray, "n 3"]) -> Bool[np.ndarray, "n"]:
-    """Which points have coordinates that can be used; not those with NaN."""
+    """Points with usable coordinates; not those with NaN."""
     return np.all(np.abs(points) < _FARTHEST, axis=-1)
 
 
@@ -147,9 +145,9 @@ def _fragments(count: int) -> Iterator[Bool[np.ndarray, "s n"]]:
 
 
 def _nearby(squares: Float64[np.ndarray, "s n"], reach: float) -> Bool[np.ndarray, "s n"]:
-    """Residues nearer than `reach`, which grows by half ångströms where these are fewer than three.
+    """Residues nearer than `reach`, which grows in steps of 0.5 Å until there are three.
 
-    A chain of three has no such growth, as in the program.
+    It does not grow for a chain of three, as in the program.
     """
     nearby = squares < reach**2
     if squares.shape[1] > _FEWEST:
@@ -161,7 +159,7 @@ def _nearby(squares: Float64[np.ndarray, "s n"], reach: float) -> Bool[np.ndarra
 
 
 def _different(chosen: Bool[np.ndarray, "s n"]) -> Bool[np.ndarray, "u n"]:
-    """Each row once: what follows from a choice of residues is the same for equal choices."""
+    """Each row once: equal choices of residues lead to the same superpositions."""
     packed = np.packbits(chosen, axis=1)
     rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
     return chosen[np.unique(rows, return_index=True)[1]]

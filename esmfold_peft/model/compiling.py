@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 VARIANTS = 64
-"""Graphs that a function may have: with and without gradients, of each number of chains at a time.
+"""Graphs that a function may have: with and without gradients, for each number of chains at a time.
 PyTorch's own limit of 8 is for functions that are compiled by mistake."""
 
 _LOG = logging.getLogger(__name__)
@@ -26,21 +26,17 @@ _LOG = logging.getLogger(__name__)
 def compiled_for_training(function: Callable[P, T]) -> Callable[P, T]:
     """A function of tensors as one compiled graph for each set of shapes, backward pass included.
 
-    Where it cannot be compiled, a warning says why, and the function runs as it is from then on.
-
-    Args:
-        function: draws no random numbers, and reads only its arguments and constants.
+    It must draw no random numbers and read only its arguments and constants. If it cannot be
+    compiled, a warning says why, and the function runs as it is from then on.
     """
     return _compiled(function, dynamic=False)
 
 
 def compiled_for_inference(function: Callable[P, T]) -> Callable[P, T]:
-    """The same without gradients, as one graph for all lengths and numbers of chains but 1.
+    """The same without gradients, as one graph for all lengths and numbers of chains.
 
-    PyTorch makes another graph where a size is 1.
-
-    Args:
-        function: see `compiled_for_training`. Its weights are parameters, or of `constant_sizes`.
+    PyTorch makes another graph if a size is 1. The function's weights must be parameters or
+    come from `constant_sizes`.
     """
     return _compiled(function, dynamic=True)
 
@@ -56,16 +52,20 @@ def _compiled(function: Callable[P, T], *, dynamic: bool) -> Callable[P, T]:
         if works:
             try:
                 return compiled(*arguments, **named)
-            # Compilers and drivers raise errors of many kinds; a fault of the arguments is raised
-            # once more below.
+            # Compilers and drivers raise errors of many kinds; if the arguments are at fault, the
+            # plain call below raises it again.
             except Exception as error:
-                if is_out_of_memory(error) or _is_no_fault(error):
+                # Two errors are no fault of the compiler: recomputing ends with one as soon as the
+                # backward pass has what it needs, and a CUDA graph may fail while it is captured.
+                ends = isinstance(error, _StopRecomputationError)
+                capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+                if is_out_of_memory(error) or ends or capturing:
                     raise
                 works = False
                 _LOG.warning(
                     f"torch.compile: {function.__qualname__} is not compiled:"
                     f" {type(error).__name__}: {' '.join(str(error).split())[-300:]}. It runs"
-                    " without; this is slower."
+                    " uncompiled, which is slower."
                 )
         return function(*arguments, **named)
 
@@ -73,18 +73,15 @@ def _compiled(function: Callable[P, T], *, dynamic: bool) -> Callable[P, T]:
 
 
 def compile_for_training(module: nn.Module) -> None:
-    """Makes the forward pass of a module compiled while the module is in training mode.
-
-    Its calls stay calls of the module, with all hooks; names of parameters stay.
-    """
-    plain = type(module).forward
-    _dispatch(module, compiled_for_training(plain), lambda training, _: training)
+    """Compiles the forward pass of a module in training mode; its hooks and names stay."""
+    compiled = compiled_for_training(type(module).forward)
+    _dispatch(module, compiled, lambda training, _: training)
 
 
 def compile_for_inference(module: nn.Module) -> None:
-    """Makes it compiled outside training, in calls whose arguments are tensors or None.
+    """Compiles the forward pass outside training, if all arguments are tensors or None.
 
-    An adapter for each chain is another graph for each set of adapters: it is not compiled.
+    Calls with an adapter for each chain stay plain: each set of adapters would be another graph.
     """
     compiled = compiled_for_inference(type(module).forward)
 
@@ -97,7 +94,7 @@ def compile_for_inference(module: nn.Module) -> None:
 def _dispatch(
     module: nn.Module, compiled: Callable[..., Any], suits: Callable[[bool, list[Any]], bool]
 ) -> None:
-    """Makes a module run a function instead of its forward pass in the calls that suit."""
+    """Makes a module run `compiled` instead of its forward pass in the calls that suit."""
     before = cast(Any, module.forward).__func__
 
     def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
@@ -109,7 +106,7 @@ def _dispatch(
 
 
 def constant_sizes(tensors: T) -> T:
-    """Any nesting of tensors, whose sizes a compiler takes as constants, as those of parameters."""
+    """Makes the sizes of tensors, in any nesting, constants for the compiler, like parameters'."""
     for tensor in tree_leaves(tensors):
         if isinstance(tensor, Tensor):
             torch._dynamo.mark_static(tensor)
@@ -123,24 +120,13 @@ def _prepare() -> None:
     import torch._functorch.config as autograd
 
     dynamo.cache_size_limit = VARIANTS
-    # DDP would have graphs cut where a bucket of its gradients ends; gradients are reduced once a
-    # step, after all of them are there.
+    # DDP would cut graphs where a bucket of gradients ends. Here gradients are reduced once a step,
+    # when all of them are there.
     dynamo.optimize_ddp = False
-    # The backward pass is compiled in the first call too, where a fault can still be helped.
+    # Compiles the backward pass in the first call too, where the plain function can still step in.
     if hasattr(autograd, "force_non_lazy_backward_lowering"):
         autograd.force_non_lazy_backward_lowering = True
-    # It warns of changes in place in what is computed again; compiled code has none.
+    # PyTorch warns that recomputed code must change nothing in place; compiled code does not.
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(
         lambda record: "context_fn is passed" not in record.getMessage()
     )
-
-
-def _is_no_fault(error: Exception) -> bool:
-    """Whether an error says nothing about the compiler.
-
-    Recomputing ends by one when it has what the backward pass asked for; others come from a CUDA
-    graph that is being made.
-    """
-    if isinstance(error, _StopRecomputationError):
-        return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

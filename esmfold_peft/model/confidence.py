@@ -1,4 +1,4 @@
-"""What the logits of the confidence heads say: expected lDDT, aligned error and TM-score."""
+"""Expected lDDT, aligned error and TM-score from the logits of the confidence heads."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,15 +8,11 @@ LAST_ERROR_BREAK = 31.0
 """Larger aligned errors fall into the last bin, in Å (AF2 Suppl. 1.9.7: 0.5 Å a bin at 64 bins)."""
 
 SHORTEST_TM_LENGTH = 19
-"""The scale of the TM-score is that of this length for every shorter chain (AF2's code)."""
+"""Shorter chains have the scale of the TM-score of this length (AF2's code)."""
 
 
 def expected_lddt(logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch"]:
-    """Mean of the predicted distribution of lDDT, 0 to 1 (AF2 Suppl. Alg. 29).
-
-    Args:
-        logits: over equal bins of lDDT from 0 to 1.
-    """
+    """Mean of the predicted distribution over equal bins of lDDT, 0 to 1 (AF2 Suppl. Alg. 29)."""
     bins = logits.shape[-1]
     return _expected(logits, (torch.arange(bins, device=logits.device) + 0.5) / bins)
 
@@ -41,15 +37,9 @@ def largest_aligned_error(bins: int) -> float:
 
 
 def predicted_aligned_error(logits: Float[Tensor, "b n n bins"]) -> Float[Tensor, "b n n"]:
-    """Expected aligned error of every pair of residues in Å (PAE, AF2 Suppl. 1.9.7).
+    """Expected aligned error in Å of residue j seen from the frame of residue i, at [i, j].
 
-    Holds one copy of the logits in float32 besides the logits.
-
-    Args:
-        logits: over bins of the error.
-
-    Returns:
-        Entry [i, j] is the error of residue j seen from the frame of residue i.
+    PAE of AF2 Suppl. 1.9.7. Holds one copy of the logits in float32 besides the logits.
     """
     return _expected(logits, aligned_error_centers(logits.shape[-1], logits.device))
 
@@ -59,8 +49,8 @@ def predicted_tm(
 ) -> Float[Tensor, "b"]:
     """Expected TM-score of each chain, 0 to 1 (pTM, AF2 Suppl. eq. 38 to 40).
 
-    The frame from which the chain looks best counts. Padding is neither averaged nor chosen, and
-    the length is the chain's own. NaN for a chain without residues or with a NaN in a pair of its
+    The frame with the highest score counts. Padding has no score, and the length is the chain's
+    own. NaN for a chain without residues or with a NaN in a pair of its
     residues. Holds one chain's logits in float32 besides the logits.
 
     Args:
@@ -71,7 +61,7 @@ def predicted_tm(
 
 
 def _chain_tm(logits: Float[Tensor, "n n bins"], mask: Bool[Tensor, "n"]) -> Float[Tensor, ""]:
-    # Nothing of the mask is read by the host, which would wait for it.
+    # The host does not read the mask: it would have to wait for the device.
     length = mask.sum()
     d0 = 1.24 * (length.clamp(min=SHORTEST_TM_LENGTH) - 15) ** (1 / 3) - 1.8
     centers = aligned_error_centers(logits.shape[-1], logits.device)
@@ -83,7 +73,7 @@ def _chain_tm(logits: Float[Tensor, "n n bins"], mask: Bool[Tensor, "n"]) -> Flo
 def _expected(
     logits: Float[Tensor, "*batch bins"], values: Float[Tensor, "bins"]
 ) -> Float[Tensor, "*batch"]:
-    # A product with a vector: multiplied elementwise, n x n x bins probabilities would be copied
-    # once more. Autocast would round it to bfloat16.
+    # A product with a vector, because an elementwise one would copy the n x n x bins probabilities.
+    # Autocast would round it to bfloat16.
     with torch.autocast(logits.device.type, enabled=False):
         return logits.softmax(-1, dtype=torch.float32) @ values

@@ -1,13 +1,12 @@
-"""Dropout that is drawn outside the modules in which it acts.
+"""Dropout, drawn outside the modules that apply it.
 
-They then see the same whether they are plain, compiled or computed again in the backward pass, and
-a chain the same in whatever micro-batch it is.
+A module then has the same dropout whether it is plain, compiled or computed again in the backward
+pass, and a chain has the same in every micro-batch.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +15,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Factors = tuple[Tensor | None, ...]
-"""What dropout multiplies each update of a block with, in order; None: no dropout."""
+"""Factors of the updates of a block, in order; None: no dropout."""
 
 
 class LayerDropout(NamedTuple):
-    """Factors of a layer of the structure module; None: no dropout.
-
-    Attributes:
-        attention: after the invariant point attention.
-        transition: after the transition.
-    """
+    """Factors after attention and transition of a layer of the structure module."""
 
     attention: Float[Tensor, "b n c_s"] | None = None
     transition: Float[Tensor, "b n c_s"] | None = None
@@ -34,8 +28,7 @@ class LayerDropout(NamedTuple):
 class PassDropout(NamedTuple):
     """All factors of a pass, in float32; None: no dropout.
 
-    The first dimension of each is the chains, the last the channels; the others are residues, or 1
-    where residues share a factor.
+    Their dimensions are chains, then residues (1 where residues share a factor), then channels.
 
     Attributes:
         blocks: those of the trunk's blocks, for the sites of `Stack.dropout_sites`.
@@ -47,12 +40,12 @@ class PassDropout(NamedTuple):
 
     def rows(self, part: slice, length: int) -> "PassDropout":
         """Views of the factors of some chains, cut to `length` residues."""
-        return tree_map_only(Tensor, partial(_rows, part=part, length=length), self)
 
+        def cut(factors: Tensor) -> Tensor:
+            residues = (slice(length if size > 1 else 1) for size in factors.shape[1:-1])
+            return factors[(part, *residues)]
 
-def _rows(factors: Tensor, part: slice, length: int) -> Tensor:
-    residues = (slice(length if size > 1 else 1) for size in factors.shape[1:-1])
-    return factors[(part, *residues)]
+        return tree_map_only(Tensor, cut, self)
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def draw_factors(
     device: torch.device,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Any:
-    """Draws the factors of all sites, each 0 or 1 / (1 - rate), in one go for each chain.
+    """Draws the factors of all sites, each 0 or 1 / (1 - rate), at once for each chain.
 
     Args:
         sites: any nesting of `Site`.
@@ -91,7 +84,13 @@ def draw_factors(
     # Sites of one rate lie side by side: few operations make all factors of a pass.
     places = [[n for n, site in enumerate(leaves) if site and site.rate == r] for r in rates]
     sizes = [[math.prod(leaves[n].shape) for n in same] for same in places]
-    numbers = _uniform(sum(map(sum, sizes)), chains, device, generators)
+    count = sum(map(sum, sizes))
+    if generators is None:
+        numbers = torch.rand(chains, count, device=device)
+    else:
+        numbers = torch.stack(
+            [torch.rand(count, device=device, generator=own) for own in generators]
+        )
     for rate, part, same, own in zip(
         rates, numbers.split([sum(each) for each in sizes], 1), places, sizes, strict=True
     ):
@@ -99,17 +98,6 @@ def draw_factors(
         for place, piece in zip(same, factors.split(own, 1), strict=True):
             drawn[place] = piece.view(-1, *leaves[place].shape)
     return tree_unflatten(drawn, nesting)
-
-
-def _uniform(
-    count: int,
-    chains: int,
-    device: torch.device,
-    generators: Sequence[torch.Generator] | None,
-) -> Float[Tensor, "b numbers"]:
-    if generators is None:
-        return torch.rand(chains, count, device=device)
-    return torch.stack([torch.rand(count, device=device, generator=own) for own in generators])
 
 
 def drop(x: Tensor, factors: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,12 +19,35 @@ from esmfold_peft.model.compiling import (
     constant_sizes,
 )
 from esmfold_peft.model.dropout import PassDropout, draw_factors
-from esmfold_peft.model.heads import HEADS, DistogramHead, Head, PAEHead, ResolvedHead
+from esmfold_peft.model.heads import HEADS, DistogramHead, Head, LinearHead
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.model.output import FoldOutput
-from esmfold_peft.model.structure_module import StructureModule
+from esmfold_peft.model.structure_module import Structure, StructureModule, StructureModuleOutput
 from esmfold_peft.model.trunk import Recycled, Trunk
 from esmfold_peft.model.trunks.base import Tracks
+from esmfold_peft.protein.residues import ATOM37
+
+
+class PassInputs(NamedTuple):
+    """What a pass reads.
+
+    Attributes:
+        m: sequence track, from `FoldingModel.read`.
+        aatype: residues (`protein.residues`).
+        residue_index: positions in the chain.
+        mask: which residues exist.
+        previous: from the pass before; None for the first.
+        packed: weights, from `FoldingModel.pack`.
+        dropout: from `FoldingModel.draw_dropout`; None: there is none.
+    """
+
+    m: Float[Tensor, "b n c_m"]
+    aatype: Int[Tensor, "b n"]
+    residue_index: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+    previous: Recycled | None
+    packed: Any
+    dropout: PassDropout | None
 
 
 class FoldingModel(nn.Module):
@@ -31,7 +55,7 @@ class FoldingModel(nn.Module):
 
     The language model runs once, inside the autograd graph, so that its adapters learn; only the
     trunk and the structure module are recycled. `forward` folds a batch; `read`, `recycle` and
-    `last_pass` are its parts, for batches whose passes are run on some chains at a time.
+    `last_pass` are its parts, for passes on some of its chains at a time.
 
     Args:
         language_model: ESM-2, with or without an adapter.
@@ -41,8 +65,8 @@ class FoldingModel(nn.Module):
         compile: compile blocks, structure module and language model for training.
 
     Attributes:
-        published: trunk, structure module and heads started from a published file, which runs name
-            by its hash instead of copying what they did not train.
+        published: trunk, structure module and heads started from a published file. Runs name it by
+            its hash instead of copying weights that they did not train.
         pairs_asked: pairs of residues that `inference.fold` was asked for, times their passes.
         fast_inference: whether it is compiled for inference.
     """
@@ -64,23 +88,12 @@ class FoldingModel(nn.Module):
         shape = language_model.shape
         self.trunk = Trunk(config, levels=shape.layers + 1, width=shape.width, compile=compile)
         _, c_z, c_s = config.section.widths
-        structure, stack = config.structure, self.trunk.stack
-        self.structure_module = StructureModule(
-            c_s=c_s,
-            c_z=c_z,
-            c_ipa=structure.c_ipa,
-            heads=structure.heads,
-            query_points=structure.query_points,
-            value_points=structure.value_points,
-            layers=structure.layers,
-            c_angle=structure.c_angle,
-            angle_blocks=structure.angle_blocks,
-            dropout=structure.dropout,
-        )
+        stack = self.trunk.stack
+        self.structure_module = StructureModule(config.structure, c_s=c_s, c_z=c_z)
         self.distogram_head = DistogramHead(c_z, config.distogram_bins, mean=stack.mean_distogram)
         self.plddt_head = stack.plddt_head(c_s, config.c_plddt, config.plddt_bins)
-        self.resolved_head = ResolvedHead(c_s)
-        self.pae_head = PAEHead(c_z, config.pae_bins)
+        self.resolved_head = LinearHead(c_s, len(ATOM37))
+        self.pae_head = LinearHead(c_z, config.pae_bins)
         if compile:
             compile_for_training(language_model)
             compile_for_training(self.structure_module)
@@ -93,31 +106,34 @@ class FoldingModel(nn.Module):
         recycles: int,
         choice: AdapterChoice | None = None,
         *,
-        hidden: Bool[Tensor, "b n"] | None = None,
+        masked: Bool[Tensor, "b n"] | None = None,
         heads: Collection[Head] = HEADS,
-        weights: Any = None,
+        packed: Any = None,
     ) -> FoldOutput:
         """Folds a batch; in training each pass draws its dropout from PyTorch's generator.
 
         Args:
             aatype: residues (`protein.residues`).
-            residue_index: positions in the chain; gaps are seen by the relative positions.
+            residue_index: positions in the chain; the relative positions see gaps.
             mask: which residues exist, a prefix of each row.
             recycles: passes after the first; only the last pass is differentiated.
             choice: an adapter of the language model for each chain, instead of its own for all.
-            hidden: residues whose letter the language model does not see; None: it sees all.
+            masked: residues that the language model reads as <mask>; None: it reads all.
             heads: heads to compute; the others' outputs are None.
-            weights: from `pack`; None: they are packed here.
+            packed: from `pack`; None: weights are packed here.
         """
-        given = (self.read(aatype, mask, choice, hidden=hidden), aatype, residue_index, mask)
-        weights = self.pack() if weights is None else weights
+        m = self.read(aatype, mask, choice, masked=masked)
+        packed = self.pack() if packed is None else packed
         chains, residues = aatype.shape
-        previous: Recycled | None = None
-        for _ in range(recycles):
+
+        def inputs(previous: Recycled | None) -> PassInputs:
             dropout = self.draw_dropout(chains, residues)
-            previous = self.recycle(*given, previous, weights, dropout)
-        dropout = self.draw_dropout(chains, residues)
-        return self.last_pass(*given, previous, weights, dropout, heads=heads)
+            return PassInputs(m, aatype, residue_index, mask, previous, packed, dropout)
+
+        previous = None
+        for _ in range(recycles):
+            previous = self.recycle(inputs(previous))
+        return self.last_pass(inputs(previous), heads=heads)
 
     @property
     def device(self) -> torch.device:
@@ -130,26 +146,23 @@ class FoldingModel(nn.Module):
         mask: Bool[Tensor, "b n"],
         choice: AdapterChoice | None = None,
         *,
-        hidden: Bool[Tensor, "b n"] | None = None,
+        masked: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n c_m"]:
-        """The sequence track that all passes begin with, from the language model.
-
-        For the arguments see `forward`.
-        """
+        """The sequence track that all passes begin with; for the arguments see `forward`."""
         with self._autocast(aatype.device):
-            levels = self.language_model(aatype, mask, choice, hidden=hidden)
+            levels = self.language_model(aatype, mask, choice, masked=masked)
             return self.trunk.sequence_embedding(levels, aatype, mask)
 
     def pack(self) -> Any:
         """The blocks' weights for all passes of a step, in the type of their products."""
         with self._autocast(self.device):
-            weights = self.trunk.stack.pack()
-        return constant_sizes(weights) if self.fast_inference else weights
+            packed = self.trunk.stack.pack()
+        return constant_sizes(packed) if self.fast_inference else packed
 
     def compile_for_inference(self) -> None:
-        """Compiles blocks, structure module and language model for inference, if they are not.
+        """Compiles blocks, structure module and language model for inference, if they are not yet.
 
-        Weights that were packed before are to be packed again.
+        Weights that were packed before must be packed again.
         """
         if not self.fast_inference:
             self.fast_inference = True
@@ -170,7 +183,7 @@ class FoldingModel(nn.Module):
 
         Args:
             chains: how many.
-            residues: to which each is padded.
+            residues: length to which each is padded.
             generators: one for each chain, of the model's device; None: PyTorch's own for all.
         """
         if not self.training:
@@ -180,71 +193,30 @@ class FoldingModel(nn.Module):
         return draw_factors(sites, chains, self.device, generators)
 
     @torch.no_grad()
-    def recycle(
-        self,
-        m: Float[Tensor, "b n c_m"],
-        aatype: Int[Tensor, "b n"],
-        residue_index: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"],
-        previous: Recycled | None,
-        weights: Any,
-        dropout: PassDropout | None,
-    ) -> Recycled:
-        """Runs a pass for what the next one reads of it.
-
-        Args:
-            m: from `read`.
-            aatype: residues.
-            residue_index: positions in the chain.
-            mask: which residues exist.
-            previous: from the pass before; None for the first.
-            weights: from `pack`.
-            dropout: from `draw_dropout`; None: there is none.
-        """
-        blocks, layers = dropout or PassDropout()
-        tracks = self._trunk_pass(m, residue_index, mask, previous, weights, blocks)
-        structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask, layers)
+    def recycle(self, inputs: PassInputs) -> Recycled:
+        """Runs a pass for the next one."""
+        tracks, structure = self._pass(inputs, exact=False)
         return Recycled(tracks.m, tracks.z, virtual_cb(structure.positions))
 
-    def last_pass(
-        self,
-        m: Float[Tensor, "b n c_m"],
-        aatype: Int[Tensor, "b n"],
-        residue_index: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"],
-        previous: Recycled | None,
-        weights: Any,
-        dropout: PassDropout | None,
-        *,
-        heads: Collection[Head] = HEADS,
-    ) -> FoldOutput:
-        """Runs a pass for its prediction; for the arguments see `recycle` and `forward`."""
-        blocks, layers = dropout or PassDropout()
-        tracks = self._trunk_pass(m, residue_index, mask, previous, weights, blocks).float()
-        structure = self.structure_module(tracks.s, tracks.structure_z, aatype, mask, layers)
+    def last_pass(self, inputs: PassInputs, *, heads: Collection[Head] = HEADS) -> FoldOutput:
+        """Runs a pass for its prediction, with some heads; the others' outputs are None."""
+        tracks, structure = self._pass(inputs, exact=True)
         return FoldOutput(
-            frames=structure.frames,
-            torsions=structure.torsions,
-            unnormalized_torsions=structure.unnormalized_torsions,
-            sidechain_frames=structure.sidechain_frames,
-            positions=structure.positions,
+            **{f.name: getattr(structure, f.name) for f in fields(Structure)},
             distogram_logits=self.distogram_head(tracks.z) if "distogram" in heads else None,
             plddt_logits=self.plddt_head(structure.s) if "plddt" in heads else None,
             resolved_logits=self.resolved_head(tracks.s) if "resolved" in heads else None,
             pae_logits=self.pae_head(tracks.z) if "pae" in heads else None,
         )
 
-    def _trunk_pass(
-        self,
-        m: Float[Tensor, "b n c_m"],
-        residue_index: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"],
-        previous: Recycled | None,
-        weights: Any,
-        dropout: Any,
-    ) -> Tracks:
+    def _pass(self, inputs: PassInputs, *, exact: bool) -> tuple[Tracks, StructureModuleOutput]:
+        """Tracks, in float32 if `exact`, and structures."""
+        m, aatype, residue_index, mask, previous, packed, dropout = inputs
+        blocks, layers = dropout or PassDropout()
         with self._autocast(m.device):
-            return self.trunk(m, residue_index, mask, previous, weights, dropout)
+            tracks = self.trunk(m, residue_index, mask, previous, packed, blocks)
+        tracks = tracks.float() if exact else tracks
+        return tracks, self.structure_module(tracks.s, tracks.structure_z, aatype, mask, layers)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)

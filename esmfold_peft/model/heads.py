@@ -9,7 +9,7 @@ from esmfold_peft.model.linear import linear
 from esmfold_peft.protein.residues import ATOM37
 
 Head = Literal["distogram", "plddt", "resolved", "pae"]
-"""The heads by name, which is also that of their loss."""
+"""The heads by name. The loss of a head has the same name."""
 
 HEADS: tuple[Head, ...] = get_args(Head)
 
@@ -17,10 +17,7 @@ HEADS: tuple[Head, ...] = get_args(Head)
 class DistogramHead(nn.Module):
     """Symmetric logits over distance bins (AF2 Suppl. 1.9.8); starts uniform.
 
-    Args:
-        c_z: channels of the pair track.
-        bins: distance bins.
-        mean: take the mean of both directions, as ESMFold does, and not their sum, as AF2's code.
+    They are the sum of both directions, as in AF2's code, or their mean, as in ESMFold.
     """
 
     def __init__(self, c_z: int, bins: int, *, mean: bool = False) -> None:
@@ -36,23 +33,17 @@ class DistogramHead(nn.Module):
 
 
 class PLDDTHead(nn.Module):
-    """Logits over bins of lDDT-Cα (AF2 Suppl. Alg. 29); starts uniform.
+    """Logits over bins of lDDT-Cα from 0 to 1 (AF2 Suppl. Alg. 29); starts uniform."""
 
-    Args:
-        c_s: channels of the single track.
-        hidden: width of the two hidden layers.
-        bins: bins of lDDT-Cα from 0 to 1.
-    """
-
-    def __init__(self, c_s: int, hidden: int, bins: int) -> None:
+    def __init__(self, c_s: int, width: int, bins: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.LayerNorm(c_s),
-            linear(c_s, hidden, init="relu"),
+            linear(c_s, width, init="relu"),
             nn.ReLU(),
-            linear(hidden, hidden, init="relu"),
+            linear(width, width, init="relu"),
             nn.ReLU(),
-            linear(hidden, bins, init="zero"),
+            linear(width, bins, init="zero"),
         )
 
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n bins"]:
@@ -61,22 +52,16 @@ class PLDDTHead(nn.Module):
 
 
 class AtomPLDDTHead(nn.Module):
-    """ESMFold's logits over bins of the lDDT of each of the 37 atoms; starts uniform.
+    """ESMFold's logits over bins of the lDDT of each of the 37 atoms; starts uniform."""
 
-    Args:
-        c_s: channels of the single track.
-        hidden: width of the two hidden layers.
-        bins: bins of lDDT from 0 to 1.
-    """
-
-    def __init__(self, c_s: int, hidden: int, bins: int) -> None:
+    def __init__(self, c_s: int, width: int, bins: int) -> None:
         super().__init__()
         # DISCREPANCY with AF2: the released model has nothing between its linear layers.
         self.layers = nn.Sequential(
             nn.LayerNorm(c_s),
-            nn.Linear(c_s, hidden),
-            nn.Linear(hidden, hidden),
-            linear(hidden, len(ATOM37) * bins, init="zero"),
+            nn.Linear(c_s, width),
+            nn.Linear(width, width),
+            linear(width, len(ATOM37) * bins, init="zero"),
         )
 
     def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37 bins"]:
@@ -84,34 +69,13 @@ class AtomPLDDTHead(nn.Module):
         return self.layers(s).unflatten(-1, (len(ATOM37), -1))
 
 
-class ResolvedHead(nn.Module):
-    """Logits of each of the 37 atoms being resolved (AF2 Suppl. 1.9.10); starts undecided.
+class LinearHead(nn.Module):
+    """Logits that start at zero, of resolved atoms or aligned errors (AF2 Suppl. 1.9.10, 1.9.7)."""
 
-    Args:
-        c_s: channels of the single track.
-    """
-
-    def __init__(self, c_s: int) -> None:
+    def __init__(self, channels: int, logits: int) -> None:
         super().__init__()
-        self.linear = linear(c_s, len(ATOM37), init="zero")
+        self.linear = linear(channels, logits, init="zero")
 
-    def forward(self, s: Float[Tensor, "b n c_s"]) -> Float[Tensor, "b n 37"]:
-        """Reads the trunk's single track."""
-        return self.linear(s)
-
-
-class PAEHead(nn.Module):
-    """Logits over bins of the aligned error (AF2 Suppl. 1.9.7); starts uniform.
-
-    Args:
-        c_z: channels of the pair track.
-        bins: bins of the error, the last one open.
-    """
-
-    def __init__(self, c_z: int, bins: int) -> None:
-        super().__init__()
-        self.linear = linear(c_z, bins, init="zero")
-
-    def forward(self, z: Float[Tensor, "b n n c_z"]) -> Float[Tensor, "b n n bins"]:
-        """Reads the pair track; entry (i, j) is the error of j seen from i."""
-        return self.linear(z)
+    def forward(self, track: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch logits"]:
+        """Reads the trunk's single track or the pair track."""
+        return self.linear(track)

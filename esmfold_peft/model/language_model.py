@@ -1,9 +1,9 @@
-"""ESM-2 (Lin et al. 2023), which gives every residue its hidden states of all layers.
+"""ESM-2 (Lin et al. 2023): the hidden states of every residue at all layers.
 
 fair-esm's modules hold the weights; query, key and value are one matrix here, so that one product
-computes them. The forward pass is this project's own. It has fused attention, and rotary positions
-computed in float32 in each pass: fair-esm caches them, which breaks training after
-`inference_mode`, and rounds them under bfloat16.
+computes them. The forward pass is our own. It has fused attention, and computes rotary positions
+in float32 in each pass: fair-esm caches them, which breaks training after `inference_mode`, and
+rounds them under bfloat16.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,10 @@ from esmfold_peft.adapters.base import (
     Adapter,
     AttentionShape,
     Group,
+    size_of,
 )
-from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import Target
+from esmfold_peft.model.linear import product_type
 from esmfold_peft.protein.residues import RESIDUES_X
 
 PROJECTIONS: dict[Target, str] = {
@@ -53,20 +54,17 @@ ALPHABET = Alphabet.from_architecture("ESM-1b")
 ROTARY_BASE = 10_000.0
 
 EMBEDDING_SCALE = 1 - 0.15 * 0.8
-"""ESM-2 was trained with 12 % of the embeddings zeroed (masked tokens): a complete sequence has its
-embeddings scaled to match."""
+"""ESM-2 was trained with 12 % of the embeddings zeroed (masked tokens), so the embeddings of a
+complete sequence are scaled to match."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """What all layers of one forward pass share.
 
-    Attributes:
-        cos: of the rotary angles of both halves of the channels.
-        sin: the same, negative for the first half.
-        bias: added to the logits of attention: 0 for tokens, -inf for padding.
-        dtype: of the matrix products.
-        adaptation: the folded adapter.
+    `cos` and `sin` are of the rotary angles of both halves of the channels, sin negative for the
+    first half. `bias` is added to the logits of attention: 0 for tokens, -inf for padding. `dtype`
+    is that of the matrix products.
     """
 
     cos: Float[Tensor, "t 1 1 d_h"]
@@ -80,21 +78,19 @@ class LanguageModel(nn.Module):
     """ESM-2 with a place for one adapter.
 
     The heads for contacts and masked residues are absent: no parameter is without gradient. Weights
-    start at random (fair-esm's initialisation) until `esm2_weights.load_esm2` fills them.
+    start at random (fair-esm's initialisation) until `weights.esm2_weights.load_esm2` fills them.
 
     Attributes:
         shape: sizes.
         adapter: changes matrices of the layers (`adapters.insert`), or None.
-        checkpoint: recompute each layer's activations in the backward pass.
+        recompute: recompute each layer's activations in the backward pass.
     """
 
-    adapter: Adapter | None
-
-    def __init__(self, shape: AttentionShape, *, checkpoint: bool = False) -> None:
+    def __init__(self, shape: AttentionShape, *, recompute: bool = False) -> None:
         super().__init__()
         self.shape = shape
-        self.checkpoint = checkpoint
-        self.adapter = None
+        self.recompute = recompute
+        self.adapter: Adapter | None = None
         esm2 = ESM2(shape.layers, shape.width, shape.heads, ALPHABET)
         self.embed_tokens = esm2.embed_tokens
         self.layers = esm2.layers
@@ -107,8 +103,8 @@ class LanguageModel(nn.Module):
             for norm in ("self_attn_layer_norm", "final_layer_norm"):
                 setattr(layer, norm, nn.LayerNorm(shape.width))
         self.emb_layer_norm_after = nn.LayerNorm(shape.width)
-        letters = [ALPHABET.get_idx(letter) for letter in RESIDUES_X]
-        table = torch.tensor(letters, device="cpu")
+        tokens = [ALPHABET.get_idx(letter) for letter in RESIDUES_X]
+        table = torch.tensor(tokens, device="cpu")
         self.register_buffer("token_of_aatype", table, persistent=False)
         # Held as bits: casting the model to bfloat16 would turn position 500 by up to 0.6 radians.
         bits = exact_frequencies(shape.head_width).view(torch.int32)
@@ -116,19 +112,16 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def random(
-        cls, size: str | AttentionShape, *, seed: int = 0, checkpoint: bool = False
+        cls, size: str | AttentionShape, *, seed: int = 0, recompute: bool = False
     ) -> "LanguageModel":
-        """A model whose weights depend on the seed alone; the global generator is left as it was.
+        """A model, by its official name or sizes, whose weights depend on the seed alone.
 
-        Args:
-            size: official name or explicit sizes.
-            seed: of the weights.
-            checkpoint: see the class.
+        The global generator is left as it was.
         """
         shape = size_of(size) if isinstance(size, str) else size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(shape, checkpoint=checkpoint)
+            return cls(shape, recompute=recompute)
 
     def forward(
         self,
@@ -136,33 +129,36 @@ class LanguageModel(nn.Module):
         mask: Bool[Tensor, "b n"],
         choice: AdapterChoice | None = None,
         *,
-        hidden: Bool[Tensor, "b n"] | None = None,
+        masked: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n l d"]:
         """Hidden states of the residues at every level.
+
+        Level 0 is the embedding, level i the output of layer i, the last one after the final layer
+        norm, as ESMFold reads them. Values in the padding are finite and mean nothing.
 
         Args:
             aatype: residues (`protein.residues`).
             mask: which residues exist, a prefix of each row.
             choice: an adapter for each sequence, instead of the model's own for all of them.
-            hidden: residues that are read as <mask>; None reads all.
-
-        Returns:
-            Level 0 is the embedding, level i the output of layer i, the last one after the final
-            layer norm, as ESMFold reads them. Values in the padding are finite and mean nothing.
+            masked: residues that are read as <mask>; None: all are read.
         """
         tokens = self.tokenize(aatype, mask)
         attended = tokens != ALPHABET.padding_idx
         x = self.embed_tokens(tokens)
-        x = x * _embedding_scale(attended, hidden).to(x.dtype)[..., None]
-        dtype = _product_dtype(x)
+        x = x * _embedding_scale(attended, masked).to(x.dtype)[..., None]
+        dtype = product_type(x)
         cos, sin = _rotary_tables(tokens.shape[1], self.rotary_frequencies)
         bias = x.new_zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)
         adapter = self.adapter if choice is None else choice
         adaptation = None if adapter is None else adapter.fold(dtype)
         shared = _Pass(cos, sin, bias[:, None, None], dtype, adaptation)
         levels = [x]
+        again = self.recompute and torch.is_grad_enabled()
         for index, layer in enumerate(self._layers()):
-            levels.append(self._run(layer, index, levels[-1], shared))
+            given = layer, index, levels[-1], shared
+            # Re-entrant checkpointing would lose the gradient of an adapter when x needs none.
+            made = checkpoint(_layer, *given, use_reentrant=False) if again else _layer(*given)
+            levels.append(cast(Tensor, made))
         levels[-1] = self.emb_layer_norm_after(levels[-1])
         return torch.stack([level[:, 1 : aatype.shape[1] + 1] for level in levels], dim=2)
 
@@ -218,15 +214,6 @@ class LanguageModel(nn.Module):
     def _layers(self) -> Iterator[TransformerLayer]:
         return (cast(TransformerLayer, layer) for layer in self.layers)
 
-    def _run(
-        self, layer: TransformerLayer, index: int, x: Float[Tensor, "b t d"], shared: _Pass
-    ) -> Float[Tensor, "b t d"]:
-        if self.checkpoint and torch.is_grad_enabled():
-            # Re-entrant checkpointing would lose the gradient of an adapter when x needs none.
-            result = checkpoint(_layer, layer, index, x, shared, use_reentrant=False)
-            return cast(Tensor, result)
-        return _layer(layer, index, x, shared)
-
 
 def _layer(
     layer: TransformerLayer, index: int, x: Float[Tensor, "b t d"], shared: _Pass
@@ -257,7 +244,7 @@ def _attention(
 def _project(
     matrices: nn.Module, index: int, group: Group, x: Float[Tensor, "t i"], shared: _Pass
 ) -> Float[Tensor, "t n o"]:
-    """Applies the n matrices that read x, with what the adapter changes.
+    """Applies the n matrices that read x, and the adapter.
 
     Tokens are one dimension, so that the product is no view and an adapter may add to it in place.
     """
@@ -283,7 +270,7 @@ def exact_frequencies(head_width: int) -> Float[Tensor, "half"]:
     """The rotary frequencies by their formula (Su et al. 2021), on the CPU.
 
     DISCREPANCY: the published ESM-2 was trained with these rounded to float16, and its files hold
-    the rounded ones; `esm2_weights.load_esm2` takes those.
+    the rounded ones; `weights.esm2_weights.load_esm2` takes those.
     """
     channel = torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu")
     return 1.0 / ROTARY_BASE ** (channel / head_width)
@@ -292,7 +279,7 @@ def exact_frequencies(head_width: int) -> Float[Tensor, "half"]:
 def _rotary_tables(
     tokens: int, frequencies: Float[Tensor, "half"]
 ) -> tuple[Float[Tensor, "t 1 1 d_h"], Float[Tensor, "t 1 1 d_h"]]:
-    """Cosine and signed sine of position times frequency, in float32 whatever the precision."""
+    """Cosine and signed sine of position times frequency, in float32 at any precision."""
     position = torch.arange(tokens, dtype=torch.float32, device=frequencies.device)
     angle = position[:, None] * frequencies
     cos, sin = angle.cos(), angle.sin()
@@ -306,22 +293,15 @@ def _rotate(x: Float[Tensor, "b t 2 h d_h"], shared: _Pass) -> Float[Tensor, "b 
 
 
 def _embedding_scale(
-    attended: Bool[Tensor, "b t"], hidden: Bool[Tensor, "b n"] | None
+    attended: Bool[Tensor, "b t"], masked: Bool[Tensor, "b n"] | None
 ) -> Float[Tensor, "b t"]:
-    """What embeddings are multiplied by: 0 for padding and <mask>, more the more tokens are masked.
+    """Factors of embeddings: 0 for padding and <mask>, larger if more tokens are masked.
 
-    ESM-2 was trained with 12 % of its tokens masked, whose embeddings were 0 (fair-esm's
-    `token_dropout`); <cls> and <eos> count as tokens.
+    <cls> and <eos> count as tokens (fair-esm's `token_dropout`).
     """
     scale = EMBEDDING_SCALE * attended.float()
-    if hidden is None:
+    if masked is None:
         return scale
-    masked = F.pad(hidden, (1, 1)) & attended
+    masked = F.pad(masked, (1, 1)) & attended
     share = masked.sum(1, keepdim=True) / attended.sum(1, keepdim=True)
     return scale.masked_fill(masked, 0.0) / (1 - share)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products are computed here."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,9 +1,10 @@
-"""Linear layers as AlphaFold 2 initialises them (AF2 Suppl. 1.11.4)."""
+"""Linear layers as AlphaFold 2 initialises them (AF2 Suppl. 1.11.4), and the type they run in."""
 
 import math
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a unit normal cut off at ±2."""
@@ -18,12 +19,8 @@ def linear(
 ) -> nn.Linear:
     """A linear layer with zero bias and weights from a truncated normal distribution.
 
-    Args:
-        c_in: channels read.
-        c_out: channels written.
-        init: variance 1/c_in ("lecun"), 2/c_in before a ReLU ("relu"), all zero ("zero", for the
-            last layer of a residual branch), or zero with bias 1 ("gate", before a sigmoid).
-        bias: whether there is one.
+    `init` is a variance of 1/c_in ("lecun"), 2/c_in before a ReLU ("relu"), all zero ("zero", for
+    the last layer of a residual branch), or zero with bias 1 ("gate", before a sigmoid).
     """
     layer = nn.Linear(c_in, c_out, bias=bias)
     if bias:
@@ -34,3 +31,9 @@ def linear(
     std = math.sqrt({"lecun": 1.0, "relu": 2.0}[init] / c_in) / TRUNCATED_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     return layer
+
+
+def product_type(factor: Tensor) -> torch.dtype:
+    """The type of matrix products with a tensor: autocast's where it is on, else its own."""
+    kind = factor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else factor.dtype

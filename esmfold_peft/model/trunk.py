@@ -11,19 +11,12 @@ from esmfold_peft.geometry.distances import pairwise_distances
 from esmfold_peft.model.trunks import TRUNKS
 from esmfold_peft.model.trunks.base import Tracks
 
-_AMINO_ACID_ENTRIES = (
-    23  # ESMFold: padding, the twenty and X, and a mask token that it never trained
-)
+_AMINO_ACID_ENTRIES = 23
+"""ESMFold's: padding, the twenty and X, and a mask token that it never trained."""
 
 
 class Recycled(NamedTuple):
-    """What a pass hands to the next, without gradients.
-
-    Attributes:
-        m: sequence track.
-        z: pair track, in the type of the blocks.
-        cb: virtual Cβ in Å.
-    """
+    """What the next pass reads, without gradients: z in the blocks' type, `cb` virtual Cβ in Å."""
 
     m: Float[Tensor, "b n c_m"]
     z: Float[Tensor, "b n n c_z"]
@@ -34,13 +27,7 @@ class SequenceEmbedding(nn.Module):
     """Language-model states and amino acids to the sequence track (ESMFold).
 
     A learned mix of all hidden layers, LayerNorm, Linear, ReLU, Linear, plus an amino-acid
-    embedding.
-
-    Args:
-        levels: hidden states of the language model, its input embedding included.
-        width: width of the language model.
-        c_m: channels of the sequence track.
-        shift: first entry of the amino acids; 1 leaves entry 0 to padding.
+    embedding. Its first amino acid has entry `shift`: 1 leaves entry 0 to padding.
     """
 
     def __init__(self, levels: int, width: int, c_m: int, *, shift: int = 1) -> None:
@@ -50,7 +37,7 @@ class SequenceEmbedding(nn.Module):
         self.project = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, c_m), nn.ReLU(), nn.Linear(c_m, c_m)
         )
-        # What is embedded for padding is never used; alanine, where it has entry 0, must learn.
+        # The embedding of padding is never used; alanine, where it has entry 0, must learn.
         padding = 0 if shift else None
         self.amino_acid = nn.Embedding(_AMINO_ACID_ENTRIES, c_m, padding_idx=padding)
 
@@ -66,12 +53,7 @@ class SequenceEmbedding(nn.Module):
 
 
 class RelativePosition(nn.Module):
-    """Embedding of clipped sequence distances (AF2 Suppl. Alg. 4; padding-aware as in ESMFold).
-
-    Args:
-        clip: distances beyond this share one entry.
-        c_z: channels of the pair track.
-    """
+    """Embedding of clipped sequence distances (AF2 Suppl. Alg. 4; padding-aware as in ESMFold)."""
 
     def __init__(self, clip: int, c_z: int) -> None:
         super().__init__()
@@ -91,8 +73,8 @@ class RelativePosition(nn.Module):
 class RecyclingDistogram(nn.Module):
     """Embedding of the last pass's virtual Cβ distances in 15 bins (AF2 Suppl. Alg. 32).
 
-    The bounds 3.375 and 21.375 Å are ESMFold's; AlphaFold 2 has 3.25 and 20.75. The first bin,
-    where all pairs of the first pass are, starts at zero as in ESMFold. AlphaFold 2 has no such
+    The bounds 3.375 and 21.375 Å are ESMFold's; AlphaFold 2 has 3.25 and 20.75. The first bin has
+    all pairs of the first pass; its embedding starts at zero as in ESMFold. AlphaFold 2 has no such
     bin: such pairs get the bias of its linear layer alone.
     """
 
@@ -115,8 +97,8 @@ class Trunk(nn.Module):
     """One pass through the trunk's blocks with recycled inputs (AF2 Suppl. Alg. 2, lines 7 to 16).
 
     Args:
-        config: which blocks, and their sizes.
-        levels: hidden states of the language model.
+        config: the blocks and their sizes.
+        levels: hidden states of the language model, its input embedding included.
         width: width of the language model.
         compile: compile the blocks for training.
     """
@@ -129,7 +111,7 @@ class Trunk(nn.Module):
         self.recycle_m = nn.LayerNorm(c_m)
         self.recycle_z = nn.LayerNorm(c_z)
         self.recycle_distogram = RecyclingDistogram(c_z)
-        self.stack = kind.of(config, compile=compile)
+        self.stack = kind(config, compile=compile)
         rounded = config.pair_track == "bf16" and config.kernels == "fused"
         self.pair_type = torch.bfloat16 if rounded else torch.float32
 
@@ -139,7 +121,7 @@ class Trunk(nn.Module):
         residue_index: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"],
         previous: Recycled | None,
-        weights: Any,
+        packed: Any,
         dropout: Any,
     ) -> Tracks:
         """Runs one pass.
@@ -150,7 +132,7 @@ class Trunk(nn.Module):
             mask: which residues exist.
             previous: of the pass before; None for the first, which recycles zeros so that every
                 parameter takes part in every pass.
-            weights: of the blocks, from `Stack.pack`.
+            packed: from `Stack.pack`.
             dropout: of the blocks, for `Stack.dropout_sites`.
         """
         z = self.relative_position(residue_index, mask)
@@ -159,7 +141,7 @@ class Trunk(nn.Module):
         z = z + self.recycle_z(last.z.float()) + self.recycle_distogram(last.cb)
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(self.pair_type)
-        return self.stack(m, z, mask, weights, dropout)
+        return self.stack(m, z, mask, packed, dropout)
 
 
 def _nothing(m: Float[Tensor, "b n c_m"], z: Float[Tensor, "b n n c_z"]) -> Recycled:

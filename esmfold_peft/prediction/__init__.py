@@ -1,1 +1,1 @@
-"""Sequences to structures: what `predict` and `esmfold_peft.load` are made of."""
+"""Sequences to structures: the parts of `predict` and `esmfold_peft.load`."""

@@ -1,8 +1,7 @@
-"""Several chains folded as one, with a linker between them that the result does not have.
+"""Several chains folded as one, joined by linkers that the result does not have.
 
 The language model knows single chains only. As in ESMFold, chains are joined by a linker of 25
-glycines, and their residue numbers by a gap of 512, far beyond the distances that the relative
-positions tell apart.
+glycines, and their residue numbers by a gap of 512, far more than relative positions tell apart.
 """
 
 import hashlib
@@ -14,23 +13,20 @@ from jaxtyping import Bool
 from esmfold_peft.datasets.streams import random_stream
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.inference import Query, sequence_features
-from esmfold_peft.protein.fasta_chains import ChainReader
+from esmfold_peft.protein.fasta import ChainReader
 
 LINKER = "G" * 25
 GAP = 512
-"""How much the residue numbers of a chain are moved on, besides the linker before it."""
+"""Added to the residue numbers of a chain, besides the linker before it."""
 
 _LONGEST = 1_000_000
 
-HIDDEN_SHARE = 0.15
-"""Of the residues, for each further seed: what ESM-2 was trained to guess (Lin et al. 2023)."""
+MASKED_SHARE = 0.15
+"""Of the residues, for each further seed: the share in the training of ESM-2 (Lin et al. 2023)."""
 
 
 def read_sequence(text: object) -> tuple[str, ...]:
-    """The chains of a sequence that was typed, as in a FASTA record.
-
-    Args:
-        text: one-letter codes, ":" between chains; white space is passed over.
+    """The chains of a typed sequence: one-letter codes, ":" between chains, white space ignored.
 
     Raises:
         UserError: it is no str, has no residues, an empty chain, or a character that is no residue.
@@ -46,22 +42,19 @@ def read_sequence(text: object) -> tuple[str, ...]:
     if reader.problem is not None:
         raise UserError(f"sequence: {reader.problem[1]}")
     if not chains:
-        raise UserError(f"sequence: {_why_none(reader.count)}")
+        too_many = f"has more than {_LONGEST:,} residues"
+        raise UserError(f"sequence: {too_many if reader.count else 'has no residues'}")
     return chains
 
 
-def _why_none(residues: int) -> str:
-    return f"has more than {_LONGEST:,} residues" if residues else "has no residues"
-
-
 def query(name: str, chains: Sequence[str], seed: int = 0) -> Query:
-    """What is folded for one or several chains.
+    """One or several chains as the model folds them.
 
     Args:
         name: of the sequence.
         chains: one-letter codes of each, at least one residue.
-        seed: 0 folds the sequence; every other number hides 15 % of its residues from the language
-            model, which of them follows from the number and the sequence alone.
+        seed: 0 folds the sequence. Any other number masks a random 15 % of its residues in the
+            language model; the number and the sequence alone decide which.
     """
     sequence = LINKER.join(chains)
     kept = np.ones(len(sequence), dtype=bool)
@@ -75,15 +68,15 @@ def query(name: str, chains: Sequence[str], seed: int = 0) -> Query:
     return Query(
         features=sequence_features(name, sequence, residue_index),
         kept=None if kept.all() else kept,
-        hidden=_hidden(sequence, kept, seed) if seed else None,
+        masked=_masked(sequence, kept, seed) if seed else None,
     )
 
 
-def _hidden(sequence: str, kept: Bool[np.ndarray, "n"], seed: int) -> Bool[np.ndarray, "n"]:
+def _masked(sequence: str, kept: Bool[np.ndarray, "n"], seed: int) -> Bool[np.ndarray, "n"]:
     digest = hashlib.sha256(sequence.encode()).digest()
     stream = random_stream(seed, int.from_bytes(digest[:4]), int.from_bytes(digest[4:8]))
     residues = np.flatnonzero(kept)
-    count = max(1, round(HIDDEN_SHARE * len(residues)))
-    hidden = np.zeros(len(sequence), dtype=bool)
-    hidden[stream.permutation(residues)[:count]] = True
-    return hidden
+    count = max(1, round(MASKED_SHARE * len(residues)))
+    masked = np.zeros(len(sequence), dtype=bool)
+    masked[stream.permutation(residues)[:count]] = True
+    return masked

@@ -1,4 +1,4 @@
-"""HTML files that need nothing beside them: escaped text, embedded data, a strict policy."""
+"""HTML files that need no other file: escaped text, embedded data, a strict policy."""
 
 import base64
 import hashlib
@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 _UNSEEN = {"Cc", "Cs"}
 """Unicode categories that no page can show: control characters and halves of surrogate pairs."""
 _REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
-"""Characters that make what follows them run in another direction than it is read."""
+"""Characters that change the direction of the text after them."""
 
 
 @cache
 def asset(name: str) -> str:
-    """The text of a file of `assets/`, its line ends as they are."""
+    """The text of a file of `assets/`, its line ends unchanged."""
     return (files("esmfold_peft.prediction") / "assets" / name).read_bytes().decode()
 
 
@@ -26,13 +27,18 @@ def escaped(text: str) -> str:
     """Text as HTML shows it, in elements and in quoted attributes.
 
     A tab becomes a space; other control characters, lone surrogates (bytes of a FASTA that are not
-    UTF-8, which could not be written) and what turns the direction of text become U+FFFD.
+    UTF-8, which could not be written) and characters that change the direction become U+FFFD.
     """
     shown = (
         "\ufffd" if unicodedata.category(letter) in _UNSEEN or letter in _REORDERING else letter
         for letter in text.replace("\t", " ")
     )
     return html.escape("".join(shown))
+
+
+def link(name: str) -> str:
+    """Address of a file next to the page; a name cannot become another scheme or folder."""
+    return f"./{quote(name, safe='')}"
 
 
 def data_block(data: Any) -> str:
@@ -42,39 +48,32 @@ def data_block(data: Any) -> str:
 
 
 def document(title: str, body: str, scripts: Sequence[str]) -> str:
-    """A whole page that may run these scripts, and load or send nothing.
+    """A whole page that may run these scripts in this order, and load or send nothing.
 
-    The policy names the scripts and the style by their hashes: if text of a user ever came through
-    unescaped, the browser would still not run it.
-
-    Args:
-        title: not yet escaped.
-        body: HTML.
-        scripts: JavaScript that runs after the body, in this order.
+    The policy names the scripts and the style by their hashes: even if text of a user came through
+    unescaped, the browser would not run it. `title` is not yet escaped; `body` is HTML.
     """
     style = asset("page.css")
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {' '.join(map(_hash_source, scripts))}",
-            f"style-src {_hash_source(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_hash_source, scripts))};"
+        f" style-src {_hash_source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return "\n".join(
-        (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<link rel="icon" href="data:,">\n<title>{escaped(title)}</title>',
-            f"<style>{style}</style>\n</head>\n<body>",
-            body,
-            *(f"<script>{script}</script>" for script in scripts),
-            "</body>\n</html>\n",
-        )
-    )
+    content = "\n".join((body, *(f"<script>{script}</script>" for script in scripts)))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{escaped(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+{content}
+</body>
+</html>
+"""
 
 
 def closed(*parts: str) -> str:

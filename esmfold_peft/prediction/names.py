@@ -11,11 +11,11 @@ _NUMBER = 8
 """Characters that are kept free for "-" and a number."""
 
 NAMELESS = "record"
-"""What a record without a name is called."""
+"""The name of a record without one."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 # Windows has devices of these names in every folder, whatever stands after the first dot.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?|predictions|index", re.IGNORECASE)
-# "x.pae" beside "x" would be one ending away from the file "x.pae.json".
+# Files of a record "x.pae" would look like "x.pae.json" of the record "x".
 _ENDING = re.compile(r"\.(pdb|cif|pae|npz|json|csv|html|gz)$", re.IGNORECASE)
 
 
@@ -24,19 +24,13 @@ def file_names(ids: Sequence[str]) -> list[str]:
 
     ASCII letters, digits, ".", "_" and "-" stay, anything else becomes "_"; no name begins with "."
     or "-", ends in ".", is longer than 100 characters, or is reserved by Windows or by `predict`.
-    The first of several equal names (case aside) stays as it is; the others get the next free
-    number, "-2" at first.
-
-    Args:
-        ids: of the records, in their order, which the names depend on.
-
-    Returns:
-        One name for each id, no two equal where case is ignored.
+    The first of several names that are equal (case aside) stays as it is; the others get the next
+    free number, "-2" at first. Names depend on the order of the ids.
     """
     safe = [_safe(name) for name in ids]
     taken: set[str] = set()
     given = {name.lower() for name in safe}
-    numbers: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()  # tried after each stem: a search from 2 would be quadratic
     names = []
     for name in safe:
         if name.lower() in taken:
@@ -55,13 +49,7 @@ def _safe(name: str) -> str:
 
 
 def _numbered(stem: str, given: set[str], numbers: Counter[str]) -> str:
-    """The next free number after a stem; names that records have of themselves are not free.
-
-    Args:
-        stem: of the name.
-        given: all names, lower case, before any is numbered.
-        numbers: how many numbers after each stem have been tried; counts on.
-    """
+    """The next free number after a stem; a name that a record has already is not free."""
     key = stem.lower()
     while True:
         numbers[key] += 1

@@ -1,16 +1,17 @@
-"""What a `predict` has to do: every record of its files, once for each seed."""
+"""The tasks of `predict`: every record of its files, once for each seed."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from esmfold_peft.prediction.manifest import PredictionRow
 from esmfold_peft.prediction.names import NAMELESS, file_names
+from esmfold_peft.prediction.row_journal import PredictionRow
 from esmfold_peft.protein.fasta import FastaRecord
 
 _FORMAT = 1
-"""Of the files; a higher number makes --resume write them anew."""
+"""Version of the files; with a higher number --resume writes them again."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Task:
     """One prediction of one record.
 
     Attributes:
-        record: what is folded.
-        seed: 0 is the prediction, others have residues hidden from the language model.
+        record: to fold.
+        seed: 0 is the prediction; other seeds mask residues in the language model.
         name: of the files, unique in the folder.
         adapter: the adapter that the record names; "" for the model's own.
         hash: SHA-256 of all that decides the files.
@@ -31,46 +32,35 @@ class Task:
     adapter: str
     hash: str
 
-    def row(self, status: str, **found: object) -> PredictionRow:
-        """Its line in the table.
-
-        Args:
-            status: ok, or why there is no structure.
-            found: what there is besides, by column.
-        """
+    def row(self, status: str, **found: Any) -> PredictionRow:
+        """Its line in the table: "ok" or why there is no structure, and other columns."""
         record = self.record
-        empty = dict.fromkeys(("plddt", "ptm", "seconds"))
-        files = dict.fromkeys(("pdb", "mmcif", "pae_npz", "pae_json", "html"), "")
-        values = empty | files | found
         return PredictionRow(
             name=self.name,
-            id=record.id,
-            header=record.header,
-            fasta=record.file,
-            line=record.line,
             chains=len(record.chains),
             length=record.length,
-            replaced=record.replaced,
             adapter=self.adapter,
             seed=self.seed,
             status=status,
-            warnings="; ".join(record.warnings),
             hash=self.hash,
-            **values,  # pyright: ignore[reportArgumentType]
+            **self._in_fasta(),
+            **found,
         )
 
     def described(self, row: PredictionRow) -> PredictionRow:
-        """An earlier line of the same sequence, with what the files say of it now."""
+        """An earlier line of the same sequence, with the FASTA's present header and place."""
+        return replace(row, **self._in_fasta())
+
+    def _in_fasta(self) -> dict[str, Any]:
         record = self.record
-        return replace(
-            row,
-            id=record.id,
-            header=record.header,
-            fasta=record.file,
-            line=record.line,
-            replaced=record.replaced,
-            warnings="; ".join(record.warnings),
-        )
+        return {
+            "id": record.id,
+            "header": record.header,
+            "fasta": record.file,
+            "line": record.line,
+            "replaced": record.replaced,
+            "warnings": "; ".join(record.warnings),
+        }
 
 
 def tasks_of(
@@ -79,14 +69,13 @@ def tasks_of(
     seeds: int,
     decided_by: Sequence[object],
 ) -> list[Task]:
-    """The tasks of records, in their order.
+    """The tasks of records, in their order, so many seeds each.
 
     Args:
         records: of all files.
-        adapters: for each record the adapter that it names, as name and fingerprint joined by a
-            space; "" for none.
+        adapters: name, space and fingerprint of the adapter that each record names; "" for none.
         seeds: predictions of each record.
-        decided_by: what else decides the files: model, settings; JSON can hold it.
+        decided_by: what else decides the files (model, settings), as JSON can hold it.
     """
     todo = [(r, a, seed) for r, a in zip(records, adapters, strict=True) for seed in range(seeds)]
     ids = [(record.id or NAMELESS) + (f"_seed{seed}" if seed else "") for record, _, seed in todo]

@@ -1,1 +1,1 @@
-"""From structure files to a store: what `esmfold-peft prepare` does, step by step."""
+"""From structure files to a store: the steps of `esmfold-peft prepare`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.console import report
-from esmfold_peft.datasets.cluster_files import clusters_of, count_found, read_clusters
+from esmfold_peft.datasets.cluster_files import read_clusters
 from esmfold_peft.datasets.manifest import ManifestEntry
 from esmfold_peft.datasets.mmseqs import cluster, mmseqs_program
 from esmfold_peft.datasets.openfold_files import extend_to_duplicates, read_duplicates
@@ -14,12 +14,11 @@ from esmfold_peft.datasets.records import sequence_of
 from esmfold_peft.errors import UserError
 from esmfold_peft.preparation.writer import StoreWriter
 
-HOW_TO_CLUSTER = (
+_HOW_TO_CLUSTER = (
     "mmseqs is not installed, so every chain is a cluster of its own: large families will be"
     " trained on more often. Install it (Debian package mmseqs2) or name a file of clusters with"
     " --clusters, and give the same command again: no structure is read twice"
 )
-
 _WITHOUT_ENTITY = (
     "it names entities (1ABC_1), which PDB files and some others do not state; chains without one:"
     " {:,}. Give mmCIF files, clusters of chains, or --clusters mmseqs"
@@ -27,10 +26,10 @@ _WITHOUT_ENTITY = (
 
 
 def require_clusters(config: PrepareConfig) -> None:
-    """Checks that what the clusters come from is there and can be read.
+    """Checks that the source of the clusters is there and can be read.
 
     Raises:
-        UserError: a file is missing or wrong, or mmseqs is asked for and not installed.
+        UserError: a file is wrong, or mmseqs is required and not installed.
     """
     if config.clusters == "mmseqs" and mmseqs_program() is None:
         raise UserError("clusters: mmseqs is not installed (Debian package mmseqs2)")
@@ -43,16 +42,13 @@ def require_clusters(config: PrepareConfig) -> None:
 def clustered(
     config: PrepareConfig, entries: list[ManifestEntry], writer: StoreWriter, threads: int
 ) -> tuple[list[ManifestEntry], str]:
-    """Gives every chain its cluster.
-
-    Returns:
-        The lines of the manifest, and where the clusters come from, in words.
+    """The lines of the manifest, each with its cluster, and where the clusters come from.
 
     Raises:
         UserError: the file of clusters is missing or wrong, or mmseqs fails.
     """
     names, origin = _names(config, entries, writer, threads)
-    # A name that is missing is that of the chain itself: in no cluster but its own.
+    # A chain without a name here is a cluster of its own.
     return [replace(entry, cluster=names.get(entry.id) or entry.id) for entry in entries], origin
 
 
@@ -64,7 +60,7 @@ def _names(
     if config.clusters not in ("auto", "mmseqs"):
         return _from_file(config, Path(config.clusters), entries)
     if mmseqs_program() is None:
-        report(HOW_TO_CLUSTER)
+        report(_HOW_TO_CLUSTER)
         return {}, "each chain its own: mmseqs is not installed"
     report(f"clustering {len(entries):,} chains with mmseqs")
     sequences = {entry.id: sequence_of(writer.record(entry.id)) for entry in entries}
@@ -75,16 +71,15 @@ def _from_file(
     config: PrepareConfig, path: Path, entries: list[ManifestEntry]
 ) -> tuple[Mapping[str, str | None], str]:
     file = read_clusters(path)
-    names = clusters_of(((entry.id, entry.entity) for entry in entries), file)
+    names = {entry.id: file.cluster_of(entry.id, entry.entity) for entry in entries}
     if config.duplicates is not None:
         names = extend_to_duplicates(names, read_duplicates(config.duplicates), file)
-    found = count_found(names)
+    found = sum(name is not None for name in names.values())
     nameless = sum(entry.entity is None for entry in entries) if file.by_entity else 0
+    advice = _WITHOUT_ENTITY.format(nameless)
     if entries and not found:
-        raise UserError(
-            f"clusters: {path} has none of the store's {len(entries)} chains"
-            + (f"; {_WITHOUT_ENTITY.format(nameless)}" if nameless else "")
-        )
+        more = f"; {advice}" if nameless else ""
+        raise UserError(f"clusters: {path} has none of the store's {len(entries)} chains{more}")
     if nameless:
-        report(f"clusters: {_WITHOUT_ENTITY.format(nameless)}")
+        report(f"clusters: {advice}")
     return names, f"{path}, which has {found:,} of the chains"

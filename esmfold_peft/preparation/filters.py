@@ -15,13 +15,13 @@ _CA = ATOM37_INDEX["CA"]
 
 @dataclass(frozen=True)
 class Rejected:
-    """What is left out of a store: a file, or one of its chains, and why.
+    """A file, or one of its chains, that is left out of a store.
 
     Attributes:
         file: as the store's `source`; of an id that was not found, the list that names it.
         id: of the chain; empty for a whole file.
         kind: which rule, in one or two words.
-        reason: in words, with the value.
+        reason: with the value.
     """
 
     file: str
@@ -32,13 +32,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Note:
-    """What reading a chain left out or had to decide.
-
-    Attributes:
-        file: as the store's `source`.
-        id: of the chain.
-        note: in words.
-    """
+    """A part of a chain that the reader left out, or a decision of the reader."""
 
     file: str
     id: str
@@ -53,11 +47,8 @@ def resolved_residues(chain: ProteinStructure) -> int:
 def confident_part(chain: ProteinStructure, least: float) -> ProteinStructure:
     """A prediction without the atoms of its uncertain residues, and without resolution and date.
 
-    The date of a prediction says nothing of when its sequence or structure became known.
-
-    Args:
-        chain: B-factors are pLDDT, 0 to 100.
-        least: residues whose Cα has a lower pLDDT lose their atoms (ESMFold: 50).
+    Residues whose Cα has a B-factor (pLDDT, 0 to 100) below `least` lose their atoms (ESMFold: 50).
+    The date of a prediction does not tell when its sequence or structure became known.
     """
     mask = chain.atom_mask & (chain.b_factors[:, _CA] >= least)[:, None]
     return replace(
@@ -71,15 +62,13 @@ def confident_part(chain: ProteinStructure, least: float) -> ProteinStructure:
 
 
 def reason_against_prediction(chain: ProteinStructure, least: float) -> tuple[str, str] | None:
-    """Why a prediction is left out, as (kind, reason); None if it is not.
+    """Why a whole prediction is left out, as (kind, reason); None if it is not.
 
-    Args:
-        chain: whole, with pLDDT as B-factors.
-        least: lowest mean pLDDT (ESMFold: 70).
+    `least` is the lowest mean of the B-factors, which are pLDDT (ESMFold: 70).
     """
     values = chain.b_factors[chain.atom_mask[:, _CA], _CA]
     if not len(values):
-        return None  # the filter of resolved residues says so
+        return None  # the filter of resolved residues rejects it
     if values.min() < 0 or values.max() > 100 or values.max() <= 1:
         low, high = values.min(), values.max()
         return "pLDDT", f"B-factors from {low:g} to {high:g} are no pLDDT of 0 to 100"
@@ -101,19 +90,16 @@ def reason_against(chain: ProteinStructure, filters: FilterConfig) -> tuple[str,
     # version 2 leaves out every chain with an X; version 1 counts X as any letter.
     unknown = chain.sequence.count("X") / length
     if unknown > filters.max_unknown:
-        return (
-            "unknown",
-            f"{unknown:.0%} of the residues are X, more than {filters.max_unknown:.0%}",
-        )
-    if dominant := _dominant(chain.sequence, filters.max_dominance):
-        return "dominance", dominant
+        most = f"more than {filters.max_unknown:.0%}"
+        return "unknown", f"{unknown:.0%} of the residues are X, {most}"
+    (letter, count), *_ = Counter(chain.sequence.replace("X", "") or "X").most_common(1)
+    if count / length > filters.max_dominance:
+        most = f"more than {filters.max_dominance:.0%}"
+        return "dominance", f"{count / length:.0%} of the residues are {letter}, {most}"
     if np.abs(chain.positions).max() > MOST_ANGSTROM:
         return "coordinates", f"an atom farther than {MOST_ANGSTROM:,.0f} Å from the origin"
-    return reason_against_entry(
-        chain.resolution,
-        chain.release_date.isoformat() if chain.release_date else None,
-        filters,
-    )
+    released = chain.release_date.isoformat() if chain.release_date else None
+    return reason_against_entry(chain.resolution, released, filters)
 
 
 def reason_against_entry(
@@ -121,12 +107,7 @@ def reason_against_entry(
 ) -> tuple[str, str] | None:
     """Why a chain is left out by what its entry states, as (kind, reason); None if it is not.
 
-    What is unknown is not a reason.
-
-    Args:
-        resolution: Å.
-        release_date: ISO.
-        filters: the rules.
+    An unknown resolution (Å) or date (ISO) is no reason.
     """
     if None not in (resolution, filters.max_resolution) and resolution > filters.max_resolution:  # pyright: ignore
         return "resolution", f"resolution {resolution:g} Å, worse than {filters.max_resolution:g}"
@@ -137,10 +118,3 @@ def reason_against_entry(
     if filters.max_date is not None and release_date > filters.max_date:
         return "date", f"released on {release_date}, after {filters.max_date}"
     return None
-
-
-def _dominant(sequence: str, most: float) -> str:
-    """Says which amino acid makes up too much of a sequence; empty if none does."""
-    (letter, count), *_ = Counter(sequence.replace("X", "") or "X").most_common(1)
-    share = count / len(sequence)
-    return f"{share:.0%} of the residues are {letter}, more than {most:.0%}" if share > most else ""

@@ -1,4 +1,4 @@
-"""What is decided about all chains together, after the last file was read."""
+"""Decisions on all chains together, after the last file was read: clusters, dates, leaks."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from esmfold_peft.preparation.writer import StoreWriter, UnitResult
 
 @dataclass(frozen=True)
 class Finished:
-    """What a store holds and what not.
+    """The lines of a store's tables, and numbers for its report.
 
     Attributes:
         files: that were listed.
-        residues_stored: of all chains in the store's file.
-        entries: lines of the manifest.
+        residues_stored: of all chains in the store's file, also of those that are left out.
+        entries: lines of manifest.csv.
         rejected: lines of rejected.csv.
         notes: lines of notes.csv.
-        clusters: where the clusters come from, in words.
-        leaks: what the comparison with the held-out store can have found, in words.
+        clusters: where the clusters come from.
+        leaks: which leaks the comparison with the held-out store can find.
     """
 
     files: int
@@ -44,11 +44,11 @@ class Finished:
 
 
 def require_inputs(config: PrepareConfig) -> None:
-    """Finds out what is wrong for the end before hours are spent on reading structures.
+    """Checks the inputs of the last steps before hours are spent on reading structures.
 
     Raises:
         UserError: a file of clusters, a cache or the held-out store is missing or wrong, the latter
-            is the store itself, or mmseqs is not there although it is asked for.
+            is the store itself, or mmseqs is required and not installed.
     """
     named = {"duplicates": config.duplicates, "chain_data_cache": config.chain_data_cache}
     if config.clusters not in ("auto", "mmseqs", "none"):
@@ -61,20 +61,14 @@ def require_inputs(config: PrepareConfig) -> None:
         read_chain_data_cache(config.chain_data_cache)
     if config.held_out is not None:
         if config.held_out.resolve() == config.output.resolve():
-            raise UserError(f"held_out: {config.held_out} is the store that is being made")
+            raise UserError(f"held_out: {config.held_out} is the output; choose another store")
         Store(config.held_out)
 
 
 def finish(
     config: PrepareConfig, selection: Selection | None, writer: StoreWriter, threads: int
 ) -> Finished:
-    """Adds what caches and clusters know, and leaves out what would leak.
-
-    Args:
-        config: the command's settings.
-        selection: the ids that were wanted.
-        writer: of the store, with every unit in it.
-        threads: of mmseqs.
+    """Adds facts from caches and clusters to the chains of a writer, and removes leaks.
 
     Raises:
         UserError: a file of clusters, a cache or the held-out store is missing or wrong, or mmseqs
@@ -83,7 +77,7 @@ def finish(
     units = list(writer.journal())
     entries = [entry for unit in units for entry in unit.entries]
     rejected = [found for unit in units for found in unit.rejected]
-    residues = sum(entry.length for entry in entries)
+    stored = sum(entry.length for entry in entries)
     if selection is not None:
         rejected += _missing(selection, [found.id for found in (*entries, *rejected)])
     cache = {}
@@ -98,7 +92,7 @@ def finish(
         rejected += refused
     return Finished(
         files=sum(unit.files for unit in units),
-        residues_stored=residues,
+        residues_stored=stored,
         entries=_sized(entries, cache),
         rejected=rejected,
         notes=[note for unit in units for note in _notes(unit)],
@@ -135,23 +129,19 @@ def _dated(
     """Takes resolution and date from a cache where the file has none, and filters by them."""
     kept, refused = [], []
     for entry in entries:
-        if entry.id in cache:
-            entry = _completed(entry, cache[entry.id])
+        if known := cache.get(entry.id):
+            date = known.release_date.isoformat() if known.release_date else None
+            entry = replace(
+                entry,
+                resolution=known.resolution if entry.resolution is None else entry.resolution,
+                release_date=entry.release_date or date,
+            )
         reason = reason_against_entry(entry.resolution, entry.release_date, config.filters)
         if reason is None:
             kept.append(entry)
         else:
             refused.append(Rejected(entry.source, entry.id, *reason))
     return kept, refused
-
-
-def _completed(entry: ManifestEntry, known: CachedChain) -> ManifestEntry:
-    date = known.release_date.isoformat() if known.release_date else None
-    return replace(
-        entry,
-        resolution=known.resolution if entry.resolution is None else entry.resolution,
-        release_date=entry.release_date or date,
-    )
 
 
 def _without_leaks(
@@ -175,7 +165,7 @@ def _without_leaks(
 
 
 def _sized(entries: list[ManifestEntry], cache: dict[str, CachedChain]) -> list[ManifestEntry]:
-    """Counts the chains of each cluster; what a cache says counts where it is more."""
+    """Counts the chains of each cluster; a larger number in a cache counts instead."""
     sizes = Counter(entry.cluster for entry in entries)
     cached = {name: chain.cluster_size or 1 for name, chain in cache.items()}
     return [

@@ -1,4 +1,4 @@
-"""Work in several processes, whose results come in order, and of which none can stop the others."""
+"""Work in several processes: results come in order, and no task can stop the others."""
 
 import multiprocessing
 import os
@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -19,42 +20,32 @@ Result = TypeVar("Result")
 SECONDS_FOR_A_TASK = 600.0
 """The largest files of the PDB take less than a minute."""
 
-_AHEAD = 3  # lists for each process that wait or whose results do: bounds what is in memory
+_AHEAD = 3  # waiting lists, with or without results, for each process: bounds the memory
 
 
+@dataclass(frozen=True)
 class OrderedPool(Generic[Task, Result]):
     """Runs lists of tasks in other processes.
 
     A task that fails, whose process dies (a crash of a parser, no memory left), or that does not
-    end, gives `failed(task, error)`; the other tasks of its list are done again, and the rest goes
-    on.
+    end, gives `failed(task, error)`; the other tasks of its list are done again.
 
-    Args:
-        work: what is done with a task. A function that a new process can import, or a partial of
-            one; each process receives it once, however large its arguments are.
-        failed: the result of a task that `work` cannot do; `BrokenProcessPool` if it ended its
-            process, `TimeoutError` if it did not end itself.
+    Attributes:
+        work: a function that a new process can import, or a partial of one; each process receives
+            it once, however large its arguments are.
+        failed: gives the result of a task that `work` cannot do; `BrokenProcessPool` if the task
+            ended its process, `TimeoutError` if it did not end.
         workers: processes.
-        seconds: after which a task is taken for one that never ends.
+        seconds: time limit of a task.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Task], Result],
-        failed: Callable[[Task, BaseException], Result],
-        workers: int,
-        seconds: float = SECONDS_FOR_A_TASK,
-    ) -> None:
-        self.work = work
-        self.seconds = seconds
-        self.failed = failed
-        self.workers = workers
+    work: Callable[[Task], Result]
+    failed: Callable[[Task, BaseException], Result]
+    workers: int
+    seconds: float = SECONDS_FOR_A_TASK
 
     def results(self, units: Iterable[list[Task]]) -> Generator[list[Result], None, None]:
-        """The results of each list, in the order of the lists.
-
-        Who does not take them all closes the iterator, which ends the processes.
-        """
+        """The results of each list, in the order of the lists; closing it ends the processes."""
         processes = self._processes(self.workers)
         rest, waiting = iter(units), deque()
         try:
@@ -68,8 +59,8 @@ class OrderedPool(Generic[Task, Result]):
                 if error is None:
                     yield future.result()
                     continue
-                # Which list ended a process is not known: the first is done task by task, the
-                # others once more as they are, so that the one to blame comes to be the first.
+                # Any list may have ended the process: the first is done task by task, the others
+                # once more as they are, so that the faulty one becomes the first.
                 ended = isinstance(error, BrokenProcessPool)
                 if ended:
                     processes.close()  # which leaves all memory to the list that is done again
@@ -117,7 +108,7 @@ class _Processes:
 
     def submit(self, unit: list[Any]) -> Future[list[Any]]:
         """Begins with a list; a process is started if all are at work."""
-        # Processes inherit this: Ctrl-C, which a terminal sends to all, is for this one.
+        # Processes inherit this: Ctrl-C, which a terminal sends to all, is for the parent.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return self._pool.submit(_do, unit)
@@ -138,7 +129,7 @@ def _done(future: Future[list[Result]]) -> Future[list[Result]] | None:
 
 
 class _Worker:
-    """What a worker process was given when it began."""
+    """The arguments of a worker process."""
 
     work: Callable[[Any], Any]
     seconds: float
@@ -146,7 +137,7 @@ class _Worker:
 
 
 def _begin(work: Callable[[Any], Any], seconds: float, stopped: Connection) -> None:
-    """Keeps what a worker does, and lets it end with its parent, however that ends."""
+    """Keeps the arguments of a worker, and lets it end with its parent, however that ends."""
     _Worker.work, _Worker.seconds, _Worker.stopped = work, seconds, stopped
     # The kernel ends this process at a time limit, also in C++ code that never comes back.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -155,13 +146,13 @@ def _begin(work: Callable[[Any], Any], seconds: float, stopped: Connection) -> N
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
+def _end_with(parent: int) -> None:
+    wait([parent])
     os._exit(1)
 
 
 def _do(unit: list[Any]) -> list[Any]:
-    """The results of a list; of a part of it if nobody waits for them any more."""
+    """The results of a list, or of a part of it if the parent has stopped."""
     found = []
     for task in unit:
         if _Worker.stopped.poll():

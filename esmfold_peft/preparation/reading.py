@@ -1,9 +1,10 @@
-"""What a worker process does: some structure files to records and lines of the manifest."""
+"""Turning a structure file into records and lines of the manifest, in a worker process."""
 
 import hashlib
 import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from esmfold_peft.config import FilterConfig, PlddtConfig
 from esmfold_peft.datasets.features import features
@@ -30,16 +31,16 @@ _BY_WHAT_WAS_READ = ("length", "resolved", "unknown")
 """Kinds of reasons that the notes on a chain may explain."""
 
 CRASH = "crash"
-"""The kind of files that are left out by a fault of the reader, not of theirs."""
+"""Kind of the files that are left out by a fault of the reader, not of the file."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides which chains are kept, and how.
+    """Which chains are kept, and how.
 
     Attributes:
         filters: of all chains.
-        predicted: how predictions are taken; None for experimental structures.
+        predicted: how predictions are filtered; None for experimental structures.
         selection: the ids that are wanted; None takes all.
     """
 
@@ -48,44 +49,47 @@ class Rules:
     selection: Selection | None
 
 
-@dataclass(frozen=True)
-class Read:
-    """What was read of one file.
+class ReadChain(NamedTuple):
+    """A chain that is kept.
 
     Attributes:
-        place: the file.
-        entries: a line of the manifest for each chain that is kept, each its own cluster.
-        records: of the same chains.
-        file_ids: ids that the same chains have after the file's name, if another file states the
-            same entry.
-        rejected: the file or the chains that are left out.
-        notes: on the chains that are kept.
+        entry: its line of the manifest, as a cluster of its own.
+        record: of the store.
+        own: its id after the file's name, if another file states the same entry.
     """
 
+    entry: ManifestEntry
+    record: bytes
+    own: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """The result of reading the file `place`: chains that are kept, notes on them, and the rest."""
+
     place: str
-    entries: tuple[ManifestEntry, ...]
-    records: tuple[bytes, ...]
-    file_ids: tuple[str, ...]
-    rejected: tuple[Rejected, ...]
-    notes: tuple[Note, ...]
+    chains: tuple[ReadChain, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def failed(loaded: Loaded, error: BaseException) -> Read:
-    """A file that the reader could not take, by its crash or by an error nobody foresaw."""
-    if isinstance(error, BrokenProcessPool):
-        return left_out(loaded[0], CRASH, "reading it ended the process (a crash, or no memory)")
+    """A file on which the reader crashed, or failed with an error that nobody foresaw."""
     text = f": {error}" if str(error) else ""
-    return left_out(loaded[0], CRASH, f"reading it failed ({type(error).__name__}{text})")
+    reason = f"reading it failed ({type(error).__name__}{text})"
+    if isinstance(error, BrokenProcessPool):
+        reason = "reading it ended the process (a crash, or no memory)"
+    return left_out(loaded[0], CRASH, reason)
 
 
 def left_out(item: Item, kind: str, reason: str) -> Read:
-    """A file of which nothing is kept, and why, in one line."""
+    """A file that is left out, with the reason in one line."""
     reason = shown(" ".join(reason.split())[:_LONGEST_REASON])
-    return Read(item.place, (), (), (), (Rejected(item.place, "", kind, reason),), ())
+    return Read(item.place, rejected=(Rejected(item.place, "", kind, reason),))
 
 
 def read_item(loaded: Loaded, rules: Rules) -> Read:
-    """Reads a file, or says why it is left out."""
+    """Reads a file, or rejects it with a reason."""
     item, content = loaded
     if item.fault:
         return left_out(item, item.kind, item.fault)
@@ -97,27 +101,22 @@ def read_item(loaded: Loaded, rules: Rules) -> Read:
     except UserError as error:
         kind = "no protein" if isinstance(error, NoProteinError) else "unreadable"
         return left_out(item, kind, str(error).removeprefix(f"{item.place}: "))
-    kept, records, file_ids, rejected, notes = [], [], [], [], []
+    kept, rejected, notes = [], [], []
     for chain in chains:
-        found = _read_chain(chain, item.place, rules)
+        found = _read_chain(chain, item.place, rules, alone=len(chains) == 1)
         if isinstance(found, Rejected):
             rejected.append(found)
         else:
-            kept.append(found[0])
-            records.append(found[1])
-            file_ids.append(id_after_file(item.place, chain.chain, alone=len(chains) == 1))
+            kept.append(found)
             notes += [Note(item.place, chain.id, shown(note)) for note in chain.notes]
-    return Read(item.place, *map(tuple, (kept, records, file_ids, rejected, notes)))
+    return Read(item.place, *map(tuple, (kept, rejected, notes)))
 
 
 def read_content(item: Item) -> bytes:
-    """The bytes that were listed; half of a file that grows or shrinks may look like a whole one.
-
-    Args:
-        item: not a member of a compressed tar.
+    """The bytes of an item that is no member of a compressed tar.
 
     Raises:
-        UserError: the file changed.
+        UserError: the file changed after it was listed; half of it may look like a whole one.
         OSError: it cannot be read.
     """
     with item.path.open("rb") as file:
@@ -131,11 +130,16 @@ def read_content(item: Item) -> bytes:
 
 
 def _read_chain(
-    chain: ProteinStructure, place: str, rules: Rules
-) -> Rejected | tuple[ManifestEntry, bytes]:
+    chain: ProteinStructure, place: str, rules: Rules, *, alone: bool
+) -> Rejected | ReadChain:
     if rules.selection is not None and rules.selection.match(chain.id) is None:
         return Rejected(place, chain.id, "not listed", "not in the list of ids")
-    if fault := _fault_of_id(chain.id):
+    fault = None
+    if not chain.id or not chain.id.isprintable():
+        fault = "its id is empty or not printable"
+    elif len(chain.id.encode()) > LONGEST_ID:
+        fault = f"its id is longer than {LONGEST_ID} bytes"
+    if fault:
         return Rejected(place, shown(chain.id[:80]), "id", fault)
     reason = None
     if rules.predicted is not None:
@@ -148,24 +152,7 @@ def _read_chain(
             text = "; ".join((text, *chain.notes))[:_LONGEST_REASON]
         return Rejected(place, chain.id, kind, shown(text))
     record = to_record(features(chain))
-    return _entry(chain, place, record), record
-
-
-def _fault_of_id(name: str) -> str:
-    """Why an id cannot be the name of a record and of a line; empty if it can."""
-    if not name or not name.isprintable():
-        return "its id is empty or not printable"
-    if len(name.encode()) > LONGEST_ID:
-        return f"its id is longer than {LONGEST_ID} bytes"
-    return ""
-
-
-def _one_line(text: str | None) -> str | None:
-    return None if text is None else " ".join(text.split())
-
-
-def _entry(chain: ProteinStructure, place: str, record: bytes) -> ManifestEntry:
-    return ManifestEntry(
+    entry = ManifestEntry(
         id=chain.id,
         source=place,
         entity=_one_line(chain.entity),
@@ -179,3 +166,8 @@ def _entry(chain: ProteinStructure, place: str, record: bytes) -> ManifestEntry:
         sequence_hash=hashlib.sha256(chain.sequence.encode()).hexdigest()[:16],
         hash=record_hash(record),
     )
+    return ReadChain(entry, record, id_after_file(place, chain.chain, alone=alone))
+
+
+def _one_line(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split())

@@ -1,11 +1,10 @@
-"""The account that `prepare` gives of every file and chain."""
+"""The numbers of a store: report.json, and the lines that `prepare` prints."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from esmfold_peft.preparation.finishing import Finished
-from esmfold_peft.preparation.writer import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -13,23 +12,22 @@ class Report:
     """Numbers of a store.
 
     Attributes:
-        files: files of the sources, whatever became of them.
+        files: files of the sources.
         files_used: files with at least one chain in the store.
         files_left_out: the others; each is in rejected.csv.
         chains: chains of the store.
         chains_left_out: chains in rejected.csv, by the kind of reason.
-        files_rejected: files in rejected.csv as a whole, by the kind of reason.
-        chains_with_notes: chains of which reading left a part out or decided something (notes.csv).
+        files_rejected: whole files in rejected.csv, by the kind of reason.
+        chains_with_notes: chains in notes.csv.
         residues: of the store's chains, resolved or not.
         resolved: residues with a Cα.
         unknown_resolution: chains that state none (NMR has none); they pass that filter.
         unknown_date: chains that state none; they pass that filter.
         clusters: number of clusters.
         clusters_from: where they come from.
-        leaks: what the comparison with the held-out store can have found; empty without one.
+        leaks: which leaks the comparison with the held-out store can find; empty without one.
         bytes: size of the store's file, its journal included.
-        bytes_per_residue: the same for each residue in it, those of chains that were left out at
-            the end included.
+        bytes_per_residue: of all residues in the file, also those that were left out at the end.
     """
 
     files: int
@@ -50,21 +48,19 @@ class Report:
     bytes_per_residue: float
 
 
-def make_report(finished: Finished, writer: StoreWriter) -> Report:
-    """Counts."""
-    entries = finished.entries
+def make_report(finished: Finished, size: int) -> Report:
+    """Counts; `size` is that of the store's file in bytes."""
+    entries, stored = finished.entries, finished.residues_stored
     used = len({entry.source for entry in entries})
-    residues = sum(entry.length for entry in entries)
-    size, stored = writer.path.stat().st_size, finished.residues_stored
     return Report(
         files=finished.files,
         files_used=used,
         files_left_out=finished.files - used,
         chains=len(entries),
-        chains_left_out=_by_kind(r.kind for r in finished.rejected if r.id),
-        files_rejected=_by_kind(r.kind for r in finished.rejected if not r.id),
+        chains_left_out=dict(sorted(Counter(r.kind for r in finished.rejected if r.id).items())),
+        files_rejected=dict(sorted(Counter(r.kind for r in finished.rejected if not r.id).items())),
         chains_with_notes=len({(note.file, note.id) for note in finished.notes}),
-        residues=residues,
+        residues=sum(entry.length for entry in entries),
         resolved=sum(entry.resolved for entry in entries),
         unknown_resolution=sum(entry.resolution is None for entry in entries),
         unknown_date=sum(entry.release_date is None for entry in entries),
@@ -92,19 +88,13 @@ def report_lines(found: Report, store: Path) -> list[str]:
         lines.append(f"leaks: {found.leaks}")
     if rejected + chains:
         lines.append(f"reasons: {store / 'rejected.csv'}")
-    if found.chains_with_notes:
-        lines.append(
-            f"notes on {_counted(found.chains_with_notes, 'chain')}: {store / 'notes.csv'}"
-        )
+    if noted := found.chains_with_notes:
+        lines.append(f"notes on {_counted(noted, 'chain')}: {store / 'notes.csv'}")
     return lines
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _by_kind(kinds) -> dict[str, int]:
-    return dict(sorted(Counter(kinds).items()))
 
 
 def _named(counts: dict[str, int]) -> str:

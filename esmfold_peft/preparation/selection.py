@@ -1,4 +1,4 @@
-"""Lists of the ids that `prepare` is to take from its sources."""
+"""Lists of ids: `prepare` takes only these from its sources."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,8 @@ _ENTRY = re.compile(r"[0-9][a-z0-9]{3}|pdb_[0-9a-z]{8}", re.IGNORECASE)
 class Selection:
     """The entries and chains that lists name.
 
-    Args:
-        lists: text files of ids separated by blanks, commas or lines: entries ("1ubq") and chains
-            ("1ubq_A"). What follows # is a comment. PDB codes are compared without case.
+    Lists are text files of ids separated by blanks, commas or lines: entries ("1ubq") and chains
+    ("1ubq_A"). A comment begins with #. PDB codes are compared without case.
 
     Raises:
         UserError: a file cannot be read or names nothing.
@@ -35,7 +34,7 @@ class Selection:
         return code in self._entries
 
     def match(self, chain: str) -> str | None:
-        """The listed id that asks for a chain: its own, or its entry's."""
+        """The listed id that selects a chain: its own, or its entry's; else None."""
         chain = normalized(chain)
         return next((name for name in (chain, _entry(chain)) if name in self.listed), None)
 

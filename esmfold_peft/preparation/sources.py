@@ -16,25 +16,24 @@ from esmfold_peft.preparation.selection import Selection
 SUFFIXES = (".cif", ".mmcif", ".pdb", ".ent")
 _STRUCTURE = tuple(suffix + gz for suffix in SUFFIXES for gz in ("", ".gz"))
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_LIST = ".txt"
 _LARGEST = 4 << 30
 _DAMAGES = (
     *(tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError),
-    *(OverflowError, MemoryError),  # a damaged header may ask for any number of bytes
+    *(OverflowError, MemoryError),  # a damaged header may state any number of bytes
 )
 _PDB_FILE = re.compile(r"(?:pdb)?([0-9][a-z0-9]{3})(?:[._-].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One file to read, or one that is not read and why.
+    """One file to read, or a file that is not read and why.
 
     Attributes:
         place: its name in reports: a path, or "<tar>/<member>"; printable.
         path: the file on disk; of a member, the tar.
         size: bytes.
         stamp: time of the last change of `path`, in ns.
-        offset: first byte of a member in a tar that is not compressed.
+        offset: first byte of a member in a plain tar.
         member: place of a member in a compressed tar, which can only be read from its beginning.
         fault: why it is not read; empty if it is.
         kind: of the fault, for counting.
@@ -51,33 +50,29 @@ class Item:
 
 
 Loaded = tuple[Item, bytes | None]
-"""A file, and its content where that can only be had in passing (compressed tars)."""
+"""A file; the content of a member of a compressed tar, which is read once from its beginning."""
 
 
 def list_items(
     sources: tuple[Path, ...], selection: Selection | None, store: Path | None = None
 ) -> list[Item]:
-    """Every file of the sources, in their order and sorted inside folders.
+    """Every file of the sources (files, folders, tars), in their order and sorted inside folders.
 
-    Args:
-        sources: files, folders, tars.
-        selection: what is wanted of them; files whose names are PDB codes of something else are not
-            read.
-        store: folder that is passed over, since what is made of the sources is no source.
+    With a selection, files are not read if their names are PDB codes of other entries. The folder
+    of the store that is being made is skipped.
 
     Raises:
         UserError: a source does not exist, or is the store.
     """
-    passed_over = {_identity(store.stat())} if store and os.path.isdir(store) else set()
-    items = [item for source in sources for item in _items(source, passed_over)]
+    skipped = {_identity(store.stat())} if store and os.path.isdir(store) else set()
+    items = [item for source in sources for item in _items(source, skipped)]
     return items if selection is None else [_selected(item, selection) for item in items]
 
 
 def load(items: Iterable[Item]) -> Iterator[Loaded]:
-    """Gives members of compressed tars their content, and passes other files on.
+    """Gives members of compressed tars their content; other files have None.
 
-    Args:
-        items: members of a tar one after the other, so that it is read once.
+    The members of a tar follow one another, so that it is read once.
     """
     tar, passed, stream = None, -1, iter(())
     for item in items:
@@ -94,17 +89,12 @@ def load(items: Iterable[Item]) -> Iterator[Loaded]:
 
 
 def split_lists(sources: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Parts sources into structures and lists of ids, which are .txt files.
-
-    Raises:
-        UserError: there are only lists.
-    """
-    lists = tuple(source for source in sources if source.suffix.lower() == _LIST)
-    others = tuple(source for source in sources if source.suffix.lower() != _LIST)
+    """Divides sources into structures and lists of ids (.txt); a UserError if all are lists."""
+    lists = tuple(source for source in sources if source.suffix.lower() == ".txt")
+    others = tuple(source for source in sources if source not in lists)
     if not others:
-        raise UserError(
-            f"{sources[0]}: a list of ids; name the files or folders with the structures too"
-        )
+        advice = "name the files or folders with the structures too"
+        raise UserError(f"{sources[0]}: a list of ids; {advice}")
     return others, lists
 
 
@@ -115,37 +105,34 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-_Identity = tuple[int, int]
-
-
-def _identity(found: os.stat_result) -> _Identity:
+def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _items(source: Path, passed_over: set[_Identity]) -> Iterator[Item]:
+def _items(source: Path, skipped: set[tuple[int, int]]) -> Iterator[Item]:
     try:
         found = source.stat()
     except OSError as error:
         raise UserError(f"{source}: {error.strerror}") from error
-    if _identity(found) in passed_over:
+    if _identity(found) in skipped:
         raise UserError(f"{source}: is a source and the output; choose another folder as output")
     if source.is_dir():
-        yield from _folder(source, passed_over)
+        yield from _folder(source, skipped)
     elif source.name.lower().endswith(_TAR):
-        yield from _tar(source, found)
+        yield from _tar(source)
     else:
-        yield _file(source)  # named by hand: whatever its name
+        yield _file(source)  # the user named it: its ending does not matter
 
 
-def _folder(folder: Path, passed_over: set[_Identity]) -> Iterator[Item]:
+def _folder(folder: Path, skipped: set[tuple[int, int]]) -> Iterator[Item]:
     """Files below a folder, links followed, by name."""
     unreadable: list[OSError] = []
-    visited = set(passed_over)
+    visited = set(skipped)
     for parent, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
         folders.sort()
         try:
             here = _identity(os.stat(parent))
-        except OSError as error:  # it went away, or lies in a folder that may only be listed
+        except OSError as error:  # it is gone, or its folder has no permission to enter
             unreadable.append(error)
             continue
         # A link to a folder above would lead around in circles.
@@ -156,7 +143,7 @@ def _folder(folder: Path, passed_over: set[_Identity]) -> Iterator[Item]:
         hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
         for name in sorted(names):
             path = Path(parent) / name
-            # Programs that fetch structures keep unfinished ones like this.
+            # Programs that fetch structures keep unfinished files under such names.
             if hidden or name.startswith("."):
                 yield _fault(path, "a hidden file, or in a hidden folder", "name")
             else:
@@ -168,32 +155,29 @@ def _folder(folder: Path, passed_over: set[_Identity]) -> Iterator[Item]:
 def _inside(path: Path) -> Iterator[Item]:
     name = path.name.lower()
     if name.endswith(_TAR):
-        try:
-            found = path.stat()
-        except OSError as error:
-            yield _unreadable(path, error)
-        else:
-            yield from _tar(path, found)
+        yield from _tar(path)
     elif name.endswith(_STRUCTURE):
         yield _file(path)
     else:
         yield _not_by_name(shown(str(path)), path)
 
 
-def _file(path: Path) -> Item:
+def _file(path: Path, *, limited: bool = True) -> Item:
     try:
         found = path.stat()
     except OSError as error:
         return _unreadable(path, error)
     if not stat.S_ISREG(found.st_mode):
         return _fault(path, "not a regular file", "unreadable")
-    return _sized(Item(shown(str(path)), path, found.st_size, found.st_mtime_ns))
+    item = Item(shown(str(path)), path, found.st_size, found.st_mtime_ns)
+    return _sized(item) if limited else item
 
 
-def _tar(path: Path, found: os.stat_result) -> Iterator[Item]:
+def _tar(path: Path) -> Iterator[Item]:
     """Members of a tar; those before a damage are read."""
-    if not stat.S_ISREG(found.st_mode):
-        yield _fault(path, "not a regular file", "unreadable")
+    whole = _file(path, limited=False)
+    if whole.fault:
+        yield whole
         return
     compressed = not path.name.lower().endswith(".tar")
     try:
@@ -202,25 +186,22 @@ def _tar(path: Path, found: os.stat_result) -> Iterator[Item]:
                 if member.isdir():
                     continue
                 place = shown(f"{path}/{member.name}")
-                item = Item(place, path, member.size, found.st_mtime_ns)
-                if compressed:
-                    item = replace(item, member=number)
-                else:
-                    item = replace(item, offset=member.offset_data)
-                yield _member(item, member)
-            _require_end(tar)
+                at = (None, number) if compressed else (member.offset_data, None)
+                item = Item(place, path, member.size, whole.stamp, *at)
+                if not member.name.lower().endswith(_STRUCTURE):
+                    item = _not_by_name(place, path)
+                elif not member.isreg() or member.issparse():
+                    item = replace(item, fault="not a regular file", kind="unreadable")
+                yield item if item.fault else _sized(item)
+            # tarfile does not notice that the zeros behind the last member are missing.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("no end mark where the members end")
     except PermissionError as error:
         yield _unreadable(path, error)
     except _DAMAGES as error:
-        yield _fault(path, f"damaged tar, what follows in it is lost ({error})", "tar")
-
-
-def _require_end(tar: tarfile.TarFile) -> None:
-    """Looks for the zeros behind the last member, which tarfile does not miss."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("no end mark where the members end")
+        yield _fault(path, f"damaged tar, the files after the damage are lost ({error})", "tar")
 
 
 def _contents(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -233,14 +214,6 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | None]]:
                 yield number, None if file is None else file.read()
     except _DAMAGES:
         return
-
-
-def _member(item: Item, member: tarfile.TarInfo) -> Item:
-    if not member.name.lower().endswith(_STRUCTURE):
-        return _not_by_name(item.place, item.path)
-    if not member.isreg() or member.issparse():
-        return replace(item, fault="not a regular file", kind="unreadable")
-    return _sized(item)
 
 
 def _sized(item: Item) -> Item:
@@ -265,6 +238,5 @@ def _unreadable(path: Path, error: OSError) -> Item:
 
 
 def _not_by_name(place: str, path: Path) -> Item:
-    endings = ", ".join(SUFFIXES)
-    fault = f"not a structure file by its name ({endings}, plain or .gz)"
+    fault = f"not a structure file by its name ({', '.join(SUFFIXES)}, plain or .gz)"
     return Item(place, path, fault=fault, kind="name")

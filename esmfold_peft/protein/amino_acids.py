@@ -1,4 +1,4 @@
-"""Finds the amino acids of a file, whatever names programs give them and their atoms.
+"""Finds the amino acids of a file under the names that programs give them and their atoms.
 
 Force fields have names of their own for protonation states, disulfides and chain ends: HIE is a
 histidine, CYX a cysteine in a bridge, NMET the first methionine of a chain. Some of these names
@@ -20,8 +20,8 @@ LETTERS = STANDARD | {"MSE": "M"}
 _CAPS = frozenset("ACE ACY BOC CBX FOR NAC NH2 NHE NHH NMA NME".split())
 """Groups that close the ends of a chain, but are no amino acids."""
 
-NOT_HEAVY = ("H", "D", *"0123456789", "LP")
-"""How the names of hydrogens (HA, 1HB), deuterium and lone pairs begin in the twenty."""
+_NOT_HEAVY = ("H", "D", *"0123456789", "LP")
+"""Beginnings of the names of hydrogens (HA, 1HB), deuterium and lone pairs in the twenty."""
 
 _PATCHES = {"CAY", "CY", "OY", "NT", "CAT"}
 """Atoms of caps that CHARMM writes into the first or last residue."""
@@ -38,28 +38,23 @@ _FORCE_FIELDS = {
 }
 
 
-def _aliases() -> dict[str, str]:
-    """Force-field names to three-letter names; AMBER also marks the ends of a chain by N and C."""
-    aliases = {name: parent for parent, names in _FORCE_FIELDS.items() for name in names.split()}
-    inner = aliases | {name: name for name in STANDARD}
-    ends = {end + name: parent for name, parent in inner.items() if len(name) == 3 for end in "NC"}
-    return ends | aliases
-
-
-ALIASES = _aliases()
+_INNER = {name: parent for parent, names in _FORCE_FIELDS.items() for name in names.split()}
+_THREE = {name: parent for name, parent in _INNER.items() if len(name) == 3}
+_THREE |= {name: name for name in STANDARD}
+ALIASES = {end + name: parent for name, parent in _THREE.items() for end in "NC"} | _INNER
+"""Force-field names to three-letter names; AMBER also marks the ends of a chain by N and C."""
 
 # The oxygens at the end of a chain in CHARMM, GROMACS and X-PLOR.
 _END_OXYGENS = {"OT1": "O", "OC1": "O", "O1": "O", "OT2": "OXT", "OC2": "OXT", "O2": "OXT"}
 _OTHER_ATOMS = {"I": {"CD": "CD1"}, "M": {"SE": "SD"}}
 
 
-def _columns(letter: str) -> dict[str, int]:
-    names = {name: name for name in (*ATOM14[letter], "OXT")}
-    names |= _END_OXYGENS | _OTHER_ATOMS.get(letter, {})
-    return {name: ATOM37_INDEX[column] for name, column in names.items()}
-
-
-ATOM_COLUMNS = {letter: _columns(letter) for letter in RESIDUES}
+_RENAMED = {letter: _END_OXYGENS | _OTHER_ATOMS.get(letter, {}) for letter in RESIDUES}
+ATOM_COLUMNS = {
+    letter: {name: ATOM37_INDEX[name] for name in (*ATOM14[letter], "OXT")}
+    | {name: ATOM37_INDEX[column] for name, column in _RENAMED[letter].items()}
+    for letter in RESIDUES
+}
 """For each of the twenty, its atoms' names in files to their columns in atom37."""
 
 
@@ -73,27 +68,23 @@ def usual_name(residue: gemmi.Residue) -> str:
     if parent is None:
         return name
     heavy = {atom.name.upper() for atom in residue} - _PATCHES
-    heavy = {name for name in heavy if not name.startswith(NOT_HEAVY)}
+    heavy = {name for name in heavy if not name.startswith(_NOT_HEAVY)}
     return parent if heavy and heavy <= ATOM_COLUMNS[STANDARD[parent]].keys() else name
 
 
 def letter_of(name: str) -> str:
-    """The letter of a name in a sequence; X for what is none of the twenty."""
+    """The letter of a name in a sequence; X if it is none of the twenty."""
     name = name.upper()
     return LETTERS.get(ALIASES.get(name, name), "X")
 
 
 def is_amino_acid(residue: gemmi.Residue) -> bool | None:
-    """Whether a residue is an amino acid, standard or not, by its name or else by its backbone.
+    """Whether a residue under its `usual_name` is an amino acid, by its name or its backbone.
 
-    Args:
-        residue: with its `usual_name`.
-
-    Returns:
-        None for a Cα alone under an unknown name, which may be an ion: its neighbours tell.
+    None for a Cα alone under an unknown name, which may be an ion: its neighbours decide.
     """
     known = _tabulated(residue.name)
-    if known is not None and residue.name != "UNK":  # as which ligands are written too
+    if known is not None and residue.name != "UNK":  # programs also call ligands UNK
         return known
     names = {atom.name.upper() for atom in residue}
     if names >= {"N", "CA", "C"}:
@@ -102,7 +93,7 @@ def is_amino_acid(residue: gemmi.Residue) -> bool | None:
 
 
 def may_be_listed(name: str) -> bool:
-    """Whether a name in a sequence may be part of a protein: caps, but no nucleotide or water."""
+    """Whether the sequence of a protein may have this name: no nucleotide or water, but a cap."""
     return name in _CAPS or _tabulated(name) is not False
 
 

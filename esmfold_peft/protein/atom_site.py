@@ -5,6 +5,7 @@ unknown. This module fills in columns that follow from others, and refuses such 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import gemmi
 import numpy as np
@@ -15,7 +16,7 @@ _PREFIX = "_atom_site."
 _XYZ = ("Cartn_x", "Cartn_y", "Cartn_z")
 _UNKNOWN = ("?", ".")
 _NO_PLACE = (*_UNKNOWN, "nan", "NaN", "NAN")
-"""What programs write where an atom's place is unknown."""
+"""Values of an unknown coordinate."""
 
 
 def is_atom_table(block: gemmi.cif.Block) -> bool:
@@ -25,23 +26,19 @@ def is_atom_table(block: gemmi.cif.Block) -> bool:
 
 
 def complete(block: gemmi.cif.Block, place: str) -> dict[str, str]:
-    """Adds the columns that gemmi needs and other readers do without.
+    """Adds to a block the columns that gemmi needs and other readers do not.
 
-    Args:
-        block: with a table of atoms; changed in place.
-        place: of the file, for the message.
-
-    Returns:
-        The author's names of chains that have another in the table now, since gemmi would mix
-        residues of several molecules under one name.
+    Returns the author's names of chains that now have another name in the table, since gemmi would
+    mix residues of several molecules under one name.
 
     Raises:
-        UserError: a column is missing that nothing stands in for.
+        UserError: a column is missing that no other can replace.
     """
     loop = _loop(block)
     assert loop is not None
     has = {tag.lower().removeprefix(_PREFIX) for tag in loop.tags}
-    for names in (*((name,) for name in _XYZ), *_either("comp_id", "atom_id", "seq_id")):
+    either = ((f"label_{name}", f"auth_{name}") for name in ("comp_id", "atom_id", "seq_id"))
+    for names in (*((name,) for name in _XYZ), *either):
         if has.isdisjoint(name.lower() for name in names):
             wanted = " or ".join(_PREFIX + name for name in names)
             raise UserError(f"{place}: the table of atoms has no column {wanted}")
@@ -53,24 +50,21 @@ def complete(block: gemmi.cif.Block, place: str) -> dict[str, str]:
         loop.add_columns([_PREFIX + "id"], "0")
         _fill(block, "id", [str(row) for row in range(1, loop.length() + 1)])
     _name_chains(block, loop, has)
-    return _part_molecules(block, has)
+    return _separate_molecules(block, loop, has)
 
 
 def require_numbers(
     block: gemmi.cif.Block, structure: gemmi.Structure, text: bytes, place: str
 ) -> None:
-    """Refuses coordinates that are neither a number nor said to be unknown.
+    """Refuses coordinates that are neither a number nor marked as unknown.
 
     Args:
-        block: the file's.
-        structure: what gemmi made of it.
+        block: of the file.
+        structure: gemmi's, of the block.
         text: of the file, to find the line.
         place: of the file, for the message.
-
-    Raises:
-        UserError: a coordinate is something else.
     """
-    # One coordinate that is no number makes the centre none.
+    # One coordinate that is not a number makes the centre NaN.
     centres = [model.calculate_center_of_mass().tolist() for model in structure]
     if np.isfinite(centres).all():
         return
@@ -81,10 +75,6 @@ def require_numbers(
                 line = _line(block, text, atom, value)
                 fault = f"{line}{name} of atom {atom} is not a number, but {value[:40]}"
                 raise UserError(f"{place}: not a valid coordinate file ({fault})")
-
-
-def _either(*names: str) -> list[tuple[str, str]]:
-    return [(f"label_{name}", f"auth_{name}") for name in names]
 
 
 def _loop(block: gemmi.cif.Block) -> gemmi.cif.Loop | None:
@@ -104,19 +94,20 @@ def _fill(block: gemmi.cif.Block, name: str, values: list[str]) -> None:
 
 def _name_chains(block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]) -> None:
     """Gives atoms without a label of their chain the author's name for it."""
-    labels = _column(block, "label_asym_id") if "label_asym_id" in has else []
-    if "label_asym_id" in has and set(labels).isdisjoint(_UNKNOWN):
-        return
     if "label_asym_id" not in has:
-        loop.add_columns([_PREFIX + "label_asym_id"], "A")
-        labels = ["?"] * loop.length()
+        loop.add_columns([_PREFIX + "label_asym_id"], "?")
+    labels = list(_column(block, "label_asym_id"))
+    if set(labels).isdisjoint(_UNKNOWN):
+        return
     authors = list(_column(block, "auth_asym_id")) if "auth_asym_id" in has else ["A"] * len(labels)
     authors = ["A" if author in _UNKNOWN else author for author in authors]
     both = zip(labels, authors, strict=True)
     _fill(block, "label_asym_id", [author if one in _UNKNOWN else one for one, author in both])
 
 
-def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
+def _separate_molecules(
+    block: gemmi.cif.Block, loop: gemmi.cif.Loop, has: set[str]
+) -> dict[str, str]:
     """Gives each molecule a name of its own where several polymers have one author's name."""
     labels = list(_column(block, "label_asym_id"))
     stated = bool(block.find_loop("_entity_poly_seq.mon_id"))
@@ -131,10 +122,8 @@ def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
     if len({author for author, *_ in polymers}) == len(polymers):
         return {}
     if "auth_asym_id" not in has:
-        block.find_loop(_PREFIX + "id").get_loop().add_columns([_PREFIX + "auth_asym_id"], "A")
-    names = {
-        key: " ".join(map(gemmi.cif.as_string, key)) for key in {tuple(key) for _, *key in found}
-    }
+        loop.add_columns([_PREFIX + "auth_asym_id"], "A")
+    names = {tuple(key): " ".join(map(gemmi.cif.as_string, key)) for _, *key in found}
     keys = zip(authors, labels, copies, strict=True)
     _fill(block, "auth_asym_id", [gemmi.cif.quote(names[key]) for key in keys])
     return {name: gemmi.cif.as_string(key[0]) for key, name in names.items()}
@@ -142,13 +131,17 @@ def _part_molecules(block: gemmi.cif.Block, has: set[str]) -> dict[str, str]:
 
 def _copies(block: gemmi.cif.Block, has: set[str]) -> list[str]:
     """For each atom, how many residues before its own have the same names and numbers."""
-    tags = ("auth_asym_id", "label_asym_id", "pdbx_PDB_model_num", "label_seq_id", "auth_seq_id")
-    tags = (*tags, "pdbx_PDB_ins_code", "label_comp_id", "auth_comp_id")
-    residues = list(zip(*(_column(block, tag) for tag in tags if tag.lower() in has), strict=True))
-    atoms = ("label_atom_id", "auth_atom_id", "label_alt_id")
-    atoms = zip(*(_column(block, tag) for tag in atoms if tag.lower() in has), strict=True)
+
+    def rows(tags: str) -> Iterator[tuple[str, ...]]:
+        return zip(*(_column(block, t) for t in tags.split() if t.lower() in has), strict=True)
+
+    residues = rows(
+        "auth_asym_id label_asym_id pdbx_PDB_model_num label_seq_id auth_seq_id pdbx_PDB_ins_code"
+        " label_comp_id auth_comp_id"
+    )
     seen: Counter[tuple] = Counter()
     copies, copy, last = [], 0, None
+    atoms = rows("label_atom_id auth_atom_id label_alt_id")
     for residue, atom in zip(residues, atoms, strict=False):
         key = residue + atom
         if residue != last:

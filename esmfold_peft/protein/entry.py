@@ -1,4 +1,4 @@
-"""A coordinate file, mmCIF or PDB, opened with gemmi: its models, and what it says of itself.
+"""A coordinate file, mmCIF or PDB, opened with gemmi: its models, name, experiment and date.
 
 gemmi is a C++ parser, many times faster than one written in Python.
 """
@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import gemmi
 
-from esmfold_peft.disk.files import read_bytes
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.atom_site import complete, is_atom_table, require_numbers
 from esmfold_peft.protein.pdb_text import readable
@@ -21,7 +20,7 @@ from esmfold_peft.protein.polymers import Polymer, mmcif_polymers, pdb_polymers
 _PDB_RECORDS = (b"HEADER", b"ATOM  ", b"HETATM", b"CRYST1", b"MODEL ")
 _PDB_FIRST_RELEASE = re.compile(rb"\nREVDAT   1   (\d\d-[A-Z]{3}-\d\d)")
 _MUCH = 1 << 20
-"""Bytes among which a file in lower case has a record."""
+"""Bytes; a file in lower case has a record among them."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _RESOLUTION_TAGS = ("_refine.ls_d_res_high", "_em_3d_reconstruction.resolution")
@@ -37,17 +36,15 @@ class Entry:
     """A file with coordinates.
 
     Attributes:
-        place: where it comes from, for messages.
         name: the entry's id as the file states it, otherwise the file name without its endings.
-        structure: every model; the chains of a PDB file are parted at TER.
+        structure: every model; TER ends a chain of a PDB file.
         polymers: the protein chains of the first model.
         resolution: Å, of diffraction or cryo-EM; None if unknown or if the method is NMR.
         method: as the file states it, several joined by "; "; None if unknown.
         release_date: oldest revision; None if unknown.
-        notes: what of the file is not read, and why.
+        notes: which parts of the file are not read, and why.
     """
 
-    place: str
     name: str
     structure: gemmi.Structure
     polymers: list[Polymer]
@@ -57,27 +54,19 @@ class Entry:
     notes: list[str]
 
 
-def open_entry(path: Path) -> Entry:
-    """Parses an mmCIF or PDB file, plain or gzip-compressed; the content decides, not the name.
-
-    Raises:
-        UserError: the file cannot be read, is neither mmCIF nor PDB, is damaged, or holds no
-            coordinates.
-    """
-    return parse_entry(read_bytes(path), str(path))
-
-
 def parse_entry(data: bytes, place: str) -> Entry:
-    """Parses the content of an mmCIF or PDB file, no longer compressed.
+    """Parses the content of an mmCIF or PDB file, no longer compressed; `place` is for messages.
 
-    Args:
-        data: the content.
-        place: where it comes from: a path, or what stands for one.
+    The content decides on the format, not the name.
 
     Raises:
         UserError: it is neither mmCIF nor PDB, is damaged, or holds no coordinates.
     """
-    data = _decoded(data, place)
+    if data.startswith(_UTF16_MARKS):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
     with refusing_damage(place):
         if _is_mmcif(data):
             return _open_mmcif(place, _plain_text(data))
@@ -90,20 +79,15 @@ def parse_entry(data: bytes, place: str) -> Entry:
 def refusing_damage(
     place: str, raised: tuple[type[Exception], ...] = (RuntimeError, UnicodeDecodeError)
 ) -> Iterator[None]:
-    """Turns what gemmi raises over a damaged file into one line.
+    """Turns an error of gemmi over a damaged file into one line, a UserError.
 
-    Args:
-        place: where the file is.
-        raised: what gemmi raises; more when it parses (`_PARSING`) than when it is asked for names
-            later, which it only then decodes. Errors of our own code must not pass for damage.
-
-    Raises:
-        UserError: gemmi raised something.
+    gemmi raises more kinds of errors when it parses (`_PARSING`) than later, when it decodes names.
+    Errors of our own code must not be reported as damage.
     """
     try:
         yield
     except raised as error:
-        # It may quote the file at any length.
+        # The message may quote much of the file.
         reason = next(iter(str(error)[:200].splitlines()), type(error).__name__)
         raise UserError(f"{place}: not a valid coordinate file ({reason})") from error
 
@@ -127,15 +111,6 @@ def _is_pdb(data: bytes) -> bool:
 
 def _begins(text: bytes, word: bytes) -> bool:
     return b"\n" + word in text or b"\r" + word in text
-
-
-def _decoded(data: bytes, place: str) -> bytes:
-    if not data.startswith(_UTF16_MARKS):
-        return data
-    try:
-        return data.decode("utf-16").encode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: damaged UTF-16 text ({error.reason})") from error
 
 
 def _plain_text(data: bytes) -> bytes:
@@ -174,7 +149,6 @@ def _open_block(block: gemmi.cif.Block, place: str, data: bytes) -> Entry:
     dates = [value for tag in _RELEASE_TAGS for value in _values(block, tag)]
     release_date, notes = _oldest(dates, date.fromisoformat)
     return Entry(
-        place=place,
         name=name,
         structure=structure,
         polymers=mmcif_polymers(structure, authors),
@@ -190,14 +164,16 @@ def _open_pdb(place: str, data: bytes) -> Entry:
     with refusing_damage(place, _PARSING):
         structure = gemmi.read_pdb_string(data, split_chain_on_ter=True)
     _require_atoms(structure, place, notes)
-    # Only what is asked for is decoded: a title may be in an encoding other than UTF-8.
+    # Only what is needed is decoded: a title may be in an encoding other than UTF-8.
     info = {tag: structure.info[tag] for tag in _INFO_TAGS if tag in structure.info}
     method = info.get("_exptl.method")
-    first_release = _PDB_FIRST_RELEASE.search(b"\n" + data)
-    dates = [first_release[1].decode()] if first_release else []
-    release_date, undated = _oldest(dates, _pdb_date)
+    first = _PDB_FIRST_RELEASE.search(b"\n" + data)
+    release_date, undated = _oldest(
+        [first[1].decode()] if first else [],
+        # Years from 69 on are of the twentieth century.
+        lambda text: datetime.strptime(text, "%d-%b-%y").date(),
+    )
     return Entry(
-        place=place,
         name=_printable(info.get("_entry.id", file_stem(place)), place),
         structure=structure,
         polymers=pdb_polymers(structure),
@@ -219,7 +195,7 @@ def _printable(name: str, place: str) -> str:
 
 
 def _other_models(structure: gemmi.Structure) -> list[str]:
-    """Says that the models are no ensemble, of which one stands for all."""
+    """A note if the models differ; of an ensemble, one model is enough."""
     found = {
         (model.count_atom_sites(), *(chain.name for chain in model), *map(str, model[0][:1]))
         for model in structure
@@ -247,7 +223,7 @@ def _resolution(method: str | None, values: Iterator[str]) -> float | None:
 
 
 def _oldest(texts: list[str], read: Callable[[str], date]) -> tuple[date | None, list[str]]:
-    """The oldest date, and a note if one cannot be read: which is no reason to lose coordinates."""
+    """The oldest date; a date that cannot be read gives a note, since coordinates matter more."""
     dates = []
     for text in texts:
         try:
@@ -255,11 +231,6 @@ def _oldest(texts: list[str], read: Callable[[str], date]) -> tuple[date | None,
         except ValueError:
             return None, [f"release date unknown: {text[:40]} is not a date"]
     return min(dates, default=None), []
-
-
-def _pdb_date(text: str) -> date:
-    """Reads dd-MMM-yy; years from 69 on are of the twentieth century."""
-    return datetime.strptime(text, "%d-%b-%y").date()
 
 
 def file_stem(place: str) -> str:

@@ -6,14 +6,14 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from esmfold_peft.errors import UserError
 
 STDIN = "-"
-"""The path that stands for standard input."""
+"""The path that means standard input."""
 
 _PIECE = 1 << 16
 """Most characters of a piece: a line may be longer than memory."""
@@ -47,9 +47,6 @@ _FORMATS = (
     (r"(?i)(id|name),", "looks like a table"),
     (r"(?i)[a-z*]+\s*$", "looks like a sequence without its header"),
 )
-_BINARY_BYTE = "\0"
-"""No text has it; other control characters may stand in a header, as ^A does in NCBI's nr."""
-
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -70,56 +67,36 @@ class Piece(NamedTuple):
 
 
 def file_name(path: Path) -> str:
-    """What messages call a file: its path, or "stdin"."""
+    """The name of a file in messages: its path, or "stdin"."""
     return "stdin" if str(path) == STDIN else str(path)
 
 
 def line_pieces(path: Path) -> Iterator[Piece]:
-    """Reads a FASTA file, plain or gzip-compressed as its content says, from its first header on.
+    """Yields a FASTA file, plain or gzip, from its first header on, in pieces of 65,536 characters.
 
     Lines end with a line feed, a carriage return, or both; a byte order mark before a line is
-    dropped. Bytes that are not UTF-8 are kept as lone surrogates (PEP 383). Nothing is sought, so
-    that a pipe will do.
-
-    Args:
-        path: of the file; "-" is standard input.
-
-    Yields:
-        The lines in pieces of at most 65,536 characters.
+    dropped. Bytes that are not UTF-8 are kept as lone surrogates (PEP 383). The file, or standard
+    input ("-"), is read once from its beginning, so a pipe will do.
 
     Raises:
         UserError: the file is missing, unreadable, empty, binary, compressed in another way, a
-            gzip file that is damaged, or one whose first line with anything is no header.
+            damaged gzip file, or its first line that is not blank is no header.
     """
     place = file_name(path)
-    with _refusing_damage(place), _opened(path) as source:
-        pieces = _checked(_pieces(_decoded(source, place)), place)
-        yield from _from_first_header(pieces, place)
-
-
-@contextmanager
-def _refusing_damage(place: str) -> Iterator[None]:
+    if path == Path(STDIN) and sys.stdin is None:
+        raise UserError("stdin: closed")
     try:
-        yield
+        with nullcontext(sys.stdin.buffer) if path == Path(STDIN) else path.open("rb") as source:
+            stream = _decoded(cast(io.BufferedIOBase, source), place)
+            yield from _from_first_header(_pieces(stream, place), place)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{place}: damaged gzip file ({error})") from error
     except OSError as error:
         raise UserError(f"{place}: {error.strerror or error}") from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    if str(path) == STDIN:
-        if sys.stdin is None:
-            raise UserError("stdin: closed")
-        yield cast(io.BufferedIOBase, sys.stdin.buffer)
-    else:
-        with path.open("rb") as file:
-            yield file
-
-
 class _Rejoined(io.RawIOBase):
-    """A stream of which the beginning has been read."""
+    """A stream and its beginning, which was read before; a pipe cannot be sought."""
 
     def __init__(self, beginning: bytes, rest: io.BufferedIOBase):
         self._beginning, self._rest = beginning, rest
@@ -150,31 +127,24 @@ def _decoded(source: io.BufferedIOBase, place: str) -> io.TextIOWrapper:
 
 
 def _check_magic(beginning: bytes, place: str) -> None:
-    for magic, name in _COMPRESSED.items():
+    for magic, name in (_COMPRESSED | _BINARY).items():
         if beginning.startswith(magic):
-            raise UserError(f"{place}: not FASTA ({name} file; decompress it, or use gzip)")
-    for magic, name in _BINARY.items():
-        if beginning.startswith(magic):
-            raise UserError(f"{place}: not FASTA ({name})")
+            advice = " file; decompress it, or use gzip" if magic in _COMPRESSED else ""
+            raise UserError(f"{place}: not FASTA ({name}{advice})")
 
 
-def _pieces(stream: io.TextIOWrapper) -> Iterator[Piece]:
+def _pieces(stream: io.TextIOWrapper, place: str) -> Iterator[Piece]:
     line, begins, header = 1, True, False
     while text := stream.readline(_PIECE):
+        # No text has this byte; a header may have others, as NCBI's nr has ^A.
+        if "\0" in text:
+            raise UserError(f"{place}:{line}: not FASTA (not a text file: byte 0x00)")
         ended = text.endswith("\n")
         if begins:
             text = text.removeprefix(_BYTE_ORDER_MARK)
             header = text.startswith(">")
         yield Piece(text.removesuffix("\n"), line, begins, header)
         line, begins = line + ended, ended
-
-
-def _checked(pieces: Iterator[Piece], place: str) -> Iterator[Piece]:
-    """The same pieces, once it is certain that they are text."""
-    for piece in pieces:
-        if _BINARY_BYTE in piece.text:
-            raise UserError(f"{place}:{piece.line}: not FASTA (not a text file: byte 0x00)")
-        yield piece
 
 
 def _from_first_header(pieces: Iterator[Piece], place: str) -> Iterator[Piece]:

@@ -24,37 +24,37 @@ _BROKEN_CA = 5.0
 
 
 def is_bonded(one: gemmi.Residue, other: gemmi.Residue) -> bool | None:
-    """Whether a peptide bond joins two residues; None where the atoms do not tell."""
+    """Whether a peptide bond joins two residues; None where the atoms do not decide it."""
     ca = _distance(one, "CA", other, "CA")
     bond = _distance(one, "C", other, "N")
     if bond is None:
         if ca is None:
             return None
-        return _decided(_BONDED_CA[0] <= ca <= _BONDED_CA[1], broken=ca > _BROKEN_CA)
-    far = ca is None or ca > _BROKEN_CA
-    return _decided(_BONDED[0] <= bond <= _BONDED[1], broken=bond > _BROKEN and far)
+        bonded, broken = _BONDED_CA[0] <= ca <= _BONDED_CA[1], ca > _BROKEN_CA
+    else:
+        bonded = _BONDED[0] <= bond <= _BONDED[1]
+        broken = bond > _BROKEN and (ca is None or ca > _BROKEN_CA)
+    return True if bonded else False if broken else None
 
 
 def places(residues: list[gemmi.Residue]) -> tuple[Int32[np.ndarray, "n"], list[int]]:
-    """Numbers residues from the file's numbers and the distances between neighbours.
+    """Numbers at least one residue from the file's numbers and the distances between neighbours.
 
-    Args:
-        residues: at least one, in the order of the chain.
-
-    Returns:
-        0-based places, and the rows before which the chain is broken though its numbers run on.
+    Returns 0-based places, and the rows before which the chain is broken though its numbers run on.
     """
     labels = [residue.label_seq or 0 for residue in residues]
     labelled = labels[0] >= 1 and all(a < b for a, b in pairwise(labels))
     steps, hidden = [labels[0] - 1 if labelled else 0], []
     for row in range(1, len(residues)):
         one, other = residues[row - 1], residues[row]
-        by_author = _author_step(one, other)
+        by_author = max(1, _number(other)[0] - _number(one)[0])
         step = labels[row] - labels[row - 1] if labelled else by_author
         bonded = is_bonded(one, other)
         if bonded:
             step = 1
-        elif step == 1 and (bonded is False or (by_author > 1 and _is_far(one, other))):
+        elif step == 1 and (
+            bonded is False or (by_author > 1 and (_distance(one, "C", other, "N") or 0) > _BROKEN)
+        ):
             step = max(by_author, 2)
             hidden += [row] if by_author < 2 else []
         steps.append(step)
@@ -69,21 +69,8 @@ def increases(one: gemmi.Residue, other: gemmi.Residue) -> bool:
     return _number(one) < _number(other)
 
 
-def _is_far(one: gemmi.Residue, other: gemmi.Residue) -> bool:
-    bond = _distance(one, "C", other, "N")
-    return bond is not None and bond > _BROKEN
-
-
-def _author_step(one: gemmi.Residue, other: gemmi.Residue) -> int:
-    return max(1, _number(other)[0] - _number(one)[0])
-
-
 def _number(residue: gemmi.Residue) -> tuple[int, str]:
     return residue.seqid.num or 0, residue.seqid.icode
-
-
-def _decided(bonded: bool, *, broken: bool) -> bool | None:
-    return True if bonded else False if broken else None
 
 
 def _distance(one: gemmi.Residue, name: str, other: gemmi.Residue, name_there: str) -> float | None:

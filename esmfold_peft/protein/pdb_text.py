@@ -1,12 +1,13 @@
 """The text of a PDB file before gemmi reads it.
 
-gemmi takes what is no number for 0, a blank occupancy for 0, the fourth letter of a residue's name
-for one of the chain's, and two copies of a molecule under one name for one. Here such lines are
-refused or put right.
+gemmi reads a coordinate that is not a number and a blank occupancy as 0, the fourth letter of a
+residue's name as one of the chain's, and two copies of a molecule under one name as one. This
+module refuses such lines or corrects them.
 """
 
 import math
 import string
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -23,19 +24,14 @@ _SERIAL = slice(22, 26)
 _COORDINATES = slice(30, 54)
 _OCCUPANCY = slice(54, 60)
 _DIGITS = b" +-.0123456789"
-_NUMBER = np.zeros(256, dtype=bool)
-_NUMBER[list(_DIGITS)] = True
+_NUMBER = np.isin(np.arange(256), list(_DIGITS))
 _SERIALS = np.isin(np.arange(256), list(f" -+{string.ascii_letters}{string.digits}".encode()))
 _CASE = 0x20
 _LONGEST = 76
 
 
 def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
-    """The text in a form that gemmi reads rightly, and notes on what it leaves out.
-
-    Args:
-        data: the content.
-        place: of the file, for the message.
+    """The text in a form that gemmi reads correctly, and notes on atoms that it does not read.
 
     Raises:
         UserError: the coordinates of an atom are not three numbers, or an amino acid has no number.
@@ -52,16 +48,17 @@ def readable(data: bytes, place: str) -> tuple[bytes, list[str]]:
     _require_coordinates(lines, atoms, place)
     _require_residue_numbers(lines, atoms, place)
     changed = text.copy()
-    _fill_occupancies(changed, lines, starts[atoms])
-    _shorten_names(changed, lines, starts[atoms])
+    starts = starts[atoms]
+    _fill_occupancies(changed, lines, starts)
+    _shorten_names(changed, lines, starts)
     models = np.cumsum(heads == b"MODEL ")[atoms]
-    changed = _part_copies(changed, lines, models, starts[atoms])
+    changed = _separate_copies(changed, lines, models, starts)
     note = f"{unread} atoms after the record END on line {end + 1} are not read"
     return changed.tobytes(), [note] if unread else []
 
 
 def _heads(text: UInt8[np.ndarray, "m"], starts: Int64[np.ndarray, "l"]) -> np.ndarray:
-    """The names of records, in capitals, as gemmi takes them."""
+    """The names of records, in capitals, as gemmi reads them."""
     padded = np.concatenate([text, np.full(6, ord(" "), dtype=np.uint8)])
     heads = padded[starts[:, None] + np.arange(6)]
     heads[np.logical_or.accumulate(heads < ord(" "), axis=1)] = ord(" ")
@@ -90,41 +87,37 @@ def _require_coordinates(
         np.delete(fields, doubtful, axis=0).astype(np.float64)
     except ValueError:
         doubtful = np.arange(len(fields))
-    # Of z in a column too far to the right, the last digit stands where the occupancy begins.
+    # If z is a column too far to the right, its last digit is where the occupancy begins.
     digit = (lines[:, 54] >= ord("0")) & (lines[:, 54] <= ord("9"))
     points = columns.reshape(-1, 3, 8) == ord(".")
     shifted = digit & (points[:, 2].argmax(-1) != points[:, 1].argmax(-1))
     for row in np.union1d(doubtful, np.flatnonzero(shifted)):
         if shifted[row] or not all(map(_is_number, fields[row])):
-            shown = (
-                lines[row, 30 : 60 if shifted[row] else 54]
-                .tobytes()
-                .replace(b"\0", b"")
-                .decode("ascii", "replace")
-            )
-            raise UserError(
-                f"{place}: not a valid coordinate file (line {atoms[row] + 1}: x, y and z in"
-                f' columns 31 to 54 are not three numbers, but "{shown.rstrip()}")'
+            shown = lines[row, 30 : 60 if shifted[row] else 54].tobytes().replace(b"\0", b"")
+            fault = "x, y and z in columns 31 to 54 are not three numbers, but"
+            _refuse(
+                place, int(atoms[row]), f'{fault} "{shown.decode("ascii", "replace").rstrip()}"'
             )
 
 
 def _require_residue_numbers(
     lines: UInt8[np.ndarray, "a 76"], atoms: Int64[np.ndarray, "a"], place: str
 ) -> None:
-    """Refuses amino acids without a number, which gemmi would take for one; water may lack them."""
+    """Refuses amino acids without a number, which gemmi would join; water may lack numbers."""
     serials = lines[:, _SERIAL]
     bad = ~_SERIALS[serials].all(-1) | (serials == ord(" ")).all(-1)
     for row in np.flatnonzero(bad):
         name = lines[row, 17:20].tobytes().decode("ascii", "replace").strip()
         if letter_of(name) != "X":
-            raise UserError(
-                f"{place}: not a valid coordinate file (line {atoms[row] + 1}: no residue number in"
-                " columns 23 to 26)"
-            )
+            _refuse(place, int(atoms[row]), "no residue number in columns 23 to 26")
+
+
+def _refuse(place: str, line: int, fault: str) -> NoReturn:
+    raise UserError(f"{place}: not a valid coordinate file (line {line + 1}: {fault})")
 
 
 def _is_number(field: bytes) -> bool:
-    """Whether gemmi reads a field as it is meant; nan is how programs write an unknown place."""
+    """Whether gemmi reads a field correctly; programs write nan for an unknown place."""
     try:
         value = float(field)
     except ValueError:
@@ -135,7 +128,7 @@ def _is_number(field: bytes) -> bool:
 def _fill_occupancies(
     text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 76"], starts: Int64[np.ndarray, "a"]
 ) -> None:
-    """Writes 1.00 where the occupancy has no digit, or as much of it as the line is long."""
+    """Writes 1.00 where the occupancy has no digit, up to the end of the line."""
     columns = lines[:, _OCCUPANCY]
     missing = ~np.any((columns >= ord("0")) & (columns <= ord("9")), axis=-1)
     rows, places = np.nonzero(missing[:, None] & (columns != 0))
@@ -145,10 +138,10 @@ def _fill_occupancies(
 def _shorten_names(
     text: UInt8[np.ndarray, "m"], lines: UInt8[np.ndarray, "a 76"], starts: Int64[np.ndarray, "a"]
 ) -> None:
-    """Writes the amino acid's name where a force field's has four letters.
+    """Replaces a force field's name of four letters by the amino acid's.
 
-    The fourth is in the first of two columns that gemmi reads as the chain's name. It is the
-    chain's where the same two stand behind a name that it makes no other of.
+    The fourth is in the first of two columns that gemmi reads as the chain's name. It belongs to
+    the chain if the same two columns also follow a name that is not a force field's.
     """
     names, chains = (_texts(lines, columns) for columns in (_NAME, _CHAIN))
     longer = {
@@ -163,20 +156,13 @@ def _shorten_names(
             text[where] = np.frombuffer(f"{parent} ".encode(), dtype=np.uint8)
 
 
-def _part_copies(
+def _separate_copies(
     text: UInt8[np.ndarray, "m"],
     lines: UInt8[np.ndarray, "a 76"],
     models: Int64[np.ndarray, "a"],
     starts: Int64[np.ndarray, "a"],
 ) -> UInt8[np.ndarray, "k"]:
-    """Writes TER before a second copy of the same residues, whose atoms gemmi would mix.
-
-    Args:
-        text: the file.
-        lines: of atoms.
-        models: number of the model of each.
-        starts: of the lines in the text.
-    """
+    """Writes TER before a second copy of the same residues, whose atoms gemmi would mix."""
     keys = np.concatenate(
         [lines[:, _ATOM], lines[:, _SEGMENT], models.astype("<u4").view(np.uint8).reshape(-1, 4)], 1
     )

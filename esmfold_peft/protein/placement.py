@@ -1,6 +1,7 @@
 """Where a chain's modelled residues stand in its sequence, deposited or not."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -15,7 +16,7 @@ from esmfold_peft.protein.polymers import Polymer, listed
 _LEAST_PLACED = 0.9
 """Share of the modelled residues that must have a place in a deposited sequence."""
 _MISMATCHES = (-10_000, -2_000)
-"""Scores of an alignment (`_aligned`): as gemmi has it, then so that a mutation is no gap."""
+"""Scores in `_aligned`: gemmi's own, then one that does not turn a mutation into a gap."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,21 @@ def place_residues(polymer: Polymer, *, modified: bool) -> Placed:
     if found is None:
         found = _modelled(polymer.residues)
         if polymer.deposited:
-            found.notes.append(
-                "the modelled residues do not fit the deposited sequence; the modelled sequence is"
-                " used"
-            )
-    names = [
-        f"{residue.name} {residue.seqid}"
-        for place, residue in found.residues.items()
-        if residue.name not in LETTERS
-    ]
-    if names:
+            problem = "the modelled residues do not fit the deposited sequence"
+            found.notes.append(f"{problem}; the modelled sequence is used")
+    if strange := [each for each in found.residues.values() if each.name not in LETTERS]:
         atoms = "with the atoms they have" if modified else "without atoms"
-        found.notes.append(f"modified residues are read as X, {atoms}: {listed(names)}")
+        found.notes.append(f"modified residues are read as X, {atoms}: {_named(strange)}")
     return found
 
 
 def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
     """The deposited sequence, by the file's places or else by alignment; None if it does not fit.
 
-    Places are aligned where the file has none (PDB), or has others than those of the sequence; at
-    first no residue may contradict it.
+    Residues are aligned where the file states no places (PDB), or places of another sequence; at
+    first no residue may contradict the sequence.
     """
-    # What a force field's name stands for elsewhere is told by atoms, which a sequence lacks.
+    # Atoms tell a force field's name from another molecule of that name; a sequence has no atoms.
     others = {residue.name for residue in polymer.residues if residue.name in ALIASES}
     letters = {
         name: "X" if name in others else letter_of(gemmi.Entity.first_mon(name))
@@ -63,7 +57,7 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
     }
     sequence = "".join(letters[name] for name in polymer.deposited)
     index = np.arange(len(sequence), dtype=np.int32)
-    best: tuple[dict[int, gemmi.Residue], list[gemmi.Residue]] | None = None
+    best: tuple[dict[int, gemmi.Residue], list[gemmi.Residue]] | None = None  # placed, and not
     for mismatch in (None, *_MISMATCHES):
         residues = polymer.residues if mismatch is None else _aligned(polymer, mismatch)
         placed, left = _placed(residues, sequence, modified=modified)
@@ -77,7 +71,8 @@ def _deposited(polymer: Polymer, *, modified: bool) -> Placed | None:
     if best is None:
         return None
     placed, left = best
-    return Placed(sequence, index, placed, [_left_out(left)] if left else [])
+    note = f"residues that contradict the deposited sequence are left out: {_named(left)}"
+    return Placed(sequence, index, placed, [note] if left else [])
 
 
 def _lacks(residues: list[gemmi.Residue], placed: dict[int, gemmi.Residue]) -> bool:
@@ -92,9 +87,8 @@ def _lacks(residues: list[gemmi.Residue], placed: dict[int, gemmi.Residue]) -> b
     )
 
 
-def _left_out(residues: list[gemmi.Residue]) -> str:
-    names = [f"{residue.name} {residue.seqid}" for residue in residues]
-    return f"residues that contradict the deposited sequence are left out: {listed(names)}"
+def _named(residues: Iterable[gemmi.Residue]) -> str:
+    return listed([f"{residue.name} {residue.seqid}" for residue in residues])
 
 
 def _placed(
@@ -102,10 +96,7 @@ def _placed(
 ) -> tuple[dict[int, gemmi.Residue], list[gemmi.Residue]]:
     """The residues that agree with a sequence by their place in it, and those that do not.
 
-    Args:
-        residues: of the coordinates.
-        sequence: the deposited one.
-        modified: whether a modified residue agrees with any letter.
+    If `modified`, a modified residue agrees with any letter.
     """
     placed: dict[int, gemmi.Residue] = {}
     left = []
@@ -113,13 +104,9 @@ def _placed(
         place = (residue.label_seq or 0) - 1
         letter = LETTERS.get(residue.name, "X")
         fits = 0 <= place < len(sequence)
-        if fits and (letter == sequence[place] or (modified and letter == "X")):
-            first_there = placed.setdefault(place, residue)
-            if first_there is residue:
-                continue
-        left.append(residue)
-    if not left:
-        return placed, left
+        fits = fits and (letter == sequence[place] or (modified and letter == "X"))
+        if not fits or placed.setdefault(place, residue) is not residue:
+            left.append(residue)
     # Of several residues at one position (microheterogeneity) the sequence lists one.
     taken = {residue.seqid for residue in placed.values()}
     return placed, [residue for residue in left if residue.seqid not in taken]
@@ -128,10 +115,8 @@ def _placed(
 def _aligned(polymer: Polymer, mismatch: int) -> list[gemmi.Residue]:
     """Copies of the residues with the places that an alignment to the deposited sequence finds.
 
-    Args:
-        polymer: with a deposited sequence.
-        mismatch: score of two residues of different names; a gap scores -10,000 where the chain is
-            unbroken, and 0 where it is broken.
+    `mismatch` is the score of two residues of different names; a gap scores -10,000 where the chain
+    is unbroken, and 0 where it is broken.
     """
     chain = gemmi.Chain("A")
     for residue in polymer.residues:
@@ -144,7 +129,7 @@ def _aligned(polymer: Polymer, mismatch: int) -> list[gemmi.Residue]:
     found = gemmi.align_sequence_to_polymer(names, chain.whole(), kind, scoring)
     residues, place = iter(chain.whole().first_conformer()), 1
     for length, step in re.findall(r"(\d+)([MID])", found.cigar_str()):
-        if step != "I":  # which is in the sequence alone
+        if step != "I":  # an insertion is in the sequence only
             for offset, residue in enumerate(islice(residues, int(length))):
                 residue.label_seq = place + offset if step == "M" else None
         place += 0 if step == "D" else int(length)

@@ -1,9 +1,8 @@
 """The protein chains among the molecules of a file.
 
-mmCIF says which molecule an atom belongs to, though not every program says it rightly; PDB files
-have a chain's name, which may be blank or serve for ligands and water too, and TER, which ends a
-molecule or marks a break. Residues that are not amino acids belong to no chain, whatever the file
-calls them.
+mmCIF states which molecule an atom belongs to, but some programs state it wrongly. PDB files have a
+chain's name, which may be blank or also be that of ligands and water, and TER, which ends a
+molecule or marks a break. Only amino acids belong to a chain, even if the file states otherwise.
 """
 
 import string
@@ -38,8 +37,8 @@ class Polymer:
         label: its label_asym_id; that of the author in a PDB file.
         entity: its label_entity_id; None in a PDB file.
         deposited: the names of its deposited sequence; empty if the file states none.
-        residues: the amino acids that the file has coordinates of, under their usual names.
-        notes: what reading it left out or decided.
+        residues: the amino acids with coordinates, under their usual names.
+        notes: what the reader left out or decided.
     """
 
     author: str
@@ -54,11 +53,10 @@ def mmcif_polymers(structure: gemmi.Structure, authors: dict[str, str]) -> list[
     """The protein chains of the first model of an mmCIF file that has any, in its order.
 
     Args:
-        structure: what gemmi made of the file.
+        structure: gemmi's, of the file.
         authors: the author's names of chains that have another in `structure`.
     """
-    models = (_mmcif_model(structure, model, authors) for model in structure)
-    return _first(models)
+    return _first(_mmcif_model(structure, model, authors) for model in structure)
 
 
 def _mmcif_model(
@@ -68,7 +66,8 @@ def _mmcif_model(
     entities: dict[tuple[str, str, str], gemmi.Entity | None] = {}
     for chain in model:
         for span in chain.subchains():
-            for entity, residues in _by_entity(span):
+            # Some programs give several molecules one label.
+            for entity, residues in groupby(span, key=lambda residue: residue.entity_id):
                 key = chain.name, span.subchain_id(), entity
                 groups.setdefault(key, []).extend(residues)
                 entities[key] = structure.get_entity(entity) or structure.get_entity_of(span)
@@ -77,7 +76,7 @@ def _mmcif_model(
         entity, notes = entities[key], []
         deposited = list(entity.full_sequence) if entity else []
         chosen = _amino_acids(residues, deposited)
-        # Some programs state wrong types, or none, and name ligands as part of a sequence.
+        # Some programs state wrong types or none, and list ligands in a sequence.
         if not (deposited and entity and entity.polymer_type in _PEPTIDES):
             chosen = _without_ligands(chosen, notes)
         if chosen:
@@ -97,19 +96,10 @@ def _first(models: Iterable[list[Polymer]]) -> list[Polymer]:
     return []
 
 
-def _by_entity(span: gemmi.ResidueSpan) -> Iterator[tuple[str, Iterable[gemmi.Residue]]]:
-    """The residues of one label, which some programs give to several molecules."""
-    if span[0].entity_id == span[-1].entity_id:
-        yield span[0].entity_id, span
-    else:
-        yield from groupby(span, key=lambda residue: residue.entity_id)
-
-
 def pdb_polymers(structure: gemmi.Structure) -> list[Polymer]:
     """The protein chains of the first model of a PDB file that has any, in its order.
 
-    Args:
-        structure: whose chains gemmi has parted at every TER.
+    gemmi has parted the chains of `structure` at every TER.
     """
     deposited = {
         entity.name: [name for name in entity.full_sequence if may_be_listed(name.upper())]
@@ -123,9 +113,8 @@ def _pdb_model(model: gemmi.Model, deposited: dict[str, list[str]]) -> list[Poly
     for chain in model:
         for residues in _parts(chain, deposited.get(chain.name, [])):
             _add(found.setdefault(chain.name, []), chain.name, residues, deposited)
-    polymers = [polymer for chains in found.values() for polymer in chains]
-    _name_blank_ones(found.pop("", []), [chain.name for chain in model])
-    return _with_own_names(polymers)
+    _name_blank_ones(found.get("", []), [chain.name for chain in model])
+    return _with_own_names([polymer for chains in found.values() for polymer in chains])
 
 
 def _amino_acids(residues: Iterable[gemmi.Residue], deposited: list[str]) -> list[gemmi.Residue]:
@@ -160,32 +149,30 @@ def _has_neighbour(residues: list[gemmi.Residue], row: int) -> bool:
 
 
 def _parts(chain: gemmi.Chain, deposited: list[str]) -> Iterator[list[gemmi.Residue]]:
-    """A stretch between two TER; the molecules in it, where segments or blank names hide some.
+    """The molecules in a stretch between two TER: segments and blank names may hide some.
 
-    These are not bonded, and differ in the segment's name or, in a chain without a name, begin with
-    a lower number.
+    Two molecules are not bonded, and differ in the segment's name or, in a chain without a name,
+    the second begins with a lower number.
     """
     part: list[gemmi.Residue] = []
     for residue in _amino_acids(chain, deposited):
-        if part and _begins_another(part[-1], residue, named=bool(chain.name)):
-            yield part
-            part = []
+        if part:
+            last = part[-1]
+            another = last.segment != residue.segment or not (
+                chain.name or increases(last, residue) or last.seqid == residue.seqid
+            )
+            if another and is_bonded(last, residue) is not True:
+                yield part
+                part = []
         part.append(residue)
     if part:
         yield part
 
 
-def _begins_another(one: gemmi.Residue, other: gemmi.Residue, *, named: bool) -> bool:
-    goes_on = named or increases(one, other) or one.seqid == other.seqid
-    if one.segment == other.segment and goes_on:
-        return False
-    return is_bonded(one, other) is not True
-
-
 def _add(
     chains: list[Polymer], name: str, residues: list[gemmi.Residue], deposited: dict[str, list[str]]
 ) -> None:
-    """Adds a part to the last chain of its name where it goes on, else as a chain of its own."""
+    """Adds a part to the last chain of its name if it continues it, else as a new chain."""
     notes: list[str] = []
     last = chains[-1] if chains else None
     if last is not None and _is_rest(last.residues[-1], residues[0]):
@@ -197,7 +184,7 @@ def _add(
         last.residues += residues
         return
     residues = _without_ligands(residues, notes)
-    if last is not None and (not residues or _goes_on(last, residues)):
+    if last is not None and (not residues or _continues(last, residues)):
         last.residues += residues
         last.notes += notes
     elif residues:
@@ -205,54 +192,49 @@ def _add(
 
 
 def _is_rest(one: gemmi.Residue, other: gemmi.Residue) -> bool:
-    """Whether TER stands inside a residue."""
+    """Whether TER splits one residue into these two."""
     names = {atom.name for atom in one}
     same = one.seqid == other.seqid and one.name == other.name
     return same and names.isdisjoint(atom.name for atom in other)
 
 
-def _goes_on(chain: Polymer, residues: list[gemmi.Residue]) -> bool:
-    """Whether a part that is not bonded to a chain is its rest behind a break.
+def _continues(chain: Polymer, residues: list[gemmi.Residue]) -> bool:
+    """Whether a part that is not bonded to a chain continues it after a break.
 
-    SEQRES tells by its length, otherwise the numbers do. Chains without a name share theirs.
+    The length of SEQRES decides, without SEQRES the residue numbers. Chains without a name share
+    one SEQRES.
     """
-    rises = increases(chain.residues[-1], residues[0])
+    rises, named = increases(chain.residues[-1], residues[0]), chain.author != ""
     if chain.deposited:
         fits = len(chain.residues) + len(residues) <= len(chain.deposited)
-        return fits and (rises or chain.author != "")
-    return rises and chain.author != ""
+        return fits and (rises or named)
+    return rises and named
 
 
 def _without_ligands(residues: list[gemmi.Residue], notes: list[str]) -> list[gemmi.Residue]:
     """Leaves out amino acids that are free molecules: HETATM, and bonded to no neighbour.
 
-    Where all are HETATM (some programs write whole proteins so), a chain is what has a bond.
+    Where all are HETATM (some programs write whole proteins so), those with a bond are a chain.
     """
     if not residues:
         return []
     bonds = [False, *(is_bonded(one, other) is not False for one, other in pairwise(residues))]
     bound = [one or other for one, other in pairwise([*bonds, False])]
     sure = [row for row, residue in enumerate(residues) if residue.het_flag != "H"]
-    if not sure and not any(bound):
-        kept = [False] * len(residues)
-    else:
-        inside = range(sure[0], sure[-1]) if sure else range(0)
-        kept = [
-            (b and _has_backbone(residue)) or not _may_be_free(residue, inside=row in inside)
-            for row, (residue, b) in enumerate(zip(residues, bound, strict=True))
-        ]
-    free = [f"{r.name} {r.seqid}" for r, keep in zip(residues, kept, strict=True) if not keep]
+    inside = range(sure[0], sure[-1]) if sure else range(0)
+    kept, free = [], []
+    for row, (residue, has_bond) in enumerate(zip(residues, bound, strict=True)):
+        backbone = any(residue.find_atom(name, "*") for name in ("N", "CA", "C"))
+        chained = (has_bond and backbone) or not _may_be_free(residue, inside=row in inside)
+        (kept if chained and (sure or any(bound)) else free).append(residue)
     if free:
-        notes.append(f"free amino acids are left out: {listed(free)}")
-    return [residue for residue, keep in zip(residues, kept, strict=True) if keep]
-
-
-def _has_backbone(residue: gemmi.Residue) -> bool:
-    return any(residue.find_atom(name, "*") for name in ("N", "CA", "C"))
+        names = listed([f"{residue.name} {residue.seqid}" for residue in free])
+        notes.append(f"free amino acids are left out: {names}")
+    return kept
 
 
 def _may_be_free(residue: gemmi.Residue, *, inside: bool) -> bool:
-    """Whether a residue without a bond is a ligand; a modified one inside a chain lies in a gap."""
+    """Whether a residue without a bond may be a ligand; a modified one inside a chain is not."""
     if residue.het_flag != "H" or residue.name == "MSE":
         return False
     return residue.name in STANDARD or not is_known(residue.name) or not inside
@@ -265,7 +247,7 @@ def _name_blank_ones(chains: list[Polymer], names: list[str]) -> None:
     if len(chains) > 1:
         note = f"the file names no chains; this is one of its {len(chains)} molecules"
         for chain in chains:
-            chain.deposited = []  # SEQRES without a name does not tell them apart
+            chain.deposited = []  # SEQRES without a name may be of any of them
             chain.notes.append(note)
     for number, chain in enumerate(chains, start=1):
         chain.author = chain.label = next(free, f"blank{number}")
@@ -287,6 +269,6 @@ def _with_own_names(polymers: list[Polymer]) -> list[Polymer]:
 
 
 def listed(names: list[str], most: int = 5) -> str:
-    """Names, of many only the first and how many more there are."""
+    """Names as a list; of many, only the first and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -4,6 +4,8 @@ Orders are those of AlphaFold 2 (alphabetical by three-letter name), so that wei
 that family of models carry over.
 """
 
+import re
+
 import numpy as np
 
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"
@@ -31,60 +33,42 @@ ATOM37 = tuple(
 ATOM37_INDEX = {name: index for index, name in enumerate(ATOM37)}
 
 _SIDE_CHAINS = {
-    "A": "CB",
-    "R": "CB CG CD NE CZ NH1 NH2",
-    "N": "CB CG OD1 ND2",
-    "D": "CB CG OD1 OD2",
-    "C": "CB SG",
-    "Q": "CB CG CD OE1 NE2",
-    "E": "CB CG CD OE1 OE2",
-    "G": "",
-    "H": "CB CG ND1 CD2 CE1 NE2",
-    "I": "CB CG1 CG2 CD1",
-    "L": "CB CG CD1 CD2",
-    "K": "CB CG CD CE NZ",
-    "M": "CB CG SD CE",
-    "F": "CB CG CD1 CD2 CE1 CE2 CZ",
-    "P": "CB CG CD",
-    "S": "CB OG",
-    "T": "CB OG1 CG2",
-    "W": "CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2",
-    "Y": "CB CG CD1 CD2 CE1 CE2 CZ OH",
-    "V": "CB CG1 CG2",
+    "A": ("CB", ""),
+    "R": ("CB CG CD NE CZ NH1 NH2", "CG CD NE CZ"),
+    "N": ("CB CG OD1 ND2", "CG OD1"),
+    "D": ("CB CG OD1 OD2", "CG OD1"),
+    "C": ("CB SG", "SG"),
+    "Q": ("CB CG CD OE1 NE2", "CG CD OE1"),
+    "E": ("CB CG CD OE1 OE2", "CG CD OE1"),
+    "G": ("", ""),
+    "H": ("CB CG ND1 CD2 CE1 NE2", "CG ND1"),
+    "I": ("CB CG1 CG2 CD1", "CG1 CD1"),
+    "L": ("CB CG CD1 CD2", "CG CD1"),
+    "K": ("CB CG CD CE NZ", "CG CD CE NZ"),
+    "M": ("CB CG SD CE", "CG SD CE"),
+    "F": ("CB CG CD1 CD2 CE1 CE2 CZ", "CG CD1"),
+    "P": ("CB CG CD", "CG CD"),
+    "S": ("CB OG", "OG"),
+    "T": ("CB OG1 CG2", "OG1"),
+    "W": ("CB CG CD1 CD2 NE1 CE2 CE3 CZ2 CZ3 CH2", "CG CD1"),
+    "Y": ("CB CG CD1 CD2 CE1 CE2 CZ OH", "CG CD1"),
+    "V": ("CB CG1 CG2", "CG1"),
     # DISCREPANCY: AlphaFold 2 gives X no atoms, so a predicted X leaves a hole in the file. Here X
     # is built as alanine (the convention of UNK in the PDB) and has no atoms in truth and losses.
-    "X": "CB",
+    "X": ("CB", ""),
 }
+"""Atoms of the side chain, and those at the far ends of its torsions χ1 to χ4."""
 
-ATOM14 = {letter: ("N", "CA", "C", "O", *_SIDE_CHAINS[letter].split()) for letter in RESIDUES_X}
+ATOM14 = {letter: ("N", "CA", "C", "O", *_SIDE_CHAINS[letter][0].split()) for letter in RESIDUES_X}
 """The heavy atoms of each residue without OXT, in the compact order of AlphaFold 2 (at most 14)."""
 
-CHI_ATOMS = {
-    letter: tuple(tuple(chi.split("-")) for chi in text.split())
-    for letter, text in {
-        "A": "",
-        "R": "N-CA-CB-CG CA-CB-CG-CD CB-CG-CD-NE CG-CD-NE-CZ",
-        "N": "N-CA-CB-CG CA-CB-CG-OD1",
-        "D": "N-CA-CB-CG CA-CB-CG-OD1",
-        "C": "N-CA-CB-SG",
-        "Q": "N-CA-CB-CG CA-CB-CG-CD CB-CG-CD-OE1",
-        "E": "N-CA-CB-CG CA-CB-CG-CD CB-CG-CD-OE1",
-        "G": "",
-        "H": "N-CA-CB-CG CA-CB-CG-ND1",
-        "I": "N-CA-CB-CG1 CA-CB-CG1-CD1",
-        "L": "N-CA-CB-CG CA-CB-CG-CD1",
-        "K": "N-CA-CB-CG CA-CB-CG-CD CB-CG-CD-CE CG-CD-CE-NZ",
-        "M": "N-CA-CB-CG CA-CB-CG-SD CB-CG-SD-CE",
-        "F": "N-CA-CB-CG CA-CB-CG-CD1",
-        "P": "N-CA-CB-CG CA-CB-CG-CD",
-        "S": "N-CA-CB-OG",
-        "T": "N-CA-CB-OG1",
-        "W": "N-CA-CB-CG CA-CB-CG-CD1",
-        "Y": "N-CA-CB-CG CA-CB-CG-CD1",
-        "V": "N-CA-CB-CG1",
-        "X": "",
-    }.items()
-}
+
+def _chi_atoms(ends: list[str]) -> tuple[tuple[str, ...], ...]:
+    path = ("N", "CA", "CB", *ends)
+    return tuple(path[chi : chi + 4] for chi in range(len(ends)))
+
+
+CHI_ATOMS = {letter: _chi_atoms(_SIDE_CHAINS[letter][1].split()) for letter in RESIDUES_X}
 """The four atoms of each side-chain torsion χ1 to χ4."""
 
 CHI_PI_PERIODIC = {"D": (1,), "E": (2,), "F": (1,), "Y": (1,)}
@@ -99,32 +83,24 @@ AMBIGUOUS_ATOMS = {
 """Pairs of atoms whose names may be swapped (AF2 Suppl. table 3)."""
 
 
-def _atom14_to_atom37() -> np.ndarray:
-    index = np.zeros((len(RESIDUES_X), 14), dtype=np.int64)
-    for aatype, letter in enumerate(RESIDUES_X):
-        index[aatype, : len(ATOM14[letter])] = [ATOM37_INDEX[name] for name in ATOM14[letter]]
-    return index
-
-
-def _atom14_mask() -> np.ndarray:
-    counts = np.array([len(ATOM14[letter]) for letter in RESIDUES_X])
-    return np.arange(14) < counts[:, None]
-
-
-ATOM14_TO_ATOM37 = _atom14_to_atom37()
-"""(21, 14) column of atom37 that each column of atom14 holds; 0 where there is no atom."""
-
-ATOM14_MASK = _atom14_mask()
+ATOM14_MASK = np.arange(14) < np.array([len(ATOM14[x]) for x in RESIDUES_X])[:, None]
 """(21, 14) which columns of atom14 exist."""
+
+ATOM14_TO_ATOM37 = np.zeros((len(RESIDUES_X), 14), dtype=np.int64)
+"""(21, 14) column of atom37 that each column of atom14 holds; 0 where there is no atom."""
+ATOM14_TO_ATOM37[ATOM14_MASK] = [ATOM37_INDEX[name] for x in RESIDUES_X for name in ATOM14[x]]
 
 
 def encode(sequence: str) -> np.ndarray:
-    """Turns one-letter codes into `aatype`; every letter outside the twenty becomes X.
-
-    Args:
-        sequence: n upper-case letters.
-
-    Returns:
-        (n,) int64, 0 to 20.
-    """
+    """`aatype` (int64, 0 to 20) of one-letter codes; every letter outside the twenty becomes X."""
     return np.array([AATYPE.get(letter, UNKNOWN) for letter in sequence], dtype=np.int64)
+
+
+def cells_by_letter(text: str) -> dict[str, list[list[str]]]:
+    """The cells of a table in text, split at blanks, by residue; X has those of alanine.
+
+    A residue begins a line ("R: CA 0 0 0, C ..."); its other lines begin with a blank.
+    """
+    rows = re.findall(r"^(\w): ((?:.|\n )+)", text, re.MULTILINE)
+    cells = {letter: [cell.split() for cell in row.split(",")] for letter, row in rows}
+    return cells | {"X": cells["A"]}

@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float32, Int32
 
 @dataclass(frozen=True, eq=False)
 class ProteinStructure:
-    """One protein chain: its whole sequence and the atoms that are known of it.
+    """One protein chain: its whole sequence, and the atoms that are known.
 
-    Residues that the experiment did not resolve are present in `sequence` and have no atom in
-    `atom_mask`.
+    Residues that the experiment did not resolve are in `sequence` and have no atom in `atom_mask`.
 
     Attributes:
         id: name of the chain, such as "1ubq_A".
@@ -30,7 +29,7 @@ class ProteinStructure:
         release_date: first revision of the entry; None if unknown.
         entity: label_entity_id of the mmCIF file, the same for chains of one molecule; None where
             the file states none (every PDB file).
-        notes: what reading left out or had to decide, each a sentence without a full stop.
+        notes: what the reader left out or had to decide, each a sentence without a full stop.
     """
 
     id: str

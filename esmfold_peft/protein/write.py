@@ -37,8 +37,7 @@ def to_pdb(structure: ProteinStructure | Sequence[ProteinStructure], chain: str 
     prediction.
 
     Args:
-        structure: one chain, or several of one model, which are named A to Z, a to z, 0 to 9; their
-            `b_factors` fill the B-factor column.
+        structure: one chain, or several of one model, which are named A to Z, a to z, 0 to 9.
         chain: one letter or digit, the name of a single chain.
 
     Raises:
@@ -68,9 +67,8 @@ def to_mmcif(
     prediction. Chains of the same sequence are one entity.
 
     Args:
-        structure: one chain, or several of one model, which are named A to Z, AA, AB, ...; their
-            `b_factors` fill B_iso_or_equiv. The `id` and the experiment of the first are the
-            entry's.
+        structure: one chain, or several of one model, which are named A to Z, AA, AB, ...; the
+            entry has the `id` and the experiment of the first.
         chain: author's and label name of a single chain.
         model: of a prediction, adds the categories of ModelCIF and rounds coordinates to 0.001 Å
             and B-factors (pLDDT) to 0.01.
@@ -104,19 +102,18 @@ def _named(
     """The chains by their names in the file."""
     if isinstance(structure, ProteinStructure):
         return {chain: structure}
-    return {next(names): part for part in structure}
+    return dict(zip(names, structure, strict=False))
 
 
 def _pdb_names() -> Iterator[str]:
-    """A to Z, a to z, 0 to 9, and from there on names that do not fit."""
+    """A to Z, a to z, 0 to 9, and then names that do not fit."""
     return itertools.chain(_PDB_CHAINS, map(str, itertools.count(len(_PDB_CHAINS) + 1)))
 
 
 def _mmcif_names() -> Iterator[str]:
     """A to Z, AA, AB, ..."""
     for length in itertools.count(1):
-        for letters in itertools.product(string.ascii_uppercase, repeat=length):
-            yield "".join(letters)
+        yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))
 
 
 def _sequences(chains: Mapping[str, ProteinStructure]) -> list[str]:
@@ -138,77 +135,57 @@ def _check_finite(chains: Mapping[str, ProteinStructure]) -> None:
 
 
 def _check_columns(chains: Mapping[str, ProteinStructure]) -> None:
-    """Refuses what the PDB format cannot hold.
+    """Refuses chains that the PDB format cannot hold.
 
-    gemmi would cut it off, or number it in a way (hybrid-36) that few readers know.
+    gemmi would cut them off, or number them in a way (hybrid-36) that few readers know.
     """
     # A TER has a number too.
     serials = sum(int(chain.atom_mask.sum()) + 1 for chain in chains.values())
-    reasons = [
+    checks = [
         (len(chains) <= len(_PDB_CHAINS), f"more than {len(_PDB_CHAINS)} chains"),
         (serials <= _PDB_ATOMS, f"more than {_PDB_ATOMS} atoms"),
+        *itertools.chain.from_iterable(itertools.starmap(_chain_fits, chains.items())),
     ]
-    for name, chain in chains.items():
-        reasons += _chain_fits(name, chain)
-    for fits, what in reasons:
-        if not fits:
-            entry = next(iter(chains.values())).id
-            raise UserError(f"{entry}: does not fit the PDB format ({what}); write mmCIF")
+    wrong = next((what for fits, what in checks if not fits), None)
+    if wrong is not None:
+        entry = next(iter(chains.values())).id
+        raise UserError(f"{entry}: does not fit the PDB format ({wrong}); write mmCIF")
 
 
 def _chain_fits(name: str, chain: ProteinStructure) -> Iterator[tuple[bool, str]]:
     """For each limit of the format whether a chain obeys it, and what is wrong if not."""
-    numbers = np.array([_seqid(chain, p).num for p in range(len(chain))])
-    known = chain.atom_mask
     yield len(name) == 1, f'the chain name "{name}" is not one character'
     yield len(chain) <= _PDB_RESIDUES, f"more than {_PDB_RESIDUES} residues"
-    yield _within(numbers, _PDB_NUMBERS), f"residue numbers outside {_PDB_NUMBERS}"
-    inside = _within(chain.positions[known], _PDB_COORDINATES)
-    yield inside, f"coordinates outside {_PDB_COORDINATES} Å"
-    inside = _within(chain.b_factors[known], _PDB_B_FACTORS)
-    yield inside, f"B-factors outside {_PDB_B_FACTORS}"
-
-
-def _within(values: np.ndarray, limits: tuple[float, float] | tuple[int, int]) -> bool:
-    return bool(((values >= limits[0]) & (values <= limits[1])).all())
+    for values, limits, what, unit in (
+        ([_seqid(chain, p).num for p in range(len(chain))], _PDB_NUMBERS, "residue numbers", ""),
+        (chain.positions[chain.atom_mask], _PDB_COORDINATES, "coordinates", " Å"),
+        (chain.b_factors[chain.atom_mask], _PDB_B_FACTORS, "B-factors", ""),
+    ):
+        inside = (np.array(values) >= limits[0]) & (np.array(values) <= limits[1])
+        yield bool(inside.all()), f"{what} outside {limits}{unit}"
 
 
 def _to_gemmi(chains: Mapping[str, ProteinStructure]) -> gemmi.Structure:
-    model = gemmi.Model(1)
-    sequences = _sequences(chains)
-    entities = [_entity(number, sequence) for number, sequence in enumerate(sequences, start=1)]
-    for name, structure in chains.items():
-        entity = entities[sequences.index(structure.sequence)]
-        entity.subchains = [*entity.subchains, name]
-        model.add_chain(_chain(name, structure))
     result = gemmi.Structure()
     result.name = next(iter(chains.values())).id
-    result.add_model(model)
-    for entity in entities:
+    result.add_model(gemmi.Model(1))
+    for name, structure in chains.items():
+        chain = result[0].add_chain(gemmi.Chain(name))
+        for place in np.flatnonzero(structure.atom_mask.any(-1)).tolist():
+            chain.add_residue(_residue(structure, place)).subchain = name
+    for number, sequence in enumerate(_sequences(chains), start=1):
+        entity = gemmi.Entity(str(number))
+        entity.entity_type = gemmi.EntityType.Polymer
+        entity.polymer_type = gemmi.PolymerType.PeptideL
+        entity.full_sequence = [ONE_TO_THREE[letter] for letter in sequence]
+        entity.subchains = [name for name, each in chains.items() if each.sequence == sequence]
         result.entities.append(entity)
     return result
 
 
-def _entity(number: int, sequence: str) -> gemmi.Entity:
-    entity = gemmi.Entity(str(number))
-    entity.entity_type = gemmi.EntityType.Polymer
-    entity.polymer_type = gemmi.PolymerType.PeptideL
-    entity.full_sequence = [ONE_TO_THREE[letter] for letter in sequence]
-    return entity
-
-
-def _chain(name: str, structure: ProteinStructure) -> gemmi.Chain:
-    chain = gemmi.Chain(name)
-    for place, letter in enumerate(structure.sequence):
-        if structure.atom_mask[place].any():
-            residue = chain.add_residue(_residue(structure, place, ONE_TO_THREE[letter]))
-            residue.subchain = name
-    return chain
-
-
-def _residue(structure: ProteinStructure, place: int, name: str) -> gemmi.Residue:
+def _residue(structure: ProteinStructure, place: int) -> gemmi.Residue:
     residue = gemmi.Residue()
-    residue.name = name
+    residue.name = ONE_TO_THREE[structure.sequence[place]]
     residue.seqid = _seqid(structure, place)
     residue.label_seq = place + 1
     residue.entity_type = gemmi.EntityType.Polymer
@@ -252,14 +229,14 @@ def _add_experiment(block: gemmi.cif.Block, structure: ProteinStructure) -> None
 
 
 def _round(structure: gemmi.Structure) -> None:
-    """Takes off the digits of float32, a quarter of a file, that say nothing in a prediction."""
+    """Removes the digits of float32, a quarter of a file, which mean nothing in a prediction."""
     for site in structure[0].all():
         site.atom.pos = gemmi.Position(*(round(x, 3) for x in site.atom.pos.tolist()))
         site.atom.b_iso = round(site.atom.b_iso, 2)
 
 
 def _complete_sequences(block: gemmi.cif.Block, sequences: Sequence[str]) -> None:
-    """Adds what gemmi leaves out and biotite or the dictionary ask for."""
+    """Adds items that gemmi leaves out and biotite or the dictionary need."""
     canonical = "_entity_poly.pdbx_seq_one_letter_code_can"
     block.find_loop("_entity_poly.entity_id").get_loop().add_columns([canonical], "?")
     for sequence, row in zip(sequences, block.find([canonical]), strict=True):
@@ -269,7 +246,7 @@ def _complete_sequences(block: gemmi.cif.Block, sequences: Sequence[str]) -> Non
 
 
 def _add_numbering(block: gemmi.cif.Block, chains: Mapping[str, ProteinStructure]) -> None:
-    """Adds the table that says which residues have coordinates and how the author numbered them."""
+    """Adds the table of residues with coordinates and of the author's numbers."""
     loop = block.init_loop("_pdbx_poly_seq_scheme.", _SCHEME)
     sequences = _sequences(chains)
     for name, chain in chains.items():

@@ -2,9 +2,8 @@
 
 import torch
 
-from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.base import AttentionShape, size_of
 from esmfold_peft.adapters.insert import insert_adapter
-from esmfold_peft.adapters.sizes import size_of
 from esmfold_peft.config import LanguageModelConfig, TrainConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.folding import FoldingModel
@@ -17,14 +16,12 @@ from esmfold_peft.weights.esmfold_weights import PUBLISHED
 def build_model(config: TrainConfig) -> tuple[FoldingModel, str]:
     """Builds the model of a run at its start: published weights loaded, the rest random.
 
-    The global random generator is left as it was.
+    The global random generator is left as it was. Raises UserError if the language model is
+    unknown, or weights cannot be had or do not fit.
 
     Returns:
-        The model, frozen but for what the run trains, and the SHA-256 of the language model's base
-        weights.
-
-    Raises:
-        UserError: the language model is unknown, or weights cannot be had or do not fit.
+        The model, in which only what the run trains is not frozen, and the SHA-256 of the language
+        model's base weights.
     """
     language_model = build_language_model(config.model.language_model, config.seed)
     base = weights_hash(language_model)
@@ -57,31 +54,22 @@ def _freeze(model: FoldingModel, config: TrainConfig) -> None:
 
 
 def build_language_model(config: LanguageModelConfig, seed: int) -> LanguageModel:
-    """A language model with its base weights and no adapter; the global generator stays as it was.
+    """A language model with its base weights and no adapter; random ones are drawn from `seed`.
 
-    Args:
-        config: which model, and where its weights are.
-        seed: of the weights where they are random.
-
-    Raises:
-        UserError: the model is unknown, or its weights cannot be had or do not fit.
+    The global random generator is left as it was.
     """
     shape = language_model_shape(config)
     if config.weights == "random":
-        return LanguageModel.random(shape, seed=seed, checkpoint=config.checkpoint)
+        return LanguageModel.random(shape, seed=seed, recompute=config.recompute)
     file = find_weights(config.name, config.weights)
     with torch.device("meta"):  # no random start for weights that are read from the file
-        language_model = LanguageModel(shape, checkpoint=config.checkpoint)
+        language_model = LanguageModel(shape, recompute=config.recompute)
     load_esm2(language_model, file)
     return language_model
 
 
 def language_model_shape(config: LanguageModelConfig) -> AttentionShape:
-    """The sizes of a language model, of which nothing is read.
-
-    Raises:
-        UserError: its name is unknown, or sizes are missing or given twice.
-    """
+    """The sizes of a language model, without reading a file."""
     sizes = {name: getattr(config, name) for name in ("layers", "width", "heads")}
     if config.name != "custom":
         given = [name for name, size in sizes.items() if size is not None]

@@ -1,25 +1,22 @@
-"""Checkpoints: what a run goes on from, the same files whatever engine wrote them.
+"""Checkpoints, from which a run resumes: the same files for every engine.
 
 checkpoints/step_00001000/
-  weights.safetensors   what the run's start does not give back: trained tensors, and what was drawn
+  weights.safetensors   tensors that the settings do not rebuild: trained ones, and what was drawn
   ema.safetensors       the moving average of the trained tensors
   adam.safetensors      Adam's moments and counts by the names of the tensors
   state.json            step, guard, order of the samples, hashes of base weights and files
 
 Tensors are whole and have their names in the model, so that any engine and any number of processes
-goes on from them, and nothing but safetensors is needed to read them. The frozen language model is
-not among them. Nothing that is read can execute code. A folder has its name only when all of it is
-on the disk.
+can resume from them, and safetensors alone reads them. The frozen language model is not among them.
+Reading a checkpoint cannot run code. A folder has its name only when all of it is on the disk.
 """
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -28,15 +25,10 @@ from torch import Tensor
 
 from esmfold_peft.disk.files import make_folder, read_json, sync_folder, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.runs.adam_moments import AdamMoments
 
 CHECKPOINTS = "checkpoints"
-WEIGHTS, AVERAGE, ADAM, STATE = (
-    "weights.safetensors",
-    "ema.safetensors",
-    "adam.safetensors",
-    "state.json",
-)
+WEIGHTS, AVERAGE, ADAM = "weights.safetensors", "ema.safetensors", "adam.safetensors"
+STATE = "state.json"
 FORMAT = 1
 
 _PREFIX = "step_"
@@ -44,12 +36,7 @@ _PREFIX = "step_"
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation so far.
-
-    Attributes:
-        step: optimizer steps done.
-        score: mean lDDT-Cα of the moving average, 0 to 1.
-    """
+    """The best validation so far: steps done, mean lDDT-Cα of the moving average (0 to 1)."""
 
     step: int
     score: float
@@ -57,18 +44,18 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands, but for its tensors.
+    """Where a run stands, without its tensors.
 
     Attributes:
         step: optimizer steps done.
         ema_updates: updates of the moving average.
-        skipped_steps: steps left out because their gradient was not finite.
+        skipped_steps: steps skipped because their gradient was not finite.
         guard: state of the divergence guard.
-        order: what decides which chains a step sees (`datasets.position`).
+        order: what decides which chains a step sees (`datasets.order`).
         validation: hash of the manifest of validation chains; None without.
         base_sha256: of the language model's base weights.
-        esmfold_sha256: of ESMFold's published weights, where a run starts with them.
-        processes: that trained; another number may go on.
+        esmfold_sha256: of ESMFold's published weights, if the run started from them.
+        processes: that trained; another number may resume.
         validated: whether the validation due at this step is done.
         score: mean lDDT-Cα of the newest validation, 0 to 1; None without.
         best: the best validation so far.
@@ -88,15 +75,27 @@ class State:
     best: Best | None
 
 
+class AdamMoments(NamedTuple):
+    """What Adam remembers of a parameter.
+
+    The running means of its gradients and of their squares have the parameter's shape; `step` is
+    the number of steps that it has made.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: int
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All that a run goes on from.
+    """All that a run resumes from.
 
     Attributes:
         state: where it stands.
         weights: tensors by name.
         average: the trained ones' moving average.
-        adam: the trained ones' moments; of none before the first step.
+        adam: the trained ones' moments; empty before the first step.
     """
 
     state: State
@@ -111,31 +110,23 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """The steps of which there are checkpoints, in order."""
+    """The steps that have checkpoints, in order."""
     folders = (run / CHECKPOINTS).glob(f"{_PREFIX}*")
     names = (folder.name.removeprefix(_PREFIX) for folder in folders)
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def find_step(run: Path, name: str) -> int:
-    """The step of a checkpoint.
-
-    Args:
-        run: folder of the run.
-        name: last, best (by validation), or a number.
-
-    Raises:
-        UserError: there is no such checkpoint; those that are there are named.
-    """
+    """The step of the checkpoint `name`: last, best (by validation), or a number."""
     steps = checkpoint_steps(run)
     if not steps:
-        raise UserError(f"{run / CHECKPOINTS}: no checkpoints")
+        raise UserError(f"{run / CHECKPOINTS}: no checkpoints; the run has not saved one yet")
     if name == "last":
         return steps[-1]
     if name == "best":
         best = read_state(run, steps[-1]).best
         if best is None:
-            raise UserError(f"checkpoint: {run} has not been validated, none is the best")
+            raise UserError(f"checkpoint: {run} has not been validated; no checkpoint is the best")
         return best.step
     if name.isdigit() and int(name) in steps:
         return int(name)
@@ -143,27 +134,20 @@ def find_step(run: Path, name: str) -> int:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint under another name, and gives it its own when it is on the disk.
-
-    Args:
-        run: folder of the run.
-        checkpoint: with tensors on the CPU.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written to.
-    """
+    """Writes a checkpoint from the CPU; its folder gets its name once all is on the disk."""
     target = checkpoint_folder(run, checkpoint.state.step)
     temporary = target.with_name(f".{target.name}.tmp")
     make_folder(target.parent)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        for name, tensors in _files(checkpoint).items():
+        files = _files(checkpoint)
+        for name, tensors in files.items():
             save_file(tensors, temporary / name)
-        _write_state(temporary, checkpoint.state, _hashes(temporary))
-        for path in temporary.iterdir():
-            _sync(path)
-        sync_folder(temporary)
+        hashes = {name: _sha256(temporary / name) for name in files}
+        _write_state(temporary, checkpoint.state, hashes)
+        for path in (*temporary.iterdir(), temporary):
+            sync_folder(path)  # or file
         _remove(target)
         temporary.rename(target)
         sync_folder(target.parent)
@@ -173,60 +157,37 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
 
 
 def mark_validated(run: Path, state: State) -> None:
-    """Writes into a checkpoint where the run stands after the validation of its step.
-
-    Args:
-        run: folder of the run.
-        state: of the checkpoint's step.
-    """
+    """Replaces the state in the checkpoint of its step, after the validation of that step."""
     folder = checkpoint_folder(run, state.step)
     _, hashes = _read_state(folder)
     _write_state(folder, state, hashes)
 
 
 def read_state(run: Path, step: int) -> State:
-    """Where a run stood at a step, without its tensors.
-
-    Raises:
-        UserError: there is no such checkpoint, or its state cannot be read.
-    """
+    """Where a run stood at a step, without its tensors."""
     return _read_state(checkpoint_folder(run, step))[0]
 
 
 def read_checkpoint(run: Path, step: int) -> Checkpoint:
-    """Reads a checkpoint and checks that its files are those that were written.
-
-    Raises:
-        UserError: there is none, or a file is missing or damaged; the file is named.
-    """
+    """Reads a checkpoint and checks that its files are those that were written."""
     folder = checkpoint_folder(run, step)
     state, hashes = _read_state(folder)
-    weights, average, adam = (
-        _read_tensors(folder / name, hashes.get(name)) for name in (WEIGHTS, AVERAGE, ADAM)
-    )
+    weights, average, adam = (_read(folder / n, hashes) for n in (WEIGHTS, AVERAGE, ADAM))
     return Checkpoint(state, weights, average, _moments(adam, folder / ADAM))
 
 
 def read_weights(run: Path, step: int, *, raw: bool) -> dict[str, Tensor]:
-    """The tensors of a model: with the moving average of what was trained, or as they were.
-
-    Raises:
-        UserError: there is no such checkpoint, or a file is missing or damaged.
-    """
+    """The tensors of a model: the moving average of what was trained, or the weights themselves."""
     folder = checkpoint_folder(run, step)
     _, hashes = _read_state(folder)
-    weights = _read_tensors(folder / WEIGHTS, hashes.get(WEIGHTS))
-    return weights if raw else weights | _read_tensors(folder / AVERAGE, hashes.get(AVERAGE))
+    weights = _read(folder / WEIGHTS, hashes)
+    return weights if raw else weights | _read(folder / AVERAGE, hashes)
 
 
 def forget_newer(run: Path, step: int) -> None:
-    """Removes the checkpoints of later steps than the one that is gone on from: they are damaged.
+    """Deletes checkpoints newer than the one being resumed (0: the beginning): they are damaged.
 
     Otherwise they would count among the newest, in place of whole ones.
-
-    Args:
-        run: folder of the run.
-        step: of the checkpoint that is gone on from; 0 for the beginning.
     """
     for newer in checkpoint_steps(run):
         if newer > step:
@@ -234,13 +195,7 @@ def forget_newer(run: Path, step: int) -> None:
 
 
 def prune_checkpoints(run: Path, keep_last: int, best: Best | None) -> None:
-    """Removes all checkpoints but the newest ones and the best one, and what a kill left half.
-
-    Args:
-        run: folder of the run.
-        keep_last: how many of the newest to keep.
-        best: the best validation so far.
-    """
+    """Deletes all but the newest `keep_last` checkpoints and the best, and half-written ones."""
     steps = checkpoint_steps(run)
     kept = {*steps[-keep_last:], best.step if best else -1}
     for step in steps:
@@ -252,31 +207,26 @@ def prune_checkpoints(run: Path, keep_last: int, best: Best | None) -> None:
 
 def _files(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     adam = {
-        f"{name}/{part.name}": torch.as_tensor(getattr(moments, part.name))
+        f"{name}/{part}": torch.as_tensor(value)
         for name, moments in checkpoint.adam.items()
-        for part in fields(AdamMoments)
+        for part, value in moments._asdict().items()
     }
     files = {WEIGHTS: checkpoint.weights, AVERAGE: checkpoint.average, ADAM: adam}
     return {file: {n: t.contiguous() for n, t in ts.items()} for file, ts in files.items()}
 
 
-def _moments(tensors: Mapping[str, Tensor], path: Path) -> dict[str, AdamMoments]:
-    names = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+def _moments(tensors: dict[str, Tensor], path: Path) -> dict[str, AdamMoments]:
     try:
         return {
             name: AdamMoments(
-                exp_avg=tensors[f"{name}/exp_avg"],
-                exp_avg_sq=tensors[f"{name}/exp_avg_sq"],
+                tensors[f"{name}/exp_avg"],
+                tensors[f"{name}/exp_avg_sq"],
                 step=int(tensors[f"{name}/step"]),
             )
-            for name in names
+            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
         }
     except KeyError as error:
         raise UserError(f"{path}: tensor {error} is missing") from error
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: _sha256(folder / name) for name in (WEIGHTS, AVERAGE, ADAM)}
 
 
 def _sha256(path: Path) -> str:
@@ -307,23 +257,17 @@ def _read_state(folder: Path) -> tuple[State, dict[str, str]]:
         raise UserError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path, expected: str | None) -> dict[str, Tensor]:
+def _read(path: Path, hashes: dict[str, str]) -> dict[str, Tensor]:
     try:
-        found = _sha256(path)
-        if found != expected:
+        if _sha256(path) != hashes.get(path.name):
             raise UserError(f"{path}: damaged (its SHA-256 is not the one in {STATE})")
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _remove(folder: Path) -> None:
-    """Takes a folder's name away before its contents: what has the name is whole."""
+    """Deletes a folder, renamed first: a folder with a checkpoint's name is always whole."""
     if folder.exists():
         gone = folder.with_name(f".{folder.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How a run stands or has ended: status.json in its folder, and the exit code that goes with it."""
+"""How a run stands or has ended: status.json in its folder, and the exit code."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,9 +18,9 @@ Name = Literal["running", "converged", "diverged", "plateau", "interrupted", "fa
 
 EXIT_CODES: dict[Name, int] = {
     "converged": 0,
-    "plateau": 0,  # slow to learn is no failure
+    "plateau": 0,  # slow to learn is not a failure
     "diverged": 3,
-    "interrupted": 75,  # EX_TEMPFAIL of sysexits.h: the same command goes on
+    "interrupted": 75,  # EX_TEMPFAIL of sysexits.h: the same command resumes
 }
 
 
@@ -30,14 +30,14 @@ class Status:
 
     Attributes:
         status: running (or killed since), converged (all steps are done), diverged, plateau (all
-            steps are done, and little was learnt), interrupted (it can go on), or failed (it ended
-            by an error).
+            steps are done, but little was learnt), interrupted (it can be resumed), or failed (an
+            error has ended it).
         step: optimizer steps done.
-        steps: that the run is to have.
+        steps: optimizer steps that the settings ask for.
         rule: of the divergence guard that has fired.
         since: step from which on its condition held.
-        message: why the run ended so.
-        skipped_steps: left out because their gradient was not finite.
+        message: why the run has ended.
+        skipped_steps: skipped because their gradient was not finite.
         validation: mean lDDT-Cα of the newest validation, 0 to 1.
         best: the best validation.
     """
@@ -56,16 +56,16 @@ class Status:
         """One line for a person."""
         more = self.step > self.steps  # engine.steps was lowered for a resume
         of = f", more than engine.steps {self.steps:,}" if more else f" of {self.steps:,}"
-        said = f"{self.status} at step {self.step:,}{of}"
+        text = f"{self.status} at step {self.step:,}{of}"
         if self.message:
-            said += f": {self.message}"
+            text += f": {self.message}"
         if self.skipped_steps:
-            said += f"; {self.skipped_steps:,} steps were left out"
+            text += f"; {self.skipped_steps:,} steps were skipped"
         if self.best is not None:
-            said += f"; best validation lDDT-Cα {self.best.score:.3f} at step {self.best.step:,}"
+            text += f"; best validation lDDT-Cα {self.best.score:.3f} at step {self.best.step:,}"
         if self.status == "interrupted":
-            said += "; the same command with --resume auto goes on"
-        return said
+            text += "; the same command with --resume auto resumes it"
+        return text
 
 
 def write_status(run: Path, status: Status) -> None:
@@ -74,38 +74,28 @@ def write_status(run: Path, status: Status) -> None:
 
 
 def ended_status(config: TrainConfig) -> Status | None:
-    """How a run has ended that is not to be gone on with, and says so; None if it is.
-
-    Args:
-        config: of the command that would go on.
-    """
+    """How a run has ended for good, which is reported; None if the command can resume it."""
     try:
         status = read_status(config.run)
-    except UserError as error:  # the checkpoint says where the run stands
-        report(f"{error}; it is written anew")
+    except UserError as error:  # the checkpoint tells where the run stands
+        report(f"{error}; writing a new one")
         return None
-    if status is None or (status.status != "diverged" and status.step < config.engine.steps):
+    if status is None or status.status not in ("converged", "plateau", "diverged"):
         return None
-    if status.status not in ("converged", "plateau", "diverged"):
+    if status.status != "diverged" and status.step < config.engine.steps:
         return None
     report(f"run {config.run} has ended before: {status.sentence()}")
     return status
 
 
 def read_status(run: Path) -> Status | None:
-    """Reads status.json; None where a run has none yet.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Reads status.json; None if a run has none yet, a UserError if it is damaged."""
     path = run / STATUS
-    if not path.is_file():
-        return None
-    return config_of(read_json(path), Status, path)
+    return config_of(read_json(path), Status, path) if path.is_file() else None
 
 
 def whole_status(run: Path) -> Status | None:
-    """As `read_status`; None also where it is damaged, which the next resume mends."""
+    """As `read_status`; None also where it is damaged, which the next resume repairs."""
     try:
         return read_status(run)
     except UserError:

@@ -1,24 +1,17 @@
-"""Versions of installed packages, for the record of what a run or an evaluation was made with."""
+"""Versions of installed packages, which runs and evaluations record."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from esmfold_peft import __version__
 
-OWN = "esmfold-peft"
-
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Version by package; None where it has no metadata. This package need not be installed.
-
-    Args:
-        packages: as the package index names them.
-    """
-    return {name: __version__ if name == OWN else _version(name) for name in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """Version by the package's name on the index; None where it has no metadata."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with suppress(PackageNotFoundError):
+            # This package need not be installed.
+            found[name] = __version__ if name == "esmfold-peft" else version(name)
+    return found

@@ -1,7 +1,7 @@
 """Which processes work together, and who started them.
 
-torchrun, srun and the `deepspeed` launcher start all processes of all nodes and say so in their
-environment.
+torchrun, srun and the `deepspeed` launcher start all processes of all nodes and set variables of
+their environment.
 """
 
 import re
@@ -26,15 +26,7 @@ _PATIENCE = 30.0  # s
 class World:
     """The processes that a launcher has started, and which of them this one is.
 
-    Attributes:
-        launcher: the program's name.
-        devices: processes on each node.
-        nodes: machines.
-        rank: of this process, from 0 to devices x nodes - 1.
-        local_rank: of this process on its node, from 0 to devices - 1.
-        node_rank: of this process's node.
-        address: host of rank 0, where the processes meet.
-        port: of the meeting.
+    There are `devices` processes on each of the `nodes`. They meet at `port` of the host of rank 0.
     """
 
     launcher: Literal["torchrun", "srun", "deepspeed"]
@@ -48,35 +40,25 @@ class World:
 
 
 def launched_world(environment: Mapping[str, str]) -> World | None:
-    """The processes of which this one is part; None where no launcher started it.
+    """The processes that a launcher has started together with this one; None without a launcher.
 
-    A launcher inside another one counts: `srun torchrun` is torchrun's.
-
-    Args:
-        environment: variables of this process.
-
-    Raises:
-        UserError: the nodes have different numbers of processes.
+    `environment` has the variables of this process. A launcher inside another one counts:
+    `srun torchrun` is torchrun's.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        return _torchrun(environment)
+        return _by_variables("torchrun", environment)
     if "LOCAL_SIZE" in environment and "CROSS_SIZE" in environment:
-        return _deepspeed(environment)
+        return _by_variables("deepspeed", environment)
     return _srun(environment)
 
 
 def is_first(environment: Mapping[str, str], *, of_node: bool = False) -> bool:
-    """Whether a process is the first of those that train together, or of those on its node.
-
-    Args:
-        environment: variables of this process.
-        of_node: the first of its node.
-    """
+    """Whether a process is the first of those that train together, or of those on its node."""
     try:
         world = launched_world(environment)
-    except UserError:  # it is about to be said
+    except UserError:  # which is about to be reported
         return True
-    # Of those that Lightning starts itself, on one node, LOCAL_RANK tells.
+    # LOCAL_RANK tells the processes apart that Lightning itself starts, on one node.
     local = int(environment.get("LOCAL_RANK", 0)) if world is None else world.local_rank
     return local == 0 and (of_node or world is None or world.rank == 0)
 
@@ -85,12 +67,12 @@ def is_first(environment: Mapping[str, str], *, of_node: bool = False) -> bool:
 def after_the_first(
     environment: Mapping[str, str], *, of_node: bool = False, kind: type[UserError] = UserError
 ) -> Iterator[None]:
-    """Leaves it to the first process to say what is wrong, where all would say the same.
+    """Leaves it to the first process to report an error that all processes have.
 
     Args:
         environment: variables of this process.
-        of_node: to the first of each node, as each node has its own disks and GPUs.
-        kind: of errors that all have; others are each process's own.
+        of_node: leave it to the first of each node, as each node has its own disks and GPUs.
+        kind: of errors that all have; others are raised at once.
     """
     try:
         yield
@@ -102,39 +84,38 @@ def after_the_first(
 def wait_for_the_first(environment: Mapping[str, str], *, of_node: bool = False) -> None:
     """Waits until the launcher stops this process, as it does when the first one has ended.
 
-    Returns for the first process, and where nobody stops this one: then it has to say what is
-    wrong with it, since nobody else has. See `after_the_first`.
+    Returns in the first process, and where nobody stops this one: then the error is this process's
+    own, and it has to report it. See `after_the_first`.
     """
     if not is_first(environment, of_node=of_node):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_PATIENCE)
 
 
-def _torchrun(environment: Mapping[str, str]) -> World:
-    devices, total = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
-    return World(
-        launcher="torchrun",
-        devices=devices,
-        nodes=_nodes("torchrun", devices, total, int(environment["GROUP_WORLD_SIZE"])),
-        rank=int(environment["RANK"]),
-        local_rank=int(environment["LOCAL_RANK"]),
-        node_rank=int(environment["GROUP_RANK"]),
-        address=environment["MASTER_ADDR"],
-        port=int(environment["MASTER_PORT"]),
-    )
+_VARIABLES = {
+    "torchrun": ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "GROUP_RANK"),
+    "deepspeed": ("LOCAL_SIZE", "CROSS_SIZE", "CROSS_RANK"),
+}
+"""Variables for the number of processes on a node, of nodes, and for this node's own number."""
 
 
-def _deepspeed(environment: Mapping[str, str]) -> World:
-    devices, total = int(environment["LOCAL_SIZE"]), int(environment["WORLD_SIZE"])
+def _by_variables(launcher: Literal["torchrun", "deepspeed"], given: Mapping[str, str]) -> World:
+    devices, nodes, node_rank = (int(given[name]) for name in _VARIABLES[launcher])
+    total = int(given["WORLD_SIZE"])
+    if devices * nodes != total:
+        raise UserError(
+            f"{launcher}: {counted(devices)} on this one of {nodes} nodes, {total} in all;"
+            " start the same number on each"
+        )
     return World(
-        launcher="deepspeed",
+        launcher=launcher,
         devices=devices,
-        nodes=_nodes("deepspeed", devices, total, int(environment["CROSS_SIZE"])),
-        rank=int(environment["RANK"]),
-        local_rank=int(environment["LOCAL_RANK"]),
-        node_rank=int(environment["CROSS_RANK"]),
-        address=environment["MASTER_ADDR"],
-        port=int(environment["MASTER_PORT"]),
+        nodes=nodes,
+        rank=int(given["RANK"]),
+        local_rank=int(given["LOCAL_RANK"]),
+        node_rank=node_rank,
+        address=given["MASTER_ADDR"],
+        port=int(given["MASTER_PORT"]),
     )
 
 
@@ -152,7 +133,7 @@ def _srun(environment: Mapping[str, str]) -> World | None:
         return None
     layout = environment["SLURM_STEP_TASKS_PER_NODE"]  # such as 4(x2),3
     if len(set(re.findall(r"\d+(?=\(x|,|$)", layout))) > 1:
-        raise UserError(f"srun: {layout} tasks on the nodes; start as many on each")
+        raise UserError(f"srun: the nodes have {layout} tasks; start the same number on each")
     return World(
         launcher="srun",
         devices=total // nodes,
@@ -165,15 +146,6 @@ def _srun(environment: Mapping[str, str]) -> World | None:
     )
 
 
-def _nodes(launcher: str, devices: int, total: int, nodes: int) -> int:
-    if devices * nodes != total:
-        raise UserError(
-            f"{launcher}: {counted(devices)} on this one of {nodes} nodes, {total} in all;"
-            " start as many on each"
-        )
-    return nodes
-
-
 def _first_host(hosts: str) -> str:
     """The first of Slurm's list of hosts: gpu03 of `gpu[03-05,7],cpu1`."""
     first = re.split(r",(?![^\[]*\])", hosts)[0]
@@ -181,10 +153,10 @@ def _first_host(hosts: str) -> str:
 
 
 def _port(job: str, step: str) -> int:
-    """A port that every task of a step finds, and another one for what else may run on the node."""
+    """A port that all tasks of a step compute alike, and other jobs on the node do not."""
     return _FIRST_PORT + (int(job) * 101 + int(step)) % _PORTS
 
 
 def counted(processes: int) -> str:
-    """A number of processes in words."""
+    """`1 process` or `4 processes`."""
     return "1 process" if processes == 1 else f"{processes} processes"

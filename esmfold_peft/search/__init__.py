@@ -1,1 +1,1 @@
-"""The α-halving divergence search: which trials are asked for, who runs them, what came of them."""
+"""The α-halving divergence search: its trials, the executors that run them, their outcomes."""

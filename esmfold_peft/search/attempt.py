@@ -1,15 +1,15 @@
-"""One attempt at a trial: `train --resume auto` in a process of its own, and what is known of it.
+"""One attempt at a trial: `train --resume auto` in a process of its own.
 
 A trial's folder:
 
 trial.yaml       the settings of its training
 attempts.jsonl   when each attempt began and ended, and its exit code
-train.log        what the training said
+train.log        what the training printed
 run/             the training's own folder
 
-This module is what a job of any executor runs: `python -m esmfold_peft.search.attempt FOLDER`.
-With the word `attended` behind it, it stops when its standard input ends: then whoever began it is
-gone. Numbers behind it are file descriptors that the training inherits.
+Every executor runs this module: `python -m esmfold_peft.search.attempt FOLDER`. More arguments: the
+word `attended` stops the attempt when its standard input ends, which means that its parent is gone;
+numbers are file descriptors that the training inherits.
 """
 
 import ctypes
@@ -37,13 +37,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One line of a trial's history.
+    """When an attempt began and ended (seconds since 1970), and its exit code.
 
-    Attributes:
-        began: seconds since 1970.
-        ended: the same; None while it runs, or where it was killed and none has followed. Of one
-            that was killed and followed, the last that was seen of it.
-        code: exit code of the training; None while it runs, or where it was killed.
+    No exit code: it runs or was killed. The end of a killed attempt is the time of its last file,
+    which the next attempt writes down.
     """
 
     began: float
@@ -51,17 +48,26 @@ class Attempt:
     code: int | None = None
 
 
+def attempt_command(folder: Path | str) -> list[str]:
+    """The command line that runs this module for a trial."""
+    return [sys.executable, "-m", "esmfold_peft.search.attempt", str(folder)]
+
+
+def start_attended(folder: str) -> subprocess.Popen[bytes]:
+    """Starts an attempt that ends with this process, for an executor on another machine.
+
+    In a session of its own it does not get the cluster's signals to this process, and can save.
+    """
+    command = [*attempt_command(folder), "attended"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
 def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool = False) -> int:
-    """Begins a trial or goes on with it, and returns the training's exit code.
+    """Starts or resumes a trial's training, and returns its exit code.
 
     Signals that ask to stop are passed on to the training, which saves itself.
-
-    Args:
-        folder: of the trial.
-        keep_open: file descriptors that the training inherits.
-        attended: stop when standard input ends, or this process is killed.
     """
-    # What an attempt that was killed has left is lost from sight when this one writes.
+    # This attempt overwrites the files of one that was killed: keep their time.
     journal = Journal(folder / ATTEMPTS)
     journal.add({"began": time.time(), "before": last_sign(folder)})
     command = [sys.executable, "-m", "esmfold_peft", "train", "--config", str(folder / SETTINGS)]
@@ -84,9 +90,9 @@ def run_attempt(folder: Path, keep_open: tuple[int, ...] = (), *, attended: bool
 
 
 def _stop_with_parent() -> None:
-    """Has Linux send SIGTERM to this process when its parent is gone, be it by SIGKILL.
+    """Has Linux send SIGTERM to this process when its parent is gone, even by SIGKILL.
 
-    Ray kills the children of an actor that is lost, but not theirs.
+    Ray kills the children of an actor that is lost, but not their children.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -99,7 +105,7 @@ def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
 
 
 def attempts(folder: Path) -> list[Attempt]:
-    """All attempts at a trial, in order; a line that a kill has cut is passed over."""
+    """All attempts at a trial, in order. A line that a kill has cut is skipped."""
     found: list[Attempt] = []
     for line in whole_lines(folder / ATTEMPTS):
         try:
@@ -117,15 +123,14 @@ def attempts(folder: Path) -> list[Attempt]:
 
 
 def last_sign(folder: Path) -> float | None:
-    """When a trial's training last wrote anything, in seconds since 1970; None if it never has."""
-    run = folder / RUN
-    # A hidden one is being written, and may be gone before it is looked at.
-    files = [folder / LOG, *run.glob("[!.]*")]
+    """When a trial's training last wrote a file, in seconds since 1970; None if it never has."""
+    # A hidden file is half written, and may be gone before it is looked at.
+    files = [folder / LOG, *(folder / RUN).glob("[!.]*")]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
 
 
 def last_words(folder: Path) -> str:
-    """The last line that a trial's training has said; "" if it has said nothing."""
+    """The last line that a trial's training has printed; "" if there is none."""
     path = folder / LOG
     if not path.is_file():
         return ""

@@ -1,15 +1,16 @@
-"""The search itself: asks the ladders, keeps the executor busy, and writes down what came of it."""
+"""The search itself: asks the ladders, keeps the executor busy, and records the outcomes."""
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from esmfold_peft.config import SearchConfig
 from esmfold_peft.config.parsing import config_text
 from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.search.attempt import SETTINGS, attempts
-from esmfold_peft.search.executors.protocol import Executor, Job
+from esmfold_peft.search.executors import Executor
 from esmfold_peft.search.grid import (
     Arm,
     arms_of,
@@ -20,8 +21,8 @@ from esmfold_peft.search.grid import (
     trial_folder,
 )
 from esmfold_peft.search.ladder import Outcome, Outcomes, Trial, decide, judged
-from esmfold_peft.search.ledger import Ledger, arm_of, ends_of, outcomes_of, trial_of
-from esmfold_peft.search.outcomes import Ended, below_text, endings_text, read_end, why_lost
+from esmfold_peft.search.ledger import Ledger, arm_of, outcomes_of, read_ledger, trial_of
+from esmfold_peft.search.trial_files import below_text, endings_text, read_end, why_lost
 from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 Key = tuple[Arm, Trial]
@@ -32,9 +33,9 @@ class Summary:
     """How a search has ended.
 
     Attributes:
-        winners: by ladder.
-        exhausted: ladders of which no trial has survived.
-        waiting: ladders that the frozen trial of their seed decides on, which has not ended.
+        winners: by arm.
+        exhausted: arms without a surviving trial.
+        waiting: arms that wait for the frozen trial of their seed, which has not ended.
         failed: trials that were given up, each with the reason.
     """
 
@@ -48,182 +49,163 @@ class Driver:
     """Runs a search until no ladder asks for anything more.
 
     Args:
-        config: of the search, all paths absolute.
+        config: of the search, all paths absolute; this process has locked its folder.
         executor: what runs the trials.
-        ledger: what is added to.
-        events: what the ledger held before.
-        say: called with a line for people.
+        report: called with each line for people.
     """
 
     def __init__(
-        self,
-        config: SearchConfig,
-        executor: Executor,
-        ledger: Ledger,
-        events: list[dict[str, Any]],
-        *,
-        devices: int,
-        say: Callable[[str], None],
+        self, config: SearchConfig, executor: Executor, report: Callable[[str], None]
     ) -> None:
         self.config = config
         self.summary = Summary()
         self._executor = executor
-        self._ledger = ledger
-        self._devices = devices
-        self._say = say
+        self._ledger = Ledger(config.output)
+        self._report = report
+        events = read_ledger(config.output)
         self._outcomes: dict[Arm, dict[Trial, Outcome]] = outcomes_of(events)
-        self._announced: dict[Arm, Trial | None] = ends_of(events)
-        self._told = self._below_frozen()
-        self._running: dict[Key, Job] = {}
+        self._announced: dict[Arm, Trial | None] = {
+            arm_of(e): trial_of(e) if e["event"] == "winner" else None
+            for e in events
+            if e["event"] in ("winner", "exhausted")
+        }
+        self._known_below = self._below_frozen()
+        self._running: list[Key] = []
         self._attempts: dict[Key, int] = {}  # of this process
         self._earlier: dict[Key, int] = {}  # before the newest of them
         self._adopt(events)
 
     def run(self) -> Summary:
-        """Goes on until all ladders have ended, or what is left of them has failed."""
+        """Runs until all ladders have ended, or can only wait for a failed trial."""
         while self.advance():
             time.sleep(self.config.executor.poll_seconds)
         return self.summary
 
     def advance(self) -> bool:
-        """Looks at what runs, writes down what has ended, and begins what is asked for.
+        """Checks the running trials, records the ends, and starts what the ladders ask for.
 
         Returns:
             Whether there is anything left to wait for.
         """
         for key in list(self._running):
-            if not self._executor.alive(self._running[key]):
-                del self._running[key]
+            if not self._executor.alive(self._folder(key)):
+                self._running.remove(key)
                 self._take_in(key)
         asked = list(self._asked())
         waiting = [key for key in asked if not self._is_busy(key)]
         free = max(0, self.config.executor.concurrent - len(self._running))
         self._begin(waiting[:free])
-        # What runs of a ladder that the grid no longer has is not waited for.
+        # The search does not wait for trials of a ladder that the grid no longer has.
         return len(waiting) > free or any(map(self._is_busy, asked))
 
+    def _tell(self, key: Key, text: str) -> None:
+        self._report(f"{key[0].called(key[1])}: {text}")
+
+    def _folder(self, key: Key) -> Path:
+        return trial_folder(self.config.output, *key)
+
     def _is_busy(self, key: Key) -> bool:
-        """Whether a trial runs, or the other part of it at halving, which has the same folder."""
+        """Whether a trial runs, or its other part at the halving, which has the same folder."""
         return any((arm, t.multiple) == (key[0], key[1].multiple) for arm, t in self._running)
 
     def _asked(self) -> Iterator[Key]:
-        """What all ladders ask for, in order, without what was given up; writes down their ends."""
+        """What all ladders ask for, in order, except failed trials; writes down ladders' ends."""
         self.summary.waiting = []
         for arm in in_turn(arms_of(self.config)):
             while True:
                 decision = decide(rules_of(self.config, arm), *self._known(arm))
-                # Killed between a trial's end and the ledger, a search finds the outcome here.
-                known = [t for t in decision.asked if self._look(arm, t)]
-                if not known:
+                keys = [(arm, trial) for trial in decision.asked]
+                # A search that was killed between a trial's end and the ledger finds it here.
+                if not any(self._keep_end(key) for key in keys if key not in self._running):
                     break
             if decision.waits:
                 self.summary.waiting.append(arm)
             elif decision.winner is not None or decision.exhausted:
                 self._end(arm, decision.winner)
-            yield from ((arm, t) for t in decision.asked if (arm, t) not in self.summary.failed)
+            yield from (key for key in keys if key not in self.summary.failed)
 
     def _known(self, arm: Arm) -> tuple[Outcomes, Outcomes | None]:
-        """Outcomes of a ladder, and of the frozen one that it is to beat."""
+        """Outcomes of a ladder, and of the frozen one that it must beat."""
         frozen = baseline_of(self.config, arm)
         beside = None if frozen is None else self._outcomes.get(frozen, {})
         return self._outcomes.get(arm, {}), beside
 
     def _below_frozen(self) -> dict[Key, Outcome]:
-        known = ((arm, judged(*self._known(arm))) for arm in arms_of(self.config))
         return {
             (arm, trial): outcome
-            for arm, outcomes in known
-            for trial, outcome in outcomes.items()
+            for arm in arms_of(self.config)
+            for trial, outcome in judged(*self._known(arm)).items()
             if outcome.ending == "below frozen"
         }
 
-    def _tell_below_frozen(self) -> None:
-        """Says a line for each new trial below the frozen one; the ledger keeps no verdicts."""
-        below = self._below_frozen()
-        for key, outcome in below.items():
-            if key not in self._told:
-                self._say(f"{_called(*key)}: below frozen; {below_text(outcome)}")
-        self._told = below
-
-    def _look(self, arm: Arm, trial: Trial) -> bool:
-        """Whether a trial that nobody runs has ended all the same."""
-        if (arm, trial) in self._running:
-            return False
-        return self._keep(arm, trial, self._ended(arm, trial))
-
     def _take_in(self, key: Key) -> None:
-        """Writes down what came of a trial whose process is gone."""
-        if self._keep(*key, self._ended(*key)):
+        """Records the outcome of a trial whose process is gone, or why it has none."""
+        if self._keep_end(key):
             return
-        lost = why_lost(trial_folder(self.config.output, *key), self._earlier.get(key, 0))
+        lost = why_lost(self._folder(key), self._earlier.get(key, 0))
         own = self._attempts[key]
         if lost.busy:
             self._attempts[key] = max(0, own - 1)
-        # One that an earlier search has begun is begun once with the settings of this one.
+        # A trial that an earlier search has started is started once with the settings of this one.
         given_up = bool(own) and (
             lost.hopeless or (own > self.config.executor.retries and not lost.busy)
         )
         self._ledger.add("failed" if given_up else "lost", *key, message=lost.reason)
-        self._say(f"{_called(*key)}: {lost.reason}" + ("; given up" if given_up else ""))
+        self._tell(key, lost.reason + ("; given up" if given_up else ""))
         if given_up:
             self.summary.failed[key] = lost.reason
 
-    def _ended(self, arm: Arm, trial: Trial) -> Ended | None:
-        return read_end(trial_folder(self.config.output, arm, trial), trial, self.config.ladder)
-
-    def _keep(self, arm: Arm, trial: Trial, ended: Ended | None) -> bool:
-        """Writes an outcome down; False where there is none."""
-        if ended is None:
+    def _keep_end(self, key: Key) -> bool:
+        """Writes down the outcome of a trial that has ended; False if it has not."""
+        end = read_end(self._folder(key), key[1], self.config.ladder)
+        if end is None:
             return False
-        self._outcomes.setdefault(arm, {})[trial] = ended.outcome
+        outcome, status = end
+        self._outcomes.setdefault(key[0], {})[key[1]] = outcome
         self._ledger.add(
             "ended",
-            arm,
-            trial,
-            ending=ended.outcome.ending,
-            score=ended.outcome.score,
-            step=ended.status.step,
-            rule=ended.status.rule,
-            message=ended.status.message,
+            *key,
+            ending=outcome.ending,
+            score=outcome.score,
+            step=status.step,
+            rule=status.rule,
+            message=status.message,
         )
-        score = ended.outcome.score
-        self._say(
-            f"{_called(arm, trial)}: {ended.outcome.ending} at step {ended.status.step:,}"
-            + (f" by rule {ended.status.rule}" if ended.status.rule else "")
-            + (f", lDDT-Cα {score:.3f}" if score is not None else "")
+        self._tell(
+            key,
+            f"{outcome.ending} at step {status.step:,}"
+            + (f" by rule {status.rule}" if status.rule else "")
+            + (f", lDDT-Cα {outcome.score:.3f}" if outcome.score is not None else ""),
         )
-        self._tell_below_frozen()
+        # The ledger has no event for this verdict: it is reported when it first appears.
+        below = self._below_frozen()
+        for other, verdict in below.items():
+            if other not in self._known_below:
+                self._tell(other, f"below frozen; {below_text(verdict)}")
+        self._known_below = below
         return True
 
     def _begin(self, keys: list[Key]) -> None:
-        jobs = {key: self._prepare(*key) for key in keys}
+        """Starts trials; writes their settings first, and the result of the leak check."""
+        leaks = self.config.output / LEAK_CHECK
         for key in keys:
+            folder = self._folder(key)
+            make_folder(folder)
+            settings = trial_config(self.config, *key)
+            write_atomically(folder / SETTINGS, config_text(settings))
+            if leaks.is_file():
+                write_atomically(folder / LEAK_CHECK, leaks.read_bytes())
             self._attempts[key] = self._attempts.get(key, 0) + 1
-            self._earlier[key] = len(attempts(jobs[key].folder))
+            self._earlier[key] = len(attempts(folder))
             self._ledger.add("starting", *key, attempt=self._attempts[key])
-        handles = self._executor.start(list(jobs.values())) if jobs else []
+        handles = self._executor.start([self._folder(key) for key in keys]) if keys else []
         for key, handle in zip(keys, handles, strict=True):
-            self._running[key] = jobs[key]
+            self._running.append(key)
             self._ledger.add("started", *key, handle=handle)
-            self._say(f"{_called(*key)}: begun, {key[1].steps:,} steps")
-
-    def _prepare(self, arm: Arm, trial: Trial) -> Job:
-        """Writes the settings of a trial, and what is known of leaks among its chains."""
-        job = self._job(arm, trial)
-        make_folder(job.folder)
-        settings = trial_config(self.config, arm, trial)
-        write_atomically(job.folder / SETTINGS, config_text(settings))
-        known = self.config.output / LEAK_CHECK
-        if known.is_file():
-            write_atomically(job.folder / LEAK_CHECK, known.read_bytes())
-        return job
-
-    def _job(self, arm: Arm, trial: Trial) -> Job:
-        folder = trial_folder(self.config.output, arm, trial)
-        return Job(f"{arm.name}/{folder.name}", folder, self._devices)
+            self._tell(key, f"started, {key[1].steps:,} steps")
 
     def _adopt(self, events: list[dict[str, Any]]) -> None:
-        """Takes over the trials that an earlier process has begun, and that may run on."""
+        """Takes over the trials that an earlier process has started and that may still run."""
         last: dict[Key, dict[str, Any]] = {}
         for entry in events:
             if "multiple" in entry and entry["event"] != "winner":
@@ -232,34 +214,26 @@ class Driver:
         for key, entry in last.items():
             if entry["event"] not in ("starting", "started"):
                 continue
-            job = self._job(*key)
-            self._executor.adopt(job, entry.get("handle", {}))
-            if self._executor.alive(job):
-                self._say(f"{_called(*key)}: still runs")
-            self._running[key] = job
-            self._attempts[key] = 0  # those of this process count
+            self._executor.adopt(self._folder(key), entry.get("handle", {}))
+            if self._executor.alive(self._folder(key)):
+                self._tell(key, "still runs")
+            self._running.append(key)
+            self._attempts[key] = 0  # only those of this process count
 
     def _end(self, arm: Arm, winner: Trial | None) -> None:
-        if winner is None:
-            if arm not in self.summary.exhausted:
-                self.summary.exhausted.append(arm)
-        else:
+        """Writes down the end of a ladder, unless it was the same before."""
+        if winner is not None:
             self.summary.winners[arm] = winner
-        # A grid that has grown or shrunk by the frozen model may have changed the end.
+        elif arm not in self.summary.exhausted:
+            self.summary.exhausted.append(arm)
+        # A frozen model that joins or leaves the grid may change the end.
         if arm in self._announced and self._announced[arm] == winner:
             return
         self._announced[arm] = winner
         if winner is None:
             self._ledger.add("exhausted", arm)
             endings = [o.ending for o in judged(*self._known(arm)).values() if o.out]
-            self._say(f"{_called(arm)}: no survivor ({endings_text(endings)} down to the floor)")
+            self._report(f"{arm.called()}: no survivor ({endings_text(endings)} down to the floor)")
         else:
-            score = self._outcomes[arm][winner].score
-            self._ledger.add("winner", arm, winner, score=score)
-            self._say(f"{_called(arm, winner)}: kept")
-
-
-def _called(arm: Arm, trial: Trial | None = None) -> str:
-    """How people read of a ladder or a trial."""
-    alpha = None if trial is None else arm.alpha(trial)
-    return f"{arm.label}, seed {arm.seed}" + ("" if alpha is None else f", α={alpha:g}")
+            self._ledger.add("winner", arm, winner, score=self._outcomes[arm][winner].score)
+            self._tell((arm, winner), "kept")

@@ -1,4 +1,4 @@
-"""The grid above the ladders: which adapters, ranks and seeds, and the settings of each trial."""
+"""The grid above the ladders: adapters, ranks and seeds, and the settings of each trial."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -10,8 +10,6 @@ from esmfold_peft.config.unused import without_unused
 from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.ladder import Rules, Trial, rungs_of
 
-TRIALS = "trials"
-
 FROZEN = "none"
 """The kind of adapter of the frozen baseline."""
 
@@ -20,12 +18,9 @@ _COMMON = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(Search
 
 @dataclass(frozen=True, order=True)
 class Arm:
-    """What one ladder is climbed for.
+    """An adapter, rank and seed: each has a ladder of its own. The rank is None where it has none.
 
-    Attributes:
-        kind: of the adapter.
-        rank: of its factors; None where it has none.
-        seed: of the trainings.
+    A kind of adapter without an α is trained once.
     """
 
     kind: str
@@ -34,18 +29,23 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """For people, without the seed: LoRTA's table has "LoRTA r=8"."""
+        """The adapter for people, without the seed: "lorta r=8"."""
         return self.kind if self.rank is None else f"{self.kind} r={self.rank}"
+
+    def called(self, trial: Trial | None = None) -> str:
+        """The ladder for people, or one trial of it: "lorta r=8, seed 0, α=2048"."""
+        alpha = None if trial is None else self.alpha(trial)
+        return f"{self.label}, seed {self.seed}" + ("" if alpha is None else f", α={alpha:g}")
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         rank = "" if self.rank is None else f"_r{self.rank}"
         return f"{self.kind}{rank}_seed{self.seed}"
 
     @property
     def has_alpha(self) -> bool:
-        """Whether there is an α to search; other kinds are trained once, without a ladder."""
+        """Whether there is an α to search."""
         return self.kind not in WITHOUT_ALPHA
 
     def alpha(self, trial: Trial) -> float | None:
@@ -54,7 +54,7 @@ class Arm:
 
 
 def arms_of(config: SearchConfig) -> list[Arm]:
-    """All ladders, in the order of the grid; the seeds of one adapter follow each other."""
+    """All arms in the order of the grid; the seeds of one adapter follow each other."""
     return [
         Arm(kind, rank, seed)
         for kind, ranks in config.grid.items()
@@ -64,12 +64,12 @@ def arms_of(config: SearchConfig) -> list[Arm]:
 
 
 def in_turn(arms: Iterable[Arm]) -> list[Arm]:
-    """Ladders in the order in which they are begun: first the frozen ones, for others to beat."""
+    """Arms in the order in which they begin: first the frozen ones, which the others must beat."""
     return sorted(arms, key=lambda arm: arm.kind != FROZEN)
 
 
 def baseline_of(config: SearchConfig, arm: Arm) -> Arm | None:
-    """The frozen ladder that an arm's trials are to beat; None: only divergence counts."""
+    """The frozen arm that an arm's trials must beat; None: only divergence counts."""
     beats = config.ladder.beat_frozen and arm.has_alpha and FROZEN in config.grid
     return Arm(FROZEN, None, arm.seed) if beats else None
 
@@ -80,29 +80,23 @@ def rules_of(config: SearchConfig, arm: Arm) -> Rules:
     halve_at = ladder.halve_at if len(ladder.multiples) > 1 else None
     if arm.has_alpha:
         return Rules(rungs_of(ladder), steps, halve_at)
-    # The frozen trial stops where halving compares the others with it.
+    # The frozen trial stops where the halving compares the others with it.
     return Rules(((1.0,),), steps, halve_at if arm.kind == FROZEN else None)
 
 
 def trial_folder(output: Path, arm: Arm, trial: Trial) -> Path:
-    """Where a trial lives; the same for its part before halving and for the whole."""
+    """Folder of a trial; the same for its part up to the halving and for the whole."""
     alpha = arm.alpha(trial)
-    return output / TRIALS / arm.name / ("run" if alpha is None else f"alpha_{alpha:.15g}")
+    return output / "trials" / arm.name / ("run" if alpha is None else f"alpha_{alpha:.15g}")
 
 
 def trial_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
-    """The settings of a trial's training, without what its kind of adapter has no use for."""
+    """The settings of a trial's training, without those that its kind of adapter does not use."""
     return without_unused(shared_config(config, arm, trial))
 
 
 def shared_config(config: SearchConfig, arm: Arm, trial: Trial) -> TrainConfig:
-    """The settings of a trial as the search states them for all.
-
-    Args:
-        config: of the search.
-        arm: adapter, rank and seed.
-        trial: its multiple and steps.
-    """
+    """The settings of a trial, with all that the search sets for every trial."""
     common = {name: getattr(config, name) for name in _COMMON}
     adapter = {f.name: getattr(config.adapter, f.name) for f in fields(AdapterConfig)}
     adapter |= {"kind": arm.kind, "rank": arm.rank, "alpha": arm.alpha(trial)}

@@ -1,10 +1,10 @@
-"""ledger.jsonl: what a search has asked for and learnt, one line of JSON for each event.
+"""ledger.jsonl: the events of a search, one line of JSON each.
 
-Lines are only ever added, and are on the disk before anything follows from them. Events: `starting`
-(a trial is about to be begun), `started` (it was; `handle` finds it again), `ended` (its outcome,
-which is final), `lost` (an attempt that came to nothing; it is begun again), `failed` (it is given
-up), `winner` and `exhausted` (a ladder's end). Only `ended` decides; the rest is for people and for
-finding jobs again. That a trial is below frozen is no event: it follows from the outcomes.
+Lines are only ever added, and are on the disk before the search acts on them. Events: `starting` (a
+trial is about to start), `started` (it has; `handle` finds it again), `ended` (its outcome, which
+is final), `lost` (an attempt without an outcome; it is started again), `failed` (it is given up),
+`winner` and `exhausted` (a ladder's end). Only `ended` decides. The others are for people and for
+finding jobs again. There is no event for "below frozen": that follows from the outcomes.
 """
 
 import json
@@ -23,26 +23,13 @@ Event = Literal["starting", "started", "ended", "lost", "failed", "winner", "exh
 
 
 class Ledger:
-    """Adds events.
-
-    Args:
-        output: folder of the search, which this process has to itself.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Adds events to the ledger of a search's folder, which this process must have locked."""
 
     def __init__(self, output: Path) -> None:
         self._journal = Journal(output / LEDGER)
 
     def add(self, event: Event, arm: Arm, trial: Trial | None = None, **more: object) -> None:
-        """Keeps an event; it is on the disk when this returns.
-
-        Args:
-            event: what happened.
-            arm: the ladder.
-            trial: of it; None for the end of a ladder without a winner.
-            more: what else is known, as JSON takes it.
+        """Writes an event, with whatever more is known; it is on the disk when this returns.
 
         Raises:
             UserError: the disk is full, or gone.
@@ -58,7 +45,7 @@ class Ledger:
 
 
 def read_ledger(output: Path) -> list[dict[str, Any]]:
-    """All events, in order; what follows the last line break was cut by a kill, and is left out.
+    """All events, in order, without the rest of a line that a kill has cut.
 
     Raises:
         UserError: a line is damaged.
@@ -70,29 +57,25 @@ def read_ledger(output: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             _ = entry["event"], arm_of(entry)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not an event of a search") from error
+            raise UserError(
+                f"{path}:{number}: not an event of a search; remove the line"
+            ) from error
         events.append(entry)
     return events
 
 
 def arm_of(entry: dict[str, Any]) -> Arm:
-    """The ladder that an event belongs to."""
+    """The arm of an event."""
     return Arm(entry["kind"], entry["rank"], entry["seed"])
 
 
 def trial_of(entry: dict[str, Any]) -> Trial:
-    """The trial that an event belongs to."""
+    """The trial of an event."""
     return Trial(entry["multiple"], entry["steps"])
 
 
-def ends_of(events: list[dict[str, Any]]) -> dict[Arm, Trial | None]:
-    """The winners of the ladders that have ended, by the newest events; None: no trial survived."""
-    ends = [e for e in events if e["event"] in ("winner", "exhausted")]
-    return {arm_of(e): trial_of(e) if e["event"] == "winner" else None for e in ends}
-
-
 def outcomes_of(events: list[dict[str, Any]]) -> dict[Arm, dict[Trial, Outcome]]:
-    """The outcomes of all trials that have ended, by ladder."""
+    """The outcomes of all trials that have ended, by arm."""
     found: dict[Arm, dict[Trial, Outcome]] = {}
     for entry in events:
         if entry["event"] == "ended":

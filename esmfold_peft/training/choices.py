@@ -5,29 +5,25 @@ from typing import Any
 
 import torch
 
-from esmfold_peft.config import EngineConfig, TrainConfig
+from esmfold_peft.config import TrainConfig
 from esmfold_peft.devices import choose_device, compile_obstacle
 from esmfold_peft.training.engines.trainer import deepspeed_settings
 
 
 def decided(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The settings of a training with what `auto` means on this machine, and a line that says so.
+    """Replaces `auto` in a run's settings.
 
-    `engine.micro_batch` and the trunk's `checkpoint` stay auto where a test of memory tells.
-
-    Args:
-        config: of a run.
+    `engine.micro_batch` and the trunk's `recompute` stay auto if a test of memory will decide.
 
     Returns:
-        The settings, and what was decided here, with the reason; empty where nothing was.
-
-    Raises:
-        UserError: the device, or the file of DeepSpeed's settings, is wrong.
+        The settings, and a line with what was decided and why; empty if nothing was.
     """
     engine = config.engine
-    device, stage_3 = choose_device(engine.accelerator), _is_stage_3(engine)
+    device = choose_device(engine.accelerator)
+    zero = deepspeed_settings(engine)["zero_optimization"] if engine.deepspeed else {}
+    stage_3 = zero.get("stage") == 3
     obstacle = _obstacle(config, device, stage_3)
-    # On a CPU too there is a compiler for who asks for it.
+    # A CPU has a compiler too, for those who ask for it.
     forced = engine.compile is True and device.type == "cpu"
     compiled = engine.compile is not False and (forced or obstacle is None)
     alone = None if compiled else "without engine.compile crops have many lengths"
@@ -48,16 +44,16 @@ def decided(config: TrainConfig) -> tuple[TrainConfig, str]:
 
 
 def _without_test(config: TrainConfig) -> TrainConfig:
-    """One chain at a time, computed again, where nothing else is asked for.
+    """One chain at a time, recomputed, unless the settings say otherwise.
 
-    On a CPU more chains at a time are not faster; under stage 3 no process could
-    test its memory for itself.
+    On a CPU more chains at a time are not faster; under stage 3 no process can test its memory
+    without the others.
     """
     engine, section = config.engine, config.model.section
     if engine.micro_batch == "auto":
         config = replace(config, engine=replace(engine, micro_batch=1))
-    if section.checkpoint == "auto":
-        values: dict[str, Any] = {section.name: replace(section, checkpoint=True)}  # pyright: ignore
+    if section.recompute == "auto":
+        values: dict[str, Any] = {section.name: replace(section, recompute=True)}  # pyright: ignore
         config = replace(config, model=replace(config.model, **values))
     return config
 
@@ -69,9 +65,3 @@ def _obstacle(config: TrainConfig, device: torch.device, stage_3: bool) -> str |
     if device.type == "cuda" and stage_3:
         return "ZeRO stage 3 spreads the weights"
     return compile_obstacle(device)
-
-
-def _is_stage_3(engine: EngineConfig) -> bool:
-    if engine.deepspeed is None:
-        return False
-    return deepspeed_settings(engine)["zero_optimization"]["stage"] == 3

@@ -1,8 +1,7 @@
-"""What a logged step says for a comparison of adapters, beside losses and norms.
+"""Metrics of a logged step for comparing adapters, besides losses and norms.
 
 How far the adapter has moved the language model from its pretrained weights, and how much of Adam's
-step epsilon leaves to each factor: two things that a rank or α can change without the loss showing
-it.
+step ε leaves to each factor: a rank or α can change both, and the loss does not show it.
 """
 
 from collections.abc import Iterator
@@ -27,27 +26,22 @@ def comparison_metrics(
 ) -> dict[str, float]:
     """The size of the adapter's update and the damping of all steps (collective).
 
-    Args:
-        trainer: after an optimizer step.
-        model: that it trains.
-        config: Adam's ε and decay rates.
-
     Returns:
-        The same in every process. `update/relative` is `relative_update` of the language model; it
-        is absent where that is None. `damping/<name>` is the mean of √v̂ / (√v̂ + ε) over the
-        numbers of an adapter's factor, or of the language model, the trunk or the head as a whole:
-        Adam's step is this times m̂ / √v̂. It is absent before the first step.
+        After an optimizer step, the same in every process. `update/relative` is `relative_update`
+        of the language model; it is absent where that is None. `damping/<name>` is the mean of
+        √v̂ / (√v̂ + ε) over the numbers of an adapter's factor, or of the language model, the trunk
+        or the head as a whole: Adam's step is this times m̂ / √v̂. It is absent before the first
+        step.
     """
-    return _size(trainer, model.language_model) | _damping(trainer, model, config)
-
-
-def _size(trainer: pl.Trainer, lm: LanguageModel) -> dict[str, float]:
+    metrics, lm = _damping(trainer, model, config), model.language_model
     if lm.adapter is None:
-        return {}
+        return metrics
     with whole(trainer, lm.adapter.parameters()):
-        found = relative_update(_Gathered(trainer, lm))
+        size = relative_update(_Gathered(trainer, lm))
+    if size is None:
+        return metrics
     # A mean: processes on different devices may round differently, and must agree.
-    return {} if found is None else {RELATIVE_UPDATE: float(trainer.strategy.reduce(found))}
+    return {RELATIVE_UPDATE: float(trainer.strategy.reduce(size))} | metrics
 
 
 class _Gathered:
@@ -91,14 +85,9 @@ def _damping(trainer: pl.Trainer, model: FoldingModel, config: OptimizerConfig) 
 
 
 def _factors(model: FoldingModel) -> dict[str, list[nn.Parameter]]:
-    """What trains: the adapter by its factors, the rest by its groups."""
+    """The trained parameters: the adapter by its factors, the rest by its groups."""
     groups = parameter_groups(model)
     own, adapter = groups.pop("adapter"), model.language_model.adapter
-    if adapter is None:
-        factors: dict[str, list[nn.Parameter]] = {"language_model": own}
-    else:
-        factors = {
-            name: [p for p in parameters if p.requires_grad]
-            for name, parameters in adapter.factor_parameters().items()
-        }
-    return {name: members for name, members in (factors | groups).items() if members}
+    factors = {"language_model": own} if adapter is None else adapter.factor_parameters()
+    trained = {n: [p for p in ps if p.requires_grad] for n, ps in (factors | groups).items()}
+    return {name: parameters for name, parameters in trained.items() if parameters}

@@ -1,25 +1,24 @@
-"""CUDA graphs: what a function does on the GPU, recorded once and replayed as a whole.
+"""CUDA graphs: the work of a function on the GPU, recorded once and replayed as a whole.
 
-What was thought through, and on what a recorded function relies:
+A recorded function relies on these facts:
 
 * All graphs share one pool of memory and one stream. A replay may overwrite what another graph left
   there, so arguments are copied in and results are copied out; both cost far less than a pass.
-* Backward passes run on the stream of their forward pass, also those of another thread: a capture
-  of mode "thread_local" records them, and calls of the loader's threads do not spoil it. A
-  parameter's node of the autograd graph remembers the stream it was first used on, and DDP and
-  DeepSpeed keep these nodes; therefore gradients are taken of `fresh_leaves`.
+* Backward passes run on the stream of their forward pass, even in another thread: a capture of mode
+  "thread_local" records them, and calls of the loader's threads do not spoil it. A parameter's node
+  of the autograd graph remembers the stream it was first used on, and DDP and DeepSpeed keep these
+  nodes; therefore gradients are taken of `fresh_leaves`.
 * Compiled functions, the self-check of the attention kernels, tables and workspaces of libraries
-  come into being in the runs before the capture. Autocast's casts of weights are dropped before and
-  after: a replay must not read a cast that eager code made, nor eager code one of a graph.
+  are made in the runs before the capture. Autocast's casts of weights are dropped before and after:
+  a replay must not read a cast that eager code made, nor eager code one of a graph.
 * Adam, the moving average and ZeRO 1 and 2 change parameters in place. Validation under the moving
-  average puts other addresses in and restores them exactly; nothing may be replayed inside.
+  average swaps their addresses and restores them exactly; nothing may be replayed inside.
 """
 
 import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -31,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST_GRAPHS = 8
-"""Sets of shapes that are recorded: first and later passes, full and rest of a batch, and some."""
+"""Sets of shapes that are recorded: those of passes on whole and partial batches, and some more."""
 
 WARM_UPS = 3
 """Runs before the capture: compilers and autotuners work in the first two."""
@@ -40,17 +39,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class Captured(Generic[P, T]):
-    """A function of tensors that a GPU replays from the second call with the same shapes on.
+    """A function of tensors that a GPU records at the first call with some shapes, and replays.
 
-    The function takes and returns any nesting of tuples, lists and dicts of tensors and None. It
-    reads besides only tensors that stay at their addresses, draws no random numbers, does not wait
-    for the GPU, changes nothing but its result, and takes gradients inside if at all. Where it
-    cannot be recorded, a warning says why, and it runs as it is from then on.
+    The function takes and returns any nesting of tuples, lists and dicts of tensors and None. Other
+    tensors that it reads must stay at their addresses. It draws no random numbers, does not wait
+    for the GPU, changes nothing but its result, and takes gradients inside if at all. If it cannot
+    be recorded, a warning says why, and it runs unrecorded from then on.
 
-    Args:
-        function: the function.
-        device: where all its tensors are.
-        name: of the function in the warning.
+    All its tensors are on `device`; `name` is that of the function in the warning.
 
     Attributes:
         fault: why no more is recorded; None while nothing has failed.
@@ -61,33 +57,29 @@ class Captured(Generic[P, T]):
         self.device = device
         self.name = name
         self.fault: str | None = None
-        self._recordings: dict[Hashable, _Recording] = {}
+        self._recordings: dict[Hashable, Callable[[list[Any]], T]] = {}
         self._broken: list[object] = []
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> T:
-        """The function's result in tensors of its own.
-
-        Raises:
-            TypeError: an argument is none of what a graph can read anew.
-        """
+        """The function's result in new tensors; a TypeError for an argument no graph can read."""
         leaves, structure = tree_flatten((arguments, named))
         key = tuple(_kind(leaf, self.device) for leaf in leaves)
         if key not in self._recordings and self.fault is None:
             self._try_to_record(key, leaves, structure)
-        recording = self._recordings.get(key)
-        return recording.replay(leaves) if recording else self.function(*arguments, **named)
+        replay = self._recordings.get(key)
+        return replay(leaves) if replay else self.function(*arguments, **named)
 
     def _try_to_record(self, key: Hashable, leaves: list[Any], structure: TreeSpec) -> None:
         try:
             if len(self._recordings) == MOST_GRAPHS:
                 raise RuntimeError(f"there are {MOST_GRAPHS} graphs, and these shapes are new")
             self._recordings[key] = self._record(leaves, structure)
-        # Drivers and libraries raise errors of many kinds, and the function works without.
+        # Drivers and libraries raise errors of many kinds; the function works without a graph.
         except Exception as error:
             self.fault = " ".join(str(error).split())[:300] or type(error).__name__
             _LOG.warning(f"CUDA graphs: {self.name} is not recorded: {self.fault}. It is slower.")
 
-    def _record(self, leaves: list[Any], structure: TreeSpec) -> "_Recording":
+    def _record(self, leaves: list[Any], structure: TreeSpec) -> Callable[[list[Any]], T]:
         inputs = [_copy(leaf) for leaf in leaves]
         arguments, named = tree_unflatten(inputs, structure)
         run = partial(self.function, *arguments, **named)
@@ -96,14 +88,29 @@ class Captured(Generic[P, T]):
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 run()
-            gc.collect()  # what the runs left: its destructors may not call the driver later
+            gc.collect()  # destructors of what the runs left may not call the driver later
             torch.clear_autocast_cache()
             try:
-                replay, result = self._capture(run)
+                launch, result = self._capture(run)
             finally:
                 torch.clear_autocast_cache()
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        return _Recording(replay, inputs, *tree_flatten(result))
+        outputs, form = tree_flatten(result)
+
+        def replay(leaves: list[Any]) -> T:
+            # Grouped, because one launch copies many tensors of one type that are contiguous.
+            groups: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
+            for own, new in zip(inputs, leaves, strict=True):
+                if isinstance(own, Tensor):
+                    into, source = groups.setdefault((own.dtype, new.is_contiguous()), ([], []))
+                    into.append(own)
+                    source.append(new.detach())
+            for into, source in groups.values():
+                torch._foreach_copy_(into, source)  # pyright: ignore[reportPrivateImportUsage]
+            launch()
+            return tree_unflatten([_copy(output) for output in outputs], form)
+
+        return replay
 
     def _capture(self, run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         graph, (pool, stream), fault = torch.cuda.CUDAGraph(), _shared(self.device), None
@@ -116,50 +123,22 @@ class Captured(Generic[P, T]):
                     raise
         except Exception as error:
             self._forget(graph, pool)
-            # The end of a capture says only that something has failed before.
+            # The error at the end of a capture says only that something failed before.
             raise fault or error from None
 
     def _forget(self, graph: object, pool: Any) -> None:
-        """Ends what a capture that failed leaves open: PyTorch itself does not."""
+        """Closes what a failed capture leaves open: PyTorch itself does not."""
         self._broken.append(graph)  # the allocator may still ask it
         with suppress(Exception):
             torch._C._cuda_endAllocateToPool(self.device.index or 0, pool)  # pyright: ignore
 
 
-@dataclass(frozen=True, eq=False)
-class _Recording:
-    """A graph, the tensors that it reads and those that it writes."""
-
-    launch: Callable[[], None]
-    inputs: list[Any]
-    outputs: list[Any]
-    structure: TreeSpec
-
-    def replay(self, leaves: list[Any]) -> Any:
-        """The result for other arguments."""
-        # Grouped, because one launch copies many tensors of one type that are contiguous.
-        groups: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
-        for own, new in zip(self.inputs, leaves, strict=True):
-            if isinstance(own, Tensor):
-                into, source = groups.setdefault((own.dtype, new.is_contiguous()), ([], []))
-                into.append(own)
-                source.append(new.detach())
-        for into, source in groups.values():
-            torch._foreach_copy_(into, source)  # pyright: ignore[reportPrivateImportUsage]
-        self.launch()
-        return tree_unflatten([_copy(output) for output in self.outputs], self.structure)
-
-
 @contextmanager
 def fresh_leaves(model: nn.Module, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
-    """Inside, parameters are new leaves of the autograd graph with the same memory.
+    """Inside, the parameters of these names are new leaves of the autograd graph.
 
-    Args:
-        model: that has the parameters.
-        names: of the parameters, as `named_parameters` gives them.
-
-    Yields:
-        The leaves in the order of their names; gradients are taken of these.
+    They have the memory of the old ones. Yields them in the order of their names; gradients are
+    taken of these.
     """
     places = [name.rpartition(".") for name in names]
     owners = [(model.get_submodule(path)._parameters, name) for path, _, name in places]
@@ -175,10 +154,7 @@ def fresh_leaves(model: nn.Module, names: Sequence[str]) -> Iterator[list[nn.Par
 
 
 def _kind(leaf: object, device: torch.device) -> Hashable:
-    """What a recording depends on.
-
-    A number would be recorded as it is at first, and so would a tensor of another device.
-    """
+    """What a recording depends on; a number or a tensor elsewhere would stay in it for good."""
     if leaf is None:
         return None
     if not isinstance(leaf, Tensor):
@@ -189,7 +165,6 @@ def _kind(leaf: object, device: torch.device) -> Hashable:
 
 
 def _copy(leaf: Any) -> Any:
-    """A copy of a tensor."""
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 

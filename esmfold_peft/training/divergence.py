@@ -1,22 +1,19 @@
-"""Whether a run has diverged or is on a plateau: pure functions over what its steps logged.
+"""Whether a run has diverged or is on a plateau: pure functions of its logged steps.
 
 `observe` folds one step after the other into a small state, which a checkpoint keeps, so that a
 resumed run is judged as if it had never stopped. LoRTA gives no rule; these are ours.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from esmfold_peft.config import GuardConfig
 
-Rule = Literal["nonfinite", "loss", "update", "score"]
-
 
 @dataclass(frozen=True)
 class Observation:
-    """What one optimizer step says of a run.
+    """What the guard sees of an optimizer step.
 
     Attributes:
         step: optimizer steps done with this one, 1 after the first. A step that was skipped is
@@ -24,8 +21,6 @@ class Observation:
         loss: above 0 where it is finite, because it is compared with a multiple of its best.
         gradient_norm: before clipping.
         train_score: lDDT-Cα of the step's crops, 0 to 1; None or NaN if none has a score.
-        validation_score: mean lDDT-Cα of the validation chains, 0 to 1, where this step was
-            validated; NaN counts as no score.
         update: the largest ‖ΔW‖ / ‖W‖ of the adapted matrices; None where it was not measured.
     """
 
@@ -33,7 +28,6 @@ class Observation:
     loss: float
     gradient_norm: float
     train_score: float | None = None
-    validation_score: float | None = None
     update: float | None = None
 
     @property
@@ -52,10 +46,10 @@ class Verdict:
             below the floor).
         step: where the rule was fulfilled.
         since: first step of what fulfilled it.
-        message: one line that names the numbers.
+        message: one line with the numbers.
     """
 
-    rule: Rule
+    rule: Literal["nonfinite", "loss", "update", "score"]
     step: int
     since: int
     message: str
@@ -63,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Streak:
-    """Steps in a row of which something holds: how many, and the first one's number."""
+    """Steps in a row with some property: how many, and the number of the first."""
 
     length: int = 0
     since: int = 0
@@ -93,7 +87,7 @@ class Average:
 
 @dataclass(frozen=True)
 class GuardState:
-    """What the steps so far leave to judge the next ones by; the default is that of a new run.
+    """What the guard remembers of the steps so far; the default is that of a new run.
 
     Attributes:
         step: the last one observed.
@@ -104,32 +98,24 @@ class GuardState:
         score: smoothed training lDDT-Cα, of finite steps after the warm-up.
         mark: smoothed score at the last gain.
         mark_step: when that was.
-        scored: the one validation that is judged has been.
-        verdict: the first one; later steps change nothing any more.
+        scored: whether the one validation that counts has been judged.
+        verdict: the first one; later steps change nothing.
     """
 
     step: int = 0
-    nonfinite: Streak = field(default_factory=Streak)
-    loss: Average = field(default_factory=Average)
+    nonfinite: Streak = Streak()
+    loss: Average = Average()
     best_loss: float | None = None
-    risen: Streak = field(default_factory=Streak)
-    score: Average = field(default_factory=Average)
+    risen: Streak = Streak()
+    score: Average = Average()
     mark: float | None = None
     mark_step: int = 0
     scored: bool = False
     verdict: Verdict | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and text, which JSON keeps exactly."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GuardState":
-        """The state that `to_dict` took apart.
-
-        Raises:
-            TypeError, KeyError: these are no such values.
-        """
+        """The state from its `asdict`, whose plain numbers and text JSON keeps exactly."""
         parts: dict[str, Any] = {name: Streak(**values[name]) for name in ("nonfinite", "risen")}
         parts |= {name: Average(**values[name]) for name in ("loss", "score")}
         if values["verdict"] is not None:
@@ -137,72 +123,40 @@ class GuardState:
         return cls(**values | parts)
 
 
-def judge(log: Iterable[Observation], config: GuardConfig, warmup_steps: int) -> Verdict | None:
-    """The verdict on a whole log, which has one observation for each step.
-
-    Args:
-        log: in order of the steps.
-        config: the rules.
-        warmup_steps: steps until the learning rate is whole.
-    """
-    state = GuardState()
-    for observation in log:
-        state = observe(state, observation, config, warmup_steps)
-    return state.verdict
-
-
 def observe(
     state: GuardState, observation: Observation, config: GuardConfig, warmup_steps: int
 ) -> GuardState:
-    """Takes one step into account.
+    """Takes the next step into account, by the same rules as the steps before.
 
-    Args:
-        state: of the steps before.
-        observation: the next step.
-        config: the rules; the same ones as for the steps before.
-        warmup_steps: steps until the learning rate is whole. A loss that rises in them counts from
-            their end on: a run may explode in its warm-up and never come back.
-
-    Raises:
-        ValueError: the step is an earlier one.
+    A loss that has risen during the warm-up counts once the warm-up is over: a run may explode in
+    it and never recover.
     """
     if state.verdict is not None:
         return state
-    if observation.step < state.step:
-        raise ValueError(f"step {observation.step} is observed after step {state.step}")
     nonfinite = state.nonfinite.after(observation.step, not observation.finite)
     state = replace(state, step=observation.step, nonfinite=nonfinite)
     warm = observation.step > warmup_steps
     state = _with_loss(state, observation, config, warm)
     if warm:
         state = _with_score(state, observation, config)
-    judged = _validation_to_judge(state, observation, config)
-    verdict = (
-        _nonfinite_verdict(state, observation, config)
-        or _loss_verdict(state, config)
-        or _update_verdict(observation, config)
-        or _score_verdict(observation, judged, config)
-    )
-    return replace(state, scored=state.scored or judged is not None, verdict=verdict)
+    return replace(state, verdict=_verdict(state, observation, config))
 
 
 def observe_validation(
     state: GuardState, step: int, score: float, config: GuardConfig
 ) -> GuardState:
-    """Takes a validation into account that comes after its step was observed.
-
-    Args:
-        state: of the steps so far.
-        step: optimizer steps done.
-        score: mean lDDT-Cα of the validation chains, 0 to 1; NaN counts as no score.
-        config: the rules.
-    """
-    if state.verdict is not None:
+    """Judges the first validation at `score_step` or later that has a score, which NaN is not."""
+    early = config.score_step is None or step < config.score_step
+    if state.verdict is not None or state.scored or early or not math.isfinite(score):
         return state
-    observation = Observation(step, math.nan, math.nan, validation_score=score)
-    judged = _validation_to_judge(state, observation, config)
-    verdict = _score_verdict(observation, judged, config)
-    return replace(state, scored=state.scored or judged is not None, verdict=verdict)
+    verdict = None
+    if score < config.score_floor:
+        message = (
+            f"validation lDDT-Cα was {score:.3f} at step {step:,}, below the floor of"
+            f" {config.score_floor:g}"
+        )
+        verdict = Verdict("score", step, step, message)
+    return replace(state, scored=True, verdict=verdict)
 
 
 def on_plateau(state: GuardState, config: GuardConfig) -> bool:
@@ -222,16 +176,15 @@ def on_plateau(state: GuardState, config: GuardConfig) -> bool:
 def _with_loss(
     state: GuardState, observation: Observation, config: GuardConfig, warm: bool
 ) -> GuardState:
-    # A step that is not finite leaves the average where it was: its streak goes on.
-    loss = state.loss
+    # A step that is not finite leaves the average where it was: it does not end the streak.
     if observation.finite:
-        loss = loss.after(observation.loss, config.smoothing)
-    if loss.count < config.smoothing:
-        return replace(state, loss=loss)
-    best = loss.value if state.best_loss is None else min(state.best_loss, loss.value)
-    high = warm and loss.value > config.loss_factor * best
-    risen = state.risen.after(observation.step, high)
-    return replace(state, loss=loss, best_loss=best, risen=risen)
+        state = replace(state, loss=state.loss.after(observation.loss, config.smoothing))
+    if state.loss.count < config.smoothing:
+        return state
+    loss = state.loss.value
+    best = loss if state.best_loss is None else min(state.best_loss, loss)
+    risen = state.risen.after(observation.step, warm and loss > config.loss_factor * best)
+    return replace(state, best_loss=best, risen=risen)
 
 
 def _with_score(state: GuardState, observation: Observation, config: GuardConfig) -> GuardState:
@@ -247,61 +200,27 @@ def _with_score(state: GuardState, observation: Observation, config: GuardConfig
     return state
 
 
-def _validation_to_judge(
-    state: GuardState, observation: Observation, config: GuardConfig
-) -> float | None:
-    """The first validation score at `score_step` or later."""
-    score = observation.validation_score
-    if state.scored or config.score_step is None or observation.step < config.score_step:
-        return None
-    return score if score is not None and math.isfinite(score) else None
-
-
-def _nonfinite_verdict(
-    state: GuardState, observation: Observation, config: GuardConfig
-) -> Verdict | None:
-    length, since = state.nonfinite.length, state.nonfinite.since
-    if not 0 < config.nonfinite_steps <= length:
-        return None
-    message = (
-        f"the loss or the gradient was not finite in {length:,} steps in a row (since step"
-        f" {since:,}; at step {state.step:,} the loss was {observation.loss:g} and the norm of the"
-        f" gradient {observation.gradient_norm:g})"
-    )
-    return Verdict("nonfinite", state.step, since, message)
-
-
-def _loss_verdict(state: GuardState, config: GuardConfig) -> Verdict | None:
-    length, since = state.risen.length, state.risen.since
-    if not 0 < config.loss_steps <= length:
-        return None
-    message = (
-        f"the smoothed loss was above {config.loss_factor:g} x its best of {state.best_loss:.4g} in"
-        f" {length:,} steps in a row (since step {since:,}; at step {state.step:,} it was"
-        f" {state.loss.value:.4g})"
-    )
-    return Verdict("loss", state.step, since, message)
-
-
-def _update_verdict(observation: Observation, config: GuardConfig) -> Verdict | None:
-    size = observation.update
-    if not config.update_limit or size is None or not size > config.update_limit:
-        return None
-    message = (
-        f"the adapter's update of a matrix was {size:.4g} x the matrix at step"
-        f" {observation.step:,}, above guard.update_limit {config.update_limit:g}; a smaller"
-        " adapter.alpha keeps it lower"
-    )
-    return Verdict("update", observation.step, observation.step, message)
-
-
-def _score_verdict(
-    observation: Observation, score: float | None, config: GuardConfig
-) -> Verdict | None:
-    if score is None or score >= config.score_floor:
-        return None
-    message = (
-        f"validation lDDT-Cα was {score:.3f} at step {observation.step:,}, below the floor of"
-        f" {config.score_floor:g}"
-    )
-    return Verdict("score", observation.step, observation.step, message)
+def _verdict(state: GuardState, observation: Observation, config: GuardConfig) -> Verdict | None:
+    """The first rule that a step fulfils."""
+    step, bad, risen, size = state.step, state.nonfinite, state.risen, observation.update
+    if 0 < config.nonfinite_steps <= bad.length:
+        message = (
+            f"the loss or the gradient was not finite in {bad.length:,} steps in a row (since step"
+            f" {bad.since:,}; at step {step:,} the loss was {observation.loss:g} and the norm of"
+            f" the gradient {observation.gradient_norm:g})"
+        )
+        return Verdict("nonfinite", step, bad.since, message)
+    if 0 < config.loss_steps <= risen.length:
+        message = (
+            f"the smoothed loss was above {config.loss_factor:g} x its best of"
+            f" {state.best_loss:.4g} in {risen.length:,} steps in a row (since step"
+            f" {risen.since:,}; at step {step:,} it was {state.loss.value:.4g})"
+        )
+        return Verdict("loss", step, risen.since, message)
+    if config.update_limit and size is not None and size > config.update_limit:
+        message = (
+            f"the adapter's update of a matrix was {size:.4g} x the matrix at step {step:,}, above"
+            f" guard.update_limit {config.update_limit:g}; a smaller adapter.alpha keeps it lower"
+        )
+        return Verdict("update", step, step, message)
+    return None

@@ -7,17 +7,12 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from esmfold_peft.training.engines.shards import assemble, held, shard
-from esmfold_peft.training.engines.zero import release_gathered
+from esmfold_peft.training.engines.engine_state import assemble
+from esmfold_peft.training.engines.zero import held, release_gathered, shard
 
 
 def decay_at(updates: int, decay: float) -> float:
-    """How much of the average an update keeps.
-
-    Args:
-        updates: those made so far.
-        decay: what it comes to in the end.
-    """
+    """How much of the average an update keeps, after `updates` others; `decay` in the end."""
     # DISCREPANCY: a constant 0.999 in AF2 (Suppl. 1.11.7). Such an average still has 37 % of the
     # untrained parameters after 1,000 steps; this one has forgotten them.
     return min(decay, (1 + updates) / (10 + updates))
@@ -29,7 +24,7 @@ class ExponentialAverage:
     Each process averages what it holds of a parameter: under ZeRO stage 3 its shard.
 
     Args:
-        parameters: trained ones, by name. The average begins with what they are now, so that the
+        parameters: trained ones, by name. The average begins with their present values, so the
             Trainer's strategy must have been set up.
         decay: how much of the average an update keeps in the end.
 
@@ -44,7 +39,7 @@ class ExponentialAverage:
         self._averages = {name: held(p).clone() for name, p in self._parameters.items()}
 
     def update(self) -> None:
-        """Takes the parameters in, after an optimizer step."""
+        """Takes the parameters into the average, after an optimizer step."""
         average = get_ema_multi_avg_fn(decay_at(self.updates, self._decay))
         values = [held(parameter) for parameter in self._parameters.values()]
         average(list(self._averages.values()), values, None)
@@ -52,9 +47,9 @@ class ExponentialAverage:
 
     @contextmanager
     def swapped(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Inside, the parameters are their average; afterwards exactly what they were.
+        """Inside, the parameters are their average; afterwards exactly what they were (collective).
 
-        Every process must enter it. No optimizer step may be made inside.
+        No optimizer step may be made inside.
         """
         self._exchange(trainer)
         try:
@@ -66,25 +61,16 @@ class ExponentialAverage:
         release_gathered(trainer)
         for name, parameter in self._parameters.items():
             own, average = getattr(parameter, "ds_tensor", parameter), self._averages[name]
-            # No number is moved, so that none can change.
+            # No number is copied, so none can change.
             own.data, average.data = average.data, own.data
 
     def read(self, trainer: pl.Trainer) -> dict[str, Tensor]:
-        """The average, as whole tensors on the CPU (collective).
-
-        Returns:
-            By name in process 0, nothing in others.
-        """
+        """The average as whole tensors on the CPU, by name; empty but in process 0 (collective)."""
         shards = {name: shard(p, self._averages[name]) for name, p in self._parameters.items()}
         return assemble(shards, trainer.strategy.root_device)
 
     def write(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from an average, the same in every process.
-
-        Args:
-            tensors: whole tensors of all parameters, by name.
-            updates: those that were made.
-        """
+        """Resumes from an average of whole tensors by name, the same in every process."""
         for name, parameter in self._parameters.items():
             part = shard(parameter, self._averages[name])
             part.values.copy_(part.cut(tensors[name]))

@@ -1,4 +1,4 @@
-"""What a person can do about errors that come from below."""
+"""Errors of PyTorch that a person can do something about, and what helps."""
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.devices import is_out_of_memory
@@ -11,46 +11,29 @@ _LOST_PROCESS = (
 
 
 def explained(error: RuntimeError, config: TrainConfig) -> UserError | None:
-    """The same error with what helps against it; None for one that is a fault of the program.
-
-    Args:
-        error: what ended a training.
-        config: the run's settings.
-    """
+    """What ended a training, with what helps against it; None for a fault of the program."""
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        return UserError(
-            f"not enough memory for data.crop {config.data.crop} and engine.micro_batch"
-            f" {config.engine.micro_batch}: {_advice(config, tried=False)} ({text[:200]})"
-        )
+        advice = _no_memory(config, config.engine.micro_batch, tried=False)
+        return UserError(f"{advice} ({text[:200]})")
     if any(part in text for part in _LOST_PROCESS):
         return LostProcessError(
-            "another process of the training was lost; when it is clear why, the same command"
-            f" with --resume auto goes on from the newest checkpoint ({text[:200]})"
+            "another process of the training was lost; find out why, then give the same command"
+            f" with --resume auto to resume from the newest checkpoint ({text[:200]})"
         )
     return None
 
 
 def nothing_fits(config: TrainConfig) -> UserError:
-    """What helps where no test of memory has found a number of chains that fits.
-
-    Args:
-        config: the run's settings.
-    """
+    """What helps where no test of memory has found a number of chains that fits."""
     micro_batch = config.engine.micro_batch
-    chains = 1 if micro_batch == "auto" else micro_batch
-    return UserError(
-        f"not enough memory for data.crop {config.data.crop} and engine.micro_batch {chains}:"
-        f" {_advice(config, tried=True)}"
-    )
+    return UserError(_no_memory(config, 1 if micro_batch == "auto" else micro_batch, tried=True))
 
 
-def _advice(config: TrainConfig, *, tried: bool) -> str:
-    """The two settings that help most, those first that do not change what is computed.
+def _no_memory(config: TrainConfig, chains: int | str, *, tried: bool) -> str:
+    """Names the two settings that help most, those first that do not change what is computed.
 
-    Args:
-        config: the run's settings.
-        tried: all that is auto has been tried.
+    If `tried`, the memory test has tried all that is auto.
     """
     model = config.model
     advice = []
@@ -59,11 +42,13 @@ def _advice(config: TrainConfig, *, tried: bool) -> str:
             advice.append("a number for engine.micro_batch below the one in plan.json")
     elif config.engine.micro_batch > 1:
         advice.append("a smaller engine.micro_batch (gradients are added up)")
-    parts = (model.section.name, model.section), ("language_model", model.language_model)
-    for name, part in parts:
-        if part.checkpoint is False:
-            advice.append(f"model.{name}.checkpoint true (activations are computed again)")
+    for name, part in (model.section.name, model.section), ("language_model", model.language_model):
+        if part.recompute is False:
+            advice.append(f"model.{name}.recompute true (saves memory)")
     advice.append("a smaller data.crop")
     if not tried:
         advice.append("a smaller engine.validation_tokens, if it was a validation")
-    return f"{' or '.join(advice[:2])} helps"
+    return (
+        f"not enough memory for data.crop {config.data.crop} and engine.micro_batch {chains}:"
+        f" {' or '.join(advice[:2])} helps"
+    )

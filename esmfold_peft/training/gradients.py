@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step: summed over micro-batches, handed over, measured, applied."""
+"""The gradient of an optimizer step: summed over micro-batches, measured, applied."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from esmfold_peft.training.engines.zero import adam, zero_optimizer
 class GradientSum:
     """Adds up the gradients that micro-batches have at some tensors, in float32.
 
-    Micro-batches take their gradients by `torch.autograd.grad`, which no engine sees. All of a step
-    then reach the engine by one backward pass, so that it exchanges them between processes once.
+    Micro-batches take their gradients by `torch.autograd.grad`, which no engine sees. One backward
+    pass then hands their sum to the engine, so that processes exchange it only once.
 
     Args:
-        track: of all chains, of which a micro-batch has some.
-        tensors: that all micro-batches share: parameters, or what was made of them once a step.
+        track: of all chains; a micro-batch has some of its rows.
+        tensors: shared by all micro-batches: parameters, or tensors made from them once a step.
     """
 
     def __init__(self, track: Float[Tensor, "b n c"], tensors: Sequence[Tensor]) -> None:
@@ -38,12 +38,10 @@ class GradientSum:
     def add(
         self, place: slice, of_track: Tensor | None, gradients: Sequence[Tensor | None]
     ) -> None:
-        """Takes the gradients of a micro-batch; None where the loss does not depend on a tensor.
+        """Adds the gradients of a micro-batch; None where the loss does not depend on a tensor.
 
-        Args:
-            place: its chains among all.
-            of_track: of these chains' track, whose padding may have been cut.
-            gradients: of the shared tensors, in their order.
+        `place` are its chains' rows in the track. The padding of `of_track` may have been cut.
+        `gradients` are those of the shared tensors, in their order.
         """
         if of_track is not None:
             if self._sums[0] is None:
@@ -52,7 +50,7 @@ class GradientSum:
         for number, gradient in enumerate(gradients, 1):
             known = self._sums[number]
             if gradient is not None and known is None:
-                # Copied: the next replay of a CUDA graph writes into what this one has given.
+                # Copied: the next replay of a CUDA graph overwrites its results.
                 self._sums[number] = gradient.to(torch.float32, copy=True)
             elif gradient is not None and known is not None:
                 known += gradient
@@ -82,13 +80,12 @@ class _WithGradients(torch.autograd.Function):
 def gradient_norms(trainer: pl.Trainer) -> dict[str, Tensor]:
     """L2 norms of the gradient over all processes (collective), before clipping, in float64.
 
-    Returns:
-        By the `name` of the optimizer's groups, those of the same name together, and their `total`.
-        A gradient that is not finite in one process makes norms not finite in all.
+    There is one for each `name` among the optimizer's groups, and the `total`. A gradient that is
+    not finite in one process makes the norms not finite in all.
     """
     members, device = defaultdict(list), trainer.strategy.root_device
-    for name, tensors in _gradients(trainer):
-        # Offloaded gradients have their norm on the CPU, and so have groups without any.
+    for name, tensors in zero.gradients(trainer):
+        # Offloaded gradients and groups without any have their norm on the CPU.
         members[name].append(nn.utils.get_total_norm(tensors).to(device))
     # In float64 the square of every norm that float32 can hold is finite.
     squares = torch.stack(
@@ -101,16 +98,11 @@ def gradient_norms(trainer: pl.Trainer) -> dict[str, Tensor]:
 
 
 def apply_gradient(trainer: pl.Trainer, optimizer: Any, total: Tensor, clip_norm: float) -> None:
-    """Clips the gradient and steps Adam, whose parameters and moments a NaN leaves as they are.
+    """Clips the gradient and steps Adam (collective); a NaN changes no parameter and no moment.
 
-    ZeRO clips by itself, and waits for the device to know whether the gradient is finite. The other
-    engines learn it on the device. Every process must call it.
-
-    Args:
-        trainer: of the step.
-        optimizer: Lightning's, which counts the steps.
-        total: norm of the gradient.
-        clip_norm: largest norm; 0 does not clip.
+    ZeRO clips by itself, and waits for the device to know whether the gradient is finite. With the
+    other engines the host does not wait. Lightning's `optimizer` counts the steps; `total` is the
+    norm of the gradient; a `clip_norm` of 0 does not clip.
     """
     sharded = zero_optimizer(trainer)
     if sharded is not None:
@@ -118,21 +110,10 @@ def apply_gradient(trainer: pl.Trainer, optimizer: Any, total: Tensor, clip_norm
             zero.discard(sharded)
     else:
         stepping: Any = adam(trainer)
-        # PyTorch's own way for its loss scaler: the fused Adam leaves out a step with this set.
+        # As PyTorch's loss scaler does: the fused Adam skips a step with this set.
         stepping.found_inf = (~total.isfinite()).float()
         if clip_norm and not isinstance(trainer.strategy, DeepSpeedStrategy):
             parameters = [p for group in stepping.param_groups for p in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, total.float())
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _gradients(trainer: pl.Trainer) -> list[tuple[str, list[Tensor]]]:
-    """What this process has of the gradients, by the names of the optimizer's groups."""
-    sharded = zero_optimizer(trainer)
-    if sharded is not None:
-        return zero.gradients(sharded)
-    return [
-        (group["name"], [p.grad for p in group["params"] if p.grad is not None])
-        for group in adam(trainer).param_groups
-    ]

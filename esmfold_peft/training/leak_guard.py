@@ -1,4 +1,4 @@
-"""Refusing to train on chains that give validation chains away."""
+"""Refuses to train on chains that leak validation chains."""
 
 import json
 import os
@@ -9,27 +9,26 @@ from pathlib import Path
 from esmfold_peft.config.parsing import config_of
 from esmfold_peft.console import report
 from esmfold_peft.datasets.leaks import (
-    ChainList,
     Leak,
     chain_list,
     compares_similar,
     find_leaks,
     what_was_compared,
 )
-from esmfold_peft.datasets.position import manifest_hash
+from esmfold_peft.datasets.manifest import manifest_hash
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.disk.files import read_json
 from esmfold_peft.errors import UserError
 
 LEAK_CHECK = "leak_check.json"
-"""File in the folder of a search and of each trial: what was found of the same chains."""
+"""File in the folder of a search and of each trial: the result for the same chains."""
 
 _NAMED = 20  # leaks that are printed one by one
 
 
 @dataclass(frozen=True)
 class LeakCheck:
-    """What a comparison of training with validation chains has found.
+    """The result of comparing training with validation chains.
 
     Attributes:
         training: SHA-256 of the manifest of each training store.
@@ -50,87 +49,66 @@ class LeakCheck:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def guard(
-    training: Sequence[Store], validation: Store, *, allow: bool, known: Path | None = None
-) -> list[Leak]:
-    """Looks for training chains that leak, and says what it found.
-
-    Args:
-        training: every store that is trained on.
-        validation: the store that is validated on.
-        allow: go on all the same.
-        known: file of an earlier check, which is done again if it is of other chains.
-
-    Returns:
-        The leaks; none unless they are allowed.
-
-    Raises:
-        UserError: there are leaks that are not allowed.
-    """
-    return refuse_leaks(check_leaks(training, validation, known), training, validation, allow)
-
-
 def check_leaks(
     training: Sequence[Store], validation: Store, known: Path | None = None
 ) -> LeakCheck:
-    """Compares training with validation chains, or reads what an earlier check of them has found.
+    """Compares the chains of all training stores with those of the validation store.
 
-    See `guard`.
+    The file `known` of an earlier check of the same chains saves the work.
     """
-    hashes = [manifest_hash(store.path) for store in (*training, validation)]
+    *own, held = (manifest_hash(store.path) for store in (*training, validation))
     found = None if known is None else _read(known)
     # A check without mmseqs is not enough where there is mmseqs.
     enough = found is not None and (found.mmseqs or not compares_similar())
-    if found is not None and enough and [*found.training, found.validation] == hashes:
+    if found is not None and enough and (*found.training, found.validation) == (*own, held):
         return found
     report("looking for training chains that leak validation chains")
     held_out, lists = chain_list(validation), [chain_list(store) for store in training]
-    return LeakCheck(
-        training=tuple(hashes[:-1]),
-        validation=hashes[-1],
-        mmseqs=compares_similar(),
-        compared=what_was_compared(*lists, held_out),
-        leaks=tuple(_leaks(chains, held_out) for chains in lists),
-    )
+    threads = len(os.sched_getaffinity(0))
+    leaks = [
+        [[chains.ids[i], why] for i, why in find_leaks(chains, held_out, threads=threads).items()]
+        for chains in lists
+    ]
+    compared = what_was_compared(*lists, held_out)
+    return LeakCheck(tuple(own), held, compares_similar(), compared, tuple(leaks))
 
 
 def refuse_leaks(
     check: LeakCheck, training: Sequence[Store], validation: Store, allow: bool
 ) -> list[Leak]:
-    """Says what a check has found, and refuses leaks that are not allowed; see `guard`."""
+    """Reports the result of a check, and returns the leaks, which must be allowed.
+
+    Raises:
+        UserError: there are leaks that are not allowed.
+    """
     leaks = [
         Leak(str(store.path), chain, reason)
         for store, found in zip(training, check.leaks, strict=True)
         for chain, reason in found
     ]
-    compared = check.compared
     if not leaks:
-        report(f"no training chain leaks a validation chain ({compared})")
+        report(f"no training chain leaks a validation chain ({check.compared})")
         return leaks
-    report(f"training chains leak validation chains ({compared})")
+    report(f"training chains leak validation chains ({check.compared})")
     for leak in leaks[:_NAMED]:
         report(f"leak: {leak.chain} of {leak.store}: {leak.reason}")
     if len(leaks) > _NAMED:
         report(f"leak: {len(leaks) - _NAMED:,} more chains")
+    counted = "1 chain leaks" if len(leaks) == 1 else f"{len(leaks):,} chains leak"
     if not allow:
         setting = "data.train" if check.leaks[0] else "data.mix"
         raise UserError(
-            f"{setting}: {_counted(leaks)}, {leaks[0].chain} of {leaks[0].store}"
-            f" ({leaks[0].reason}) is the first; make the store anew with"
-            f" `esmfold-peft prepare ... --held_out {validation.path}`, which leaves such chains"
-            " out and lists them, or go on with --allow-leaks"
+            f"{setting}: {counted} validation chains; the first is {leaks[0].chain} of"
+            f" {leaks[0].store} ({leaks[0].reason}); make the store again with `esmfold-peft"
+            f" prepare ... --held_out {validation.path}`, which rejects such chains and lists"
+            " them, or allow them with --allow-leaks"
         )
-    report(f"{_counted(leaks)}; that was allowed (leaks.csv)")
+    report(f"{counted} validation chains; that was allowed (leaks.csv)")
     return leaks
 
 
-def _leaks(training: ChainList, validation: ChainList) -> list[list[str]]:
-    found = find_leaks(training, validation, threads=len(os.sched_getaffinity(0)))
-    return [[training.ids[place], reason] for place, reason in found.items()]
-
-
 def _read(path: Path) -> LeakCheck | None:
-    """An earlier check; None where there is none that can be read."""
+    """An earlier check; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -138,8 +116,3 @@ def _read(path: Path) -> LeakCheck | None:
     except UserError as error:
         report(f"{error}; the chains are compared again")
         return None
-
-
-def _counted(leaks: list[Leak]) -> str:
-    chains = "1 chain leaks" if len(leaks) == 1 else f"{len(leaks):,} chains leak"
-    return f"{chains} validation chains"

@@ -1,4 +1,4 @@
-"""Where the numbers of a run are logged: metrics.csv always, TensorBoard and W&B if asked."""
+"""Where the numbers of a run are logged beside metrics.csv, if asked: TensorBoard and W&B."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,52 +13,35 @@ from pytorch_lightning.utilities import rank_zero_only
 from esmfold_peft.config import LogConfig
 from esmfold_peft.disk.files import make_folder, write_atomically
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.metrics_file import METRICS, MetricsFile
 
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id"
 
 
 def build_loggers(config: LogConfig, run: Path, start: int = 0) -> list[Logger]:
-    """The loggers of a run, MetricsFile first; none writes before the training begins.
+    """The loggers that are asked for; none writes before the training begins.
 
-    Args:
-        config: what is asked for.
-        run: folder of the run, which need not exist yet.
-        start: optimizer steps that a resumed run has done. TensorBoard hides what it was told
-            after them; `MetricsFile.rewind` drops it from the file.
+    TensorBoard hides what was logged after step `start`, from which a run resumes.
 
     Raises:
         UserError: a package is not installed.
     """
+    loggers: list[Logger] = []
     if config.tensorboard:
-        _require("log.tensorboard", "tensorboard")
+        _require("tensorboard")
+        purge = start + 1 if start else None
+        options: dict[str, Any] = {"default_hp_metric": False, "purge_step": purge}
+        loggers.append(TensorBoardLogger(run, TENSORBOARD, version="", **options))
     if config.wandb is not None:
-        _require("log.wandb", "wandb")
-    loggers: list[Logger] = [MetricsFile(run / METRICS)]
-    if config.tensorboard:
-        loggers.append(
-            TensorBoardLogger(
-                run,
-                name=TENSORBOARD,
-                version="",
-                default_hp_metric=False,
-                purge_step=start + 1 if start else None,
-            )
-        )
-    if config.wandb is not None:
+        _require("wandb")
         loggers.append(WandbRun(config.wandb, run))
     return loggers
 
 
 class WandbRun(Logger):
-    """A run on Weights & Biases with an id that its folder keeps, so that a resumed run goes on.
+    """A run on Weights & Biases; the run's folder keeps its id, so that a resumed run has it too.
 
     Lightning's own logger wants the id when it is made, which is before the folder is.
-
-    Args:
-        project: where the run is listed.
-        run: folder of the run.
     """
 
     def __init__(self, project: str, run: Path) -> None:
@@ -74,7 +57,7 @@ class WandbRun(Logger):
 
     @property
     def version(self) -> str:
-        """None: the id is given when the run begins."""
+        """Empty: the id is given when the run begins."""
         return ""
 
     @property
@@ -82,7 +65,7 @@ class WandbRun(Logger):
     def experiment(self) -> Any:
         """W&B's own run; Lightning asks for it before the training begins, which starts it."""
         if self._run is None:
-            self._run = self._begun()
+            self._run = _started(self._project, self._folder)
         return self._run
 
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
@@ -95,46 +78,38 @@ class WandbRun(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the run on W&B.
-
-        Args:
-            status: success, or how else the training ended.
-        """
+        """Ends the run on W&B; `status` is success, or how else the training ended."""
         if self._run is not None:
             self._run.finish(exit_code=0 if status == "success" else 1)
             self._run = None
 
-    def _begun(self) -> Any:
-        import wandb
 
-        try:
-            begun = wandb.init(
-                project=self._project,
-                dir=self._folder,
-                id=_kept_id(self._folder),
-                name=self._folder.name,
-                resume="allow",
-                settings=wandb.Settings(console="off"),  # it would record every frame of the bar
-            )
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"log.wandb: {reason} (WANDB_MODE=offline needs no account)") from error
-        # Its own count of steps refuses those that a resumed run logs again.
-        begun.define_metric("*", step_metric="step")
-        return begun
+def _started(project: str, folder: Path) -> Any:
+    import wandb
 
-
-def _kept_id(run: Path) -> str:
-    """The id that a run's folder keeps, made when it is first asked for."""
-    path = run / WANDB_ID
-    make_folder(run)
+    path = folder / WANDB_ID
+    make_folder(folder)
     if not path.exists():
         write_atomically(path, uuid4().hex[:12] + "\n")
-    return path.read_text().strip()
+    try:
+        run = wandb.init(
+            project=project,
+            dir=folder,
+            id=path.read_text().strip(),
+            name=folder.name,
+            resume="allow",
+            settings=wandb.Settings(console="off"),  # it would record every frame of the bar
+        )
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"log.wandb: {reason} (WANDB_MODE=offline needs no account)") from error
+    # Its own count of steps refuses those that a resumed run logs again.
+    run.define_metric("*", step_metric="step")
+    return run
 
 
-def _require(setting: str, package: str) -> None:
+def _require(package: str) -> None:
     if find_spec(package) is None:
         raise UserError(
-            f"{setting}: needs the package {package} (pip install 'esmfold-peft[{package}]')"
+            f"log.{package}: needs the package {package} (pip install 'esmfold-peft[{package}]')"
         )

@@ -1,4 +1,4 @@
-"""A step on chains that nobody learns from, to see whether a plan fits into memory."""
+"""A step on made-up chains, to see whether a plan fits into memory."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import collate
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.trunks.triangles import nothing_in_place
 from esmfold_peft.training.engines.zero import adam
 from esmfold_peft.training.gradients import GradientSum
-from esmfold_peft.training.module import FoldingModule
 from esmfold_peft.training.passes import Chains, Passes
 from esmfold_peft.training.plan import Plan
+from esmfold_peft.training.step import FoldingModule
 
 _MOMENTS = 8
 """Bytes that Adam keeps of a trained number in float32."""
 
 _COPIES = 4
-"""Of a group's pair track and of the weights, in what the graphs of all passes read and write."""
+"""Copies of a group's pair track and of the weights that the graphs of all passes have."""
 
 
 def bytes_of_moments(module: FoldingModule) -> int:
-    """What Adam will take of this process's device afterwards."""
+    """Bytes that Adam's moments will take on this process's device."""
     trainer = module.trainer
     stepped = [p for group in adam(trainer).param_groups for p in group["params"]]
     device = trainer.strategy.root_device
@@ -34,16 +34,10 @@ def bytes_of_moments(module: FoldingModule) -> int:
 
 
 def attempt(module: FoldingModule, plan: Plan) -> None:
-    """Does what takes most memory in a step. No engine sees it, and no parameter changes.
+    """Runs what takes most memory in a step by a plan; raises PyTorch's error if it does not fit.
 
-    Nothing is compiled, because that takes minutes for each size.
-
-    Args:
-        module: in training, on its device.
-        plan: which is tried.
-
-    Raises:
-        torch.OutOfMemoryError: it does not fit.
+    No engine sees it, and no parameter changes. Nothing is compiled, because that takes minutes for
+    each size.
     """
     model, config, device = module.model, module.config, module.trainer.strategy.root_device
     size = config.engine.batch_size // module.trainer.world_size
@@ -52,7 +46,7 @@ def attempt(module: FoldingModule, plan: Plan) -> None:
     chain = sequence_features("", "A" * config.data.crop)
     batch = collate([chain] * size, [True] * size).to(device)
     truth = ground_truth(batch, fixed=True)
-    recycles = min(2, config.model.max_recycles)  # the second one reads what the first has left
+    recycles = min(2, config.model.max_recycles)  # the second reads the results of the first
     model.trunk.stack.recompute = plan.recompute
     compiled = config.engine.compile is True
     with (
@@ -63,18 +57,14 @@ def attempt(module: FoldingModule, plan: Plan) -> None:
         gradients = GradientSum(m, passes.shared_tensors(weights))
         group = next(Chains(batch, truth, m.detach(), 0, fixed=True).split(plan.recycling))
         kept = _kept_by_graphs(module, group, weights)
-        recycled = passes.recycle(group, weights, recycles)
-        for micro_batch in group.split(plan.micro_batch):
-            previous = micro_batch.rows_of(group, recycled)
-            passes.differentiate(micro_batch, previous, weights, recycles, gradients)
-        recycled = previous = None
+        passes.learn([group], plan.micro_batch, weights, recycles, gradients)
         trained = [p for p in model.parameters() if p.requires_grad]
         torch.autograd.grad(gradients.as_loss(), trained, allow_unused=True)
     del kept
 
 
 def _kept_by_graphs(module: FoldingModule, group: Chains, weights: Any) -> Tensor | None:
-    """Memory as large as what CUDA graphs keep for good beside their passes."""
+    """As much memory as CUDA graphs keep for good, besides that of their passes."""
     if module.config.engine.cuda_graphs is not True:
         return None
     pairs = group.batch.mask.numel() * group.batch.mask.shape[1]

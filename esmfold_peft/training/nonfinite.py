@@ -1,4 +1,4 @@
-"""Evidence of steps whose loss or gradient was not finite, kept so that they can be done again.
+"""Evidence of steps whose loss or gradient was not finite, kept so that they can be replayed.
 
 nonfinite/step_00000012/
   weights.safetensors   the tensors that the step began with
@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -20,7 +19,8 @@ from esmfold_peft.disk.files import make_folder
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.run_directory import kept_tensors
 from esmfold_peft.training.engines.engine_state import read_parameters
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.step import FoldingModule
+from esmfold_peft.training.validation import of_all_processes
 
 NONFINITE = "nonfinite"
 WEIGHTS = "weights.safetensors"
@@ -31,13 +31,10 @@ _TENSORS = [field.name for field in fields(Batch) if field.name not in ("ids", "
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What one process saw in a step.
+    """What one process saw in a step: its chains, and which of their terms were not finite.
 
-    Attributes:
-        step: optimizer steps that were done before it.
-        rank: the process.
-        batch: its chains.
-        faults: chains and terms that were not finite; none if only the gradient was not.
+    `step` is the number of optimizer steps done before. There are no faults if only the gradient
+    was not finite.
     """
 
     step: int
@@ -47,12 +44,9 @@ class Evidence:
 
 
 def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None:
-    """Writes what all processes saw in a step that was left out, and says so.
+    """Writes what all processes saw in a skipped step (numbered from 1), and reports it.
 
-    Args:
-        trainer: of the run.
-        module: with what the step saw and the weights that it began with.
-        step: the step's number, from 1.
+    The module still has what the step saw, and the weights that it began with.
     """
     batch, terms = module.seen
     faults = terms.faults(batch.ids)
@@ -60,63 +54,39 @@ def keep_evidence(trainer: pl.Trainer, module: FoldingModule, step: int) -> None
     # One process decides: others may already see the folder of this step.
     known = len(list(folder.parent.glob("step_*"))) if trainer.is_global_zero else 0
     kept = trainer.strategy.broadcast(known) < _MOST
-    weights = read_parameters(trainer, kept_tensors(module.model)) if kept else {}
     if kept:
-        evidence = Evidence(step - 1, trainer.global_rank, batch, tuple(faults))
+        weights = read_parameters(trainer, kept_tensors(module.model))
+        rank = trainer.global_rank
+        about = {"step": step - 1, "rank": rank, "ids": batch.ids, "faults": faults}
+        tensors = {name: getattr(batch, name).cpu().contiguous() for name in _TENSORS}
         try:
             make_folder(folder)
-            _write(folder / f"rank_{trainer.global_rank}.safetensors", evidence)
+            path = folder / f"rank_{rank}.safetensors"
+            save_file(tensors, path, metadata={"evidence": json.dumps(about)})
             if trainer.is_global_zero:
                 save_file(weights, folder / WEIGHTS)
         except (OSError, SafetensorError, UserError) as error:
-            # The training does not need it.
+            # The training does not depend on it.
             report(f"{folder}: could not be kept ({' '.join(str(error).split())})")
             kept = False
-    everyones = _gathered(faults)
+    everyones = [fault for share in of_all_processes(faults) for fault in share]
     if trainer.is_global_zero:
-        what = "the gradient is not finite"
-        if everyones:
-            what = f"the loss is not finite ({'; '.join(everyones)})"
+        what = f"loss is not finite ({'; '.join(everyones)})" if everyones else ""
         where = f"; kept in {folder}" if kept else ""
-        report(f"step {step}: {what}, nothing is learnt from it{where}")
+        report(f"step {step}: the {what or 'gradient is not finite'}; the step is skipped{where}")
 
 
 def read_evidence(path: Path) -> Evidence:
-    """Reads what one process saw.
-
-    Raises:
-        UserError: the file is missing, damaged, or something else.
-    """
+    """Reads what one process saw; raises UserError for any other file."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["evidence"])
-            if "0/aatype" in file.keys():  # noqa: SIM118 - it is no dictionary
-                raise UserError(
-                    f"{path}: an earlier version has kept it, whose dropout was another; that"
-                    " version can do the step again"
-                )
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         lengths = tuple(tensors["mask"].sum(-1).tolist())
         batch = Batch(tuple(about["ids"]), lengths, **tensors)
         return Evidence(about["step"], about["rank"], batch, tuple(about["faults"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not the evidence of a step ({error})") from error
-
-
-def _write(path: Path, evidence: Evidence) -> None:
-    about = {
-        "step": evidence.step,
-        "rank": evidence.rank,
-        "ids": evidence.batch.ids,
-        "faults": evidence.faults,
-    }
-    tensors = {name: getattr(evidence.batch, name).cpu().contiguous() for name in _TENSORS}
-    save_file(tensors, path, metadata={"evidence": json.dumps(about)})
-
-
-def _gathered(faults: list[str]) -> list[str]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return faults
-    shares: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(shares, faults)
-    return [fault for share in shares for fault in share]
+        raise UserError(
+            f"{path}: not the evidence of a step ({error}); if an earlier version has written it,"
+            " replay it with that version"
+        ) from error

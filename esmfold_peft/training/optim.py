@@ -9,12 +9,9 @@ _DECAY = 0.95
 
 
 def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
-    """The learning rate at a step, as a factor on its value after the warm-up (AF2 Suppl. 1.11.3).
+    """The learning rate at a step, 0 at the first, as a factor on its value after the warm-up.
 
-    Args:
-        step: optimizer steps done, 0 at the first.
-        config: warm-up and schedule. OpenFold multiplies by 0.95 at every `decay_steps`, AlphaFold
-            2 once.
+    OpenFold multiplies by 0.95 every `decay_steps`, AlphaFold 2 once (AF2 Suppl. 1.11.3).
     """
     if step < config.warmup_steps:
         return step / config.warmup_steps
@@ -36,12 +33,8 @@ def build_optimizer(
 ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
     """Adam over the trainable parameters, with its schedule in optimizer steps.
 
-    Factors of an adapter with a multiplier of their own (LoRA+) are a group of their own.
-
-    Args:
-        model: whose trainable parameters are learnt.
-        config: Adam and its schedule.
-        start: optimizer steps done before.
+    Factors of an adapter with a multiplier of their own (LoRA+) are a group of their own. `start`
+    optimizer steps were done before.
     """
     multipliers = {"adapter": config.lr_adapter, "trunk": config.lr_trunk, "head": config.lr_head}
     groups = []
@@ -61,7 +54,7 @@ def build_optimizer(
 
 
 def _factor_multipliers(model: FoldingModel) -> dict[nn.Parameter, float]:
-    """What the adapter's `lr_factors` says of its parameters."""
+    """Multipliers of the adapter's parameters, by its `lr_factors`."""
     adapter = model.language_model.adapter
     if adapter is None:
         return {}

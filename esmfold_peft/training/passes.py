@@ -1,12 +1,12 @@
-"""The passes of a training step on some of its chains: functions of tensors alone."""
+"""The passes of a training step on some of its chains, as functions of tensors alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -17,7 +17,7 @@ from esmfold_peft.datasets.truth import GroundTruth
 from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
 from esmfold_peft.model.compiling import compiled_for_training
 from esmfold_peft.model.dropout import PassDropout
-from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.folding import FoldingModel, PassInputs
 from esmfold_peft.model.trunk import Recycled
 from esmfold_peft.training.cuda_graphs import Captured, fresh_leaves
 from esmfold_peft.training.gradients import GradientSum
@@ -31,7 +31,7 @@ _BEFORE_TRUNK = ("language_model.", "trunk.sequence_embedding.")
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Some of the chains of a step.
+    """Some of a device's chains in a step.
 
     Attributes:
         batch: the chains.
@@ -39,7 +39,7 @@ class Chains:
         m: their sequence track, from `FoldingModel.read`, detached.
         first: number of the device's first chain among all samples of the run.
         fixed: keep the padded length, for which code is compiled.
-        begin: place of their first chain among the device's chains of the step.
+        begin: place of the first of them among the device's chains.
     """
 
     batch: Batch
@@ -51,7 +51,7 @@ class Chains:
 
     @property
     def place(self) -> slice:
-        """Where they stand among the device's chains of the step."""
+        """Their places among the device's chains in the step."""
         return slice(self.begin, self.begin + len(self.m))
 
     @property
@@ -74,7 +74,7 @@ class Chains:
             )
 
     def rows_of(self, group: "Chains", recycled: Recycled | None) -> Recycled | None:
-        """Their own part of what was recycled for a group that they are in."""
+        """Their rows of what was recycled for a group that contains them."""
         if recycled is None:
             return None
         start, n = self.begin - group.begin, self.m.shape[1]
@@ -83,25 +83,8 @@ class Chains:
         return Recycled(m[part, :n], z[part, :n, :n], cb[part, :n])
 
 
-class Inputs(NamedTuple):
-    """What a pass reads of chains; see `FoldingModel.recycle`."""
-
-    m: Float[Tensor, "b n c_m"]
-    aatype: Int[Tensor, "b n"]
-    residue_index: Int[Tensor, "b n"]
-    mask: Bool[Tensor, "b n"]
-    previous: Recycled | None
-    weights: Any
-    dropout: PassDropout | None
-
-
 class Prediction(NamedTuple):
-    """What is known of chains after their last pass, without graph.
-
-    Attributes:
-        terms: their losses.
-        ca: predicted Cα in Å.
-    """
+    """The results of chains after their last pass, without graph: losses, and Cα in Å."""
 
     terms: LossTerms
     ca: Float[Tensor, "b n 3"]
@@ -112,8 +95,8 @@ class Passes(nn.Module):
 
     Args:
         model: in training.
-        config: the run's settings, of which `engine.compile` and `engine.cuda_graphs` are decided.
-        chains: of a device in a step, over which the loss is averaged.
+        config: the run's settings, with `engine.compile` and `engine.cuda_graphs` decided.
+        chains: of a device in a step; the loss is their mean.
         device: of the model.
     """
 
@@ -132,9 +115,9 @@ class Passes(nn.Module):
         self._packs = any(p.requires_grad for p in model.trunk.stack.parameters())
         compiled, self._graphs = config.engine.compile is True, config.engine.cuda_graphs is True
         self._losses = compiled_for_training(fold_loss) if compiled else None
-        self._run_recycling, self._run_last = self._recycling_pass, self._last_pass
+        self._run_recycling, self._run_last = model.recycle, self._last_pass
         if self._graphs:
-            self._run_recycling = Captured(self._recycling_pass, device, "the recycling pass")
+            self._run_recycling = Captured(model.recycle, device, "the recycling pass")
             self._run_last = Captured(self._last_pass, device, "the last pass")
 
     @property
@@ -142,24 +125,40 @@ class Passes(nn.Module):
         return self._models[0]
 
     def shared_tensors(self, weights: Any) -> list[Tensor]:
-        """The tensors, after the sequence track, whose gradients `learn` gives."""
+        """The tensors besides the sequence track at which `differentiate` takes gradients."""
         return [*(_tensors(weights) if self._packs else ()), *self._later.values()]
 
-    def recycle(self, chains: Chains, weights: Any, recycles: int) -> Recycled | None:
-        """Runs the passes without gradient.
+    def learn(
+        self,
+        groups: Iterable[Chains],
+        micro_batch: int,
+        weights: Any,
+        recycles: int,
+        gradients: GradientSum,
+    ) -> list[Prediction]:
+        """Runs all passes, their losses and the backward pass.
 
         Args:
-            chains: on which.
+            groups: chains that are recycled together.
+            micro_batch: chains of a group that are differentiated together.
             weights: from `FoldingModel.pack`.
-            recycles: how many passes.
-
-        Returns:
-            What the last pass reads of them; None without recycling passes.
+            recycles: passes before the last one.
+            gradients: takes the gradients of the sequence track and of `shared_tensors`.
         """
+        predictions: list[Prediction] = []
+        for group in groups:
+            recycled = self.recycle(group, weights, recycles)
+            for part in group.split(micro_batch):
+                previous = part.rows_of(group, recycled)
+                predictions.append(self.differentiate(part, previous, weights, recycles, gradients))
+            recycled = previous = None  # the next group needs the memory
+        return predictions
+
+    def recycle(self, chains: Chains, weights: Any, recycles: int) -> Recycled | None:
+        """Runs the passes without gradient, and returns what the last pass reads of them."""
         previous = None
         for number in range(recycles):
-            dropout = self._draw_dropout(chains, number)
-            previous = self._run_recycling(_inputs(chains, previous, weights, dropout))
+            previous = self._run_recycling(self._inputs(chains, previous, weights, number))
         return previous
 
     def differentiate(
@@ -170,17 +169,8 @@ class Passes(nn.Module):
         recycles: int,
         gradients: GradientSum,
     ) -> Prediction:
-        """Runs the last pass, its losses and the backward pass.
-
-        Args:
-            chains: on which.
-            previous: from `recycle`, of these chains.
-            weights: from `FoldingModel.pack`.
-            recycles: passes before.
-            gradients: takes the gradients of the sequence track and of `shared_tensors`.
-        """
-        dropout = self._draw_dropout(chains, recycles)
-        inputs = _inputs(chains, previous, weights, dropout)
+        """Runs the last pass, its losses and the backward pass, as `learn` does."""
+        inputs = self._inputs(chains, previous, weights, recycles)
         (of_track, *shared), prediction = self._run_last(inputs, chains.truth, chains.clamp)
         gradients.add(chains.place, of_track, shared)
         return prediction
@@ -188,27 +178,29 @@ class Passes(nn.Module):
     def loss(
         self, chains: Chains, previous: Recycled | None, weights: Any, recycles: int
     ) -> tuple[Tensor, Prediction]:
-        """Runs the last pass and the losses; see `differentiate`.
+        """The chains' share of the step's mean loss, with its graph, and the prediction.
 
-        Returns:
-            The chains' share of the step's mean loss, with its graph, and what was predicted. The
-            gradient of a loss that is not finite is NaN.
+        The gradient of a loss that is not finite is NaN. `previous` is from `recycle`.
         """
-        dropout = self._draw_dropout(chains, recycles)
-        inputs = _inputs(chains, previous, weights, dropout)
+        inputs = self._inputs(chains, previous, weights, recycles)
         return self._predict(inputs, chains.truth, chains.clamp)
 
-    def _recycling_pass(self, inputs: Inputs) -> Recycled:
-        return self._model.recycle(*inputs)
+    def _inputs(
+        self, chains: Chains, previous: Recycled | None, packed: Any, number: int
+    ) -> PassInputs:
+        batch, dropout = chains.batch, self._draw_dropout(chains, number)
+        return PassInputs(
+            chains.m, batch.aatype, batch.residue_index, batch.mask, previous, packed, dropout
+        )
 
     def _last_pass(
-        self, inputs: Inputs, truth: GroundTruth, clamp: Float[Tensor, "b"]
+        self, inputs: PassInputs, truth: GroundTruth, clamp: Float[Tensor, "b"]
     ) -> tuple[list[Tensor | None], Prediction]:
         m = inputs.m.detach().requires_grad_(self._reads)
         weights = tree_map_only(
-            Tensor, lambda t: t.detach().requires_grad_(self._packs), inputs.weights
+            Tensor, lambda t: t.detach().requires_grad_(self._packs), inputs.packed
         )
-        inputs = inputs._replace(m=m, weights=weights)
+        inputs = inputs._replace(m=m, packed=weights)
         found: list[Prediction] = []
 
         def run() -> Tensor:
@@ -217,66 +209,46 @@ class Passes(nn.Module):
             return loss
 
         # A graph must not meet nodes of the autograd graph that engines keep (`cuda_graphs`).
-        fresh = fresh_leaves(self._model, [*self._later]) if self._graphs else nullcontext()
-        with fresh as leaves:
+        own = nullcontext([*self._later.values()])
+        with fresh_leaves(self._model, [*self._later]) if self._graphs else own as later:
             loss = self(run)
-            later = self._later.values() if leaves is None else leaves
             packed = _tensors(weights) if self._packs else []
             wanted = [*([m] if self._reads else []), *packed, *later]
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         return [*([] if self._reads else [None]), *gradients], found[0]
 
     def forward(self, run: Callable[[], Tensor]) -> Tensor:
-        """Calls a function that gives a loss.
-
-        ZeRO stage 3 expects the call of a module around all others in each backward pass.
-        """
+        """Calls a function that returns a loss: ZeRO stage 3 expects a module around all others."""
         return run()
 
     def _predict(
-        self, inputs: Inputs, truth: GroundTruth, clamp: Float[Tensor, "b"]
+        self, inputs: PassInputs, truth: GroundTruth, clamp: Float[Tensor, "b"]
     ) -> tuple[Tensor, Prediction]:
         loss = self._config.loss
-        output = self._model.last_pass(*inputs, heads=self._heads)
+        output = self._model.last_pass(inputs, heads=self._heads)
         terms = (self._losses or fold_loss)(
-            output,
-            truth,
-            loss.weights,
-            clamp=clamp,
-            resolution_range=loss.resolution,
+            output, truth, loss.weights, clamp=clamp, resolution_range=loss.resolution
         )
         share = terms.total.sum() / self._chains
-        # A loss that is not finite may have a finite gradient, which must not be learnt from: it
-        # becomes NaN, in every process that the gradient is shared with.
+        # A loss that is not finite may have a finite gradient, which no process may learn from: it
+        # becomes NaN in all that share it.
         poison = torch.where(share.isfinite(), 0.0, torch.nan)
         known = LossTerms(terms.total.detach(), {n: t.detach() for n, t in terms.terms.items()})
         ca = output.positions[:, :, _CA].detach()
         return share + poison * output.positions.sum(), Prediction(known, ca)
 
     def _draw_dropout(self, chains: Chains, number: int) -> PassDropout | None:
-        """Each chain's own, whatever other chains it is computed with and however it is padded.
+        """Dropout that depends neither on a chain's padding nor on the chains beside it.
 
         openfold3's own blocks (`model.kernels`) draw for all chains of a micro-batch together.
         """
-        first, device = chains.first, chains.m.device
-        seeds = [
-            random_seed(self._config.seed, DROPOUT, first + place, number)
-            for place in range(chains.place.start, chains.place.stop)
-        ]
+        places, device = range(chains.place.start, chains.place.stop), chains.m.device
+        seeds = [random_seed(self._config.seed, DROPOUT, chains.first + p, number) for p in places]
         if self._config.model.kernels == "openfold":
             torch.manual_seed(seeds[0])
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         drawn = self._model.draw_dropout(len(seeds), self._config.data.crop, generators)
         return drawn and drawn.rows(slice(None), chains.m.shape[1])
-
-
-def _inputs(
-    chains: Chains, previous: Recycled | None, weights: Any, dropout: PassDropout | None
-) -> Inputs:
-    batch = chains.batch
-    return Inputs(
-        chains.m, batch.aatype, batch.residue_index, batch.mask, previous, weights, dropout
-    )
 
 
 def _tensors(nested: Any) -> list[Tensor]:

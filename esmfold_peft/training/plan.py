@@ -1,18 +1,17 @@
 """How many chains a device computes at a time, and what it keeps of them.
 
 The language model and the optimizer see all chains of a device at once; trunk, structure module and
-losses go through them in micro-batches. What fits depends on the device, so a test of its memory
-finds it. The run keeps the plan in plan.json. When it is resumed on the same kind of device, with
-as many processes, chains and residues, and the same settings, it takes the plan from there.
+losses go through them in micro-batches. A test of the device's memory finds how many fit. The run
+keeps the plan in plan.json, and takes it from there when it is resumed on the same kind of device
+with the same number of processes, chains and residues and the same settings.
 """
 
 import gc
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from esmfold_peft.config import EngineConfig, TrainConfig
+from esmfold_peft.config import TrainConfig
 from esmfold_peft.console import report
 from esmfold_peft.devices import is_out_of_memory
 from esmfold_peft.disk.files import read_json, write_atomically
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.versions import installed_versions
-from esmfold_peft.runs.world import launched_world
-from esmfold_peft.training.engines.launch import resolved_engine
+from esmfold_peft.training.engines.launch import chains_of_device
 from esmfold_peft.training.failures import nothing_fits
 
 PLAN = "plan.json"
 
 _USED = 0.9
-"""Share of the free memory that a test may take. The rest is for what it does not see: other
-libraries' memory, gaps between tensors, a validation."""
+"""Share of the free memory that a test may take. The rest is for other libraries, gaps between
+tensors, and a validation."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Plan:
 
     Attributes:
         micro_batch: chains in the last pass, with gradients.
-        recycling: chains in a recycling pass, which keeps nothing for gradients.
+        recycling: chains in a recycling pass, without gradients.
         recompute: whether the trunk recomputes its activations in the backward pass.
     """
 
@@ -52,48 +50,25 @@ class Plan:
     recompute: bool
 
 
-def chains_of_device(engine: EngineConfig) -> int:
-    """Each device's share of the chains of an optimizer step.
-
-    Args:
-        engine: settings; numbers that are null are the launcher's.
-
-    Raises:
-        UserError: the batch does not divide by the number of devices.
-    """
-    engine = resolved_engine(engine, launched_world(os.environ))
-    assert engine.devices is not None
-    assert engine.nodes is not None
-    batch, devices = engine.batch_size, engine.devices * engine.nodes
-    chains, rest = divmod(batch, devices)
-    if rest:
-        below = f"{batch - rest} and {batch - rest + devices} do"
-        raise UserError(
-            f"engine.batch_size: {batch} does not divide by devices x nodes = {engine.devices} x"
-            f" {engine.nodes} = {devices}; {below if chains else f'{devices} does'}"
-        )
-    return chains
-
-
 def find_plan(
     config: TrainConfig, device: torch.device, attempt: Callable[[Plan], None], *, later: int = 0
 ) -> Plan:
-    """The plan of a training: as its settings say, as its run keeps it, or found by a test.
+    """The plan of a training: from its settings, from its run's plan.json, or found by a test.
 
-    All processes call it together and have the same plan. The first one keeps it and prints a line.
+    All processes call it together and get the same plan. The first one writes it and prints a line.
 
     Args:
         config: from `choices.decided`; without an auto in it nothing is tested.
         device: of this process.
-        attempt: computes a step by a plan and changes nothing; raises what PyTorch raises where
-            memory does not suffice. It must not wait for another process, which may have failed.
+        attempt: computes a step by a plan and changes nothing; raises PyTorch's error if memory
+            does not suffice. It must not wait for another process, which may have failed.
         later: bytes that the training takes after the test, such as Adam's moments.
 
     Raises:
         UserError: not even one chain fits, or the batch does not divide by the devices.
     """
     chains = chains_of_device(config.engine)
-    micro_batch, recompute = config.engine.micro_batch, config.model.section.checkpoint
+    micro_batch, recompute = config.engine.micro_batch, config.model.section.recompute
     if micro_batch != "auto":
         micro_batch = min(micro_batch, chains)
         if recompute != "auto":
@@ -115,7 +90,12 @@ def find_plan(
         if tried:
             content = {**asdict(plan), "for": conditions, "tried": tried}
             write_atomically(path, json.dumps(content, indent=2) + "\n")
-        report(_sentence(plan, chains, len(tried)))
+        activations = "recomputed" if plan.recompute else "kept"
+        how = f"{len(tried)} attempts" if tried else "as before"
+        report(
+            f"engine.micro_batch: {plan.micro_batch} of {chains} chains at a time,"
+            f" {plan.recycling} in recycling passes, activations {activations} ({how}; {PLAN})"
+        )
     return plan
 
 
@@ -129,42 +109,38 @@ def largest_plan(
 ) -> Plan | None:
     """The plan that computes most chains at a time; None if nothing fits.
 
-    Sizes are all chains, half of them, a quarter and so on, rounded up; in the recycling passes the
-    micro-batch doubled, and so on. Plans that recompute are
-    tried only where not even one chain fits otherwise. Where a size fits, smaller ones are taken to
-    fit too, so that 32 chains need nine attempts at most.
+    Sizes are all chains, half of them, a quarter and so on, rounded up; those of recycling passes
+    are the micro-batch, doubled again and again. Plans that recompute are tried only if not even
+    one chain fits otherwise. If a size fits, smaller ones are taken to fit too, so that 32 chains
+    need nine attempts at most.
 
     Args:
         chains: of the device in a step.
-        fits: whether a plan does.
+        fits: whether a plan fits.
         micro_batch: the only size of the last pass, and of the recycling passes; None tries all.
-        recompute: the only way; None tries both.
+        recompute: whether plans recompute; None tries both.
         recycles: whether there are recycling passes.
     """
-    sizes = _halves(chains) if micro_batch is None else [micro_batch]
+    halves = {-(-chains >> power) for power in range(chains.bit_length() + 1)} - {0}
+    sizes = sorted(halves) if micro_batch is None else [micro_batch]
     for again in (False, True) if recompute is None else (recompute,):
-        size = _largest(sizes, lambda size, again=again: fits(Plan(size, size, again)))
-        if size is None:
+        plan = _largest([Plan(size, size, again) for size in sizes], fits)
+        if plan is None:
             continue
         if micro_batch is not None or not recycles:
-            return Plan(size, size, again)
+            return plan
         # Whole micro-batches, so that few of them are smaller than the rest.
+        size = plan.micro_batch
         doubled = {min(size << power, chains) for power in range(chains.bit_length() + 1)}
-        larger = sorted(doubled - {size})
-        found = _largest(larger, lambda each, size=size, again=again: fits(Plan(size, each, again)))
-        return Plan(size, found or size, again)
+        larger = [replace(plan, recycling=each) for each in sorted(doubled - {size})]
+        return _largest(larger, fits) or plan
     return None
 
 
-def _halves(chains: int) -> list[int]:
-    """All chains, half of them and so on to 1, rounded up; the smallest first."""
-    return sorted({-(-chains >> power) for power in range(chains.bit_length() + 1)} - {0})
-
-
-def _largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of rising sizes that fits, by bisection."""
-    count = bisect_left(sizes, True, key=lambda size: not fits(size))
-    return sizes[count - 1] if count else None
+def _largest(plans: Sequence[Plan], fits: Callable[[Plan], bool]) -> Plan | None:
+    """The last of ever larger plans that fits, by bisection."""
+    count = bisect_left(plans, True, key=lambda plan: not fits(plan))
+    return plans[count - 1] if count else None
 
 
 def _fits(
@@ -184,7 +160,7 @@ def _fits(
             if not is_out_of_memory(error):
                 raise
             fits = False
-    _free(device)  # after the error, whose traceback holds tensors, is gone
+    _free(device)  # now that the error, whose traceback holds tensors, is gone
     fits = _all_agree(fits, device)
     tried.append({**asdict(plan), "fits": fits})
     return fits
@@ -192,17 +168,12 @@ def _fits(
 
 @contextmanager
 def limited_memory(device: torch.device, later: int) -> Iterator[None]:
-    """Inside, PyTorch takes 90 % of a GPU's free memory at most, less what comes later.
-
-    Args:
-        device: a GPU; on others nothing is limited.
-        later: bytes.
-    """
+    """Inside, PyTorch takes at most 90 % of a GPU's free memory, less `later` bytes."""
     if device.type != "cuda":
         yield
         return
     free, total = torch.cuda.mem_get_info(device)
-    own = torch.cuda.memory_reserved(device)  # of which nothing is free
+    own = torch.cuda.memory_reserved(device)  # which the driver does not count as free
     share = max(_USED * (free + own) - later, 0.0) / total
     torch.cuda.set_per_process_memory_fraction(share, device)
     try:
@@ -227,7 +198,7 @@ def _all_agree(answer: bool, device: torch.device) -> bool:
 
 
 def _conditions(config: TrainConfig, chains: int, device: torch.device) -> dict[str, Any]:
-    """What a plan depends on, of all that may change when a run is gone on with."""
+    """What a plan depends on, among the things that may change when a run is resumed."""
     engine, model = config.engine, config.model
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -239,29 +210,21 @@ def _conditions(config: TrainConfig, chains: int, device: torch.device) -> dict[
         "engine.compile": engine.compile,
         "engine.cuda_graphs": engine.cuda_graphs,
         "engine.deepspeed": engine.deepspeed and str(engine.deepspeed),
-        f"model.{model.section.name}.checkpoint": model.section.checkpoint,
-        "model.language_model.checkpoint": model.language_model.checkpoint,
+        # By the settings' former name, so that plans of earlier versions stay valid.
+        f"model.{model.section.name}.checkpoint": model.section.recompute,
+        "model.language_model.checkpoint": model.language_model.recompute,
         "model.chunk": model.chunk,
         "versions": installed_versions(("esmfold-peft", "torch")),
     }
 
 
 def _kept_plan(path: Path, conditions: dict[str, Any], chains: int) -> Plan | None:
-    """The plan that a run keeps, if it is for the same conditions."""
+    """The plan in plan.json, if it is for the same conditions."""
     try:
         content = read_json(path)
         kept = Plan(**{field.name: content[field.name] for field in fields(Plan)})
-    except (UserError, KeyError):  # none, or damaged: it is found anew
+    except (UserError, KeyError):  # missing or damaged: a test finds another one
         return None
     sizes = kept.micro_batch, kept.recycling
     sound = all(isinstance(n, int) and 0 < n <= chains for n in sizes)
     return kept if sound and content.get("for") == conditions else None
-
-
-def _sentence(plan: Plan, chains: int, attempts: int) -> str:
-    how = "recomputed" if plan.recompute else "kept"
-    why = f"{attempts} attempts" if attempts else "as before"
-    return (
-        f"engine.micro_batch: {plan.micro_batch} of {chains} chains at a time, {plan.recycling} in"
-        f" recycling passes, activations {how} ({why}; {PLAN})"
-    )

@@ -1,46 +1,134 @@
-"""One optimizer step of a device, from its chains to the moving average."""
+"""A training as Lightning drives it, and one optimizer step of a device."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.batch import Batch
 from esmfold_peft.datasets.streams import RECYCLES, random_stream
-from esmfold_peft.datasets.truth import GroundTruth
-from esmfold_peft.losses.total import LossTerms
-from esmfold_peft.metrics.lddt import lddt
+from esmfold_peft.datasets.truth import GroundTruth, ground_truth
+from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
+from esmfold_peft.metrics.lddt import LDDT, lddt, lddt_ca
+from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engines.zero import whole
 from esmfold_peft.training.gradients import GradientSum, apply_gradient, gradient_norms
-from esmfold_peft.training.optim import learning_rate_factor
-from esmfold_peft.training.passes import Chains, Prediction
+from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
+from esmfold_peft.training.passes import Chains, Passes, Prediction
+from esmfold_peft.training.plan import Plan
 from esmfold_peft.training.step_summary import StepSummary, summarize_step
 
-if TYPE_CHECKING:
-    from esmfold_peft.training.module import FoldingModule
+
+@dataclass(frozen=True, eq=False)
+class ValidationBatch:
+    """Whole chains, their losses (backbone errors not clamped), and the lDDT of their Cα."""
+
+    batch: Batch
+    terms: LossTerms
+    lddt: LDDT
+
+
+class FoldingModule(pl.LightningModule):
+    """Trains a folding model.
+
+    All random draws follow from the seed and the number of a sample. So another process can repeat
+    a step, and no generator has a state to save.
+
+    Args:
+        config: the run's settings.
+        model: the model; parameters that require gradients are trained.
+        start: optimizer steps that were done before.
+
+    Attributes:
+        passes: how the model's passes are computed.
+        plan: how many chains at a time.
+        average: moving average of what is trained.
+        asked_to_stop: whether this process shall end after the step.
+        seen: chains of the latest step, and their losses.
+        summary: of the latest step.
+    """
+
+    passes: Passes
+    plan: Plan
+    average: ExponentialAverage
+    asked_to_stop: Callable[[], bool]
+    seen: tuple[Batch, LossTerms]
+    summary: StepSummary
+
+    def __init__(self, config: TrainConfig, model: FoldingModel, start: int = 0) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.model = model
+        self.start = start
+
+    def setup(self, stage: str) -> None:
+        """Prepares the passes, now that the device and the number of processes are known."""
+        chains = self.config.engine.batch_size // self.trainer.world_size
+        device = self.trainer.strategy.root_device
+        self.passes = Passes(self.model, self.config, chains, device)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, those before this process included."""
+        return self.start + self.trainer.global_step
+
+    def training_step(self, batch: tuple[Batch, GroundTruth], batch_index: int) -> None:
+        """Makes an optimizer step."""
+        terms, self.summary = optimizer_step(self, *batch)
+        self.seen = batch[0], terms
+
+    def validation_step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: Batch, batch_index: int
+    ) -> ValidationBatch:
+        """Folds whole chains and scores them."""
+        weights = self.config.loss.weights
+        output = self.model(
+            batch.aatype,
+            batch.residue_index,
+            batch.mask,
+            self.config.model.max_recycles,
+            heads=heads_to_compute(weights),
+        )
+        terms = fold_loss(
+            output,
+            ground_truth(batch),
+            weights,
+            clamp=torch.full_like(batch.resolution, torch.inf),
+            resolution_range=self.config.loss.resolution,
+        )
+        scores = lddt_ca(output.positions, batch.positions, batch.atom_mask)
+        return ValidationBatch(batch, terms, scores)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam with its schedule, which `optimizer_step` steps."""
+        optimizer, schedule = build_optimizer(self.model, self.config.optimizer, start=self.start)
+        self.schedule = schedule
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": LRSchedulerConfigType(scheduler=schedule, interval="step"),
+        }
 
 
 def optimizer_step(
-    module: "FoldingModule", batch: Batch, truth: GroundTruth
+    module: FoldingModule, batch: Batch, truth: GroundTruth
 ) -> tuple[LossTerms, StepSummary]:
-    """Trains on the chains of this device, together with the other devices.
+    """Trains on all chains of this device in a step, together with the other devices.
 
     The language model runs once, on all chains. The trunk and all behind it run on as many chains
-    at a time as `module.plan` says; their gradients are summed, and the one backward pass that an
-    engine sees hands them over and goes on through the language model. The host waits for the
-    device once, for the summary.
-
-    Args:
-        module: the training.
-        batch: all chains of the device in this step.
-        truth: their true structures.
+    at a time as `module.plan` says. Their gradients are summed; then the one backward pass that an
+    engine sees takes them through the language model. The host waits for the device once, for the
+    summary.
 
     Returns:
-        Losses of the chains, without graph, and what the step amounted to over all devices.
+        Losses of the chains, without graph, and the summary over all devices.
     """
     model, passes, plan, trainer = module.model, module.passes, module.plan, module.trainer
     config, step = module.config, module.step
@@ -50,14 +138,8 @@ def optimizer_step(
     m, weights = model.read(batch.aatype, batch.mask), model.pack()
     gradients = GradientSum(m, passes.shared_tensors(weights))
     chains = Chains(batch, truth, m.detach(), first, fixed=config.engine.compile is True)
-    predictions: list[Prediction] = []
-    for group in chains.split(plan.recycling):
-        recycled = passes.recycle(group, weights, recycles)
-        for micro_batch in group.split(plan.micro_batch):
-            previous = micro_batch.rows_of(group, recycled)
-            found = passes.differentiate(micro_batch, previous, weights, recycles, gradients)
-            predictions.append(found)
-        recycled = previous = None  # the next group needs the memory
+    groups = chains.split(plan.recycling)
+    predictions = passes.learn(groups, plan.micro_batch, weights, recycles, gradients)
     with whole(trainer, gradients.parameters):  # which ZeRO stage 3 spreads
         module.manual_backward(gradients.as_loss())
 
@@ -79,13 +161,9 @@ def recycles_at(step: int, most: int, seed: int) -> int:
 
 
 def first_sample(config: TrainConfig, step: int, rank: int, chains: int) -> int:
-    """The number, among all samples of a run, of a device's first chain in a step.
+    """Number, among all samples of a run, of a device's first chain in a step.
 
-    Args:
-        config: of the run.
-        step: optimizer steps done before.
-        rank: the device's process.
-        chains: of the device in the step.
+    `step` optimizer steps were done before; each device has `chains` chains in a step.
     """
     return step * config.engine.batch_size + rank * chains
 

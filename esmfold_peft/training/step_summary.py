@@ -1,4 +1,4 @@
-"""What an optimizer step amounted to, over all processes."""
+"""The results of an optimizer step, over all processes."""
 
 import math
 from collections.abc import Mapping
@@ -44,16 +44,11 @@ def summarize_step(
     *,
     stop: bool,
 ) -> StepSummary:
-    """Fetches what a step has found: one message between the processes, one wait for the device.
+    """Gathers the results of a step: one message between processes, one wait for the device.
 
-    Args:
-        trainer: whose step it is.
-        step: its number.
-        terms: losses of this process's chains.
-        scores: their lDDT-Cα; NaN without a resolved pair.
-        norms: of the gradient of all processes.
-        rate: learning rate of the step.
-        stop: whether this process was asked to stop.
+    `step` counts from 1. `terms` and `scores` (lDDT-Cα, NaN without a resolved pair) are those of
+    this process's chains, and `stop` is whether this process was asked to stop; `norms` are those
+    of the gradient of all processes, and `rate` is the learning rate.
     """
     names = ["loss", *terms.terms]
     means = torch.stack((terms.total, *terms.terms.values())).double().mean(1)
@@ -68,16 +63,11 @@ def summarize_step(
     metrics = {f"train/{n}": v / trainer.world_size for n, v in zip(names, losses, strict=True)}
     metrics["train/lddt_ca"] = score / scored if scored else math.nan
     metrics |= {f"gradient/{name}": norm for name, norm in gradient.items()}
-    metrics |= _gradient_shares(gradient)
+    # Clipping by the global norm is about the groups' shares of the squared norm.
+    total = gradient.pop("total")
+    metrics |= {
+        f"gradient_share/{name}": (norm / total) ** 2 if total else math.nan
+        for name, norm in gradient.items()
+    }
     metrics["learning_rate"] = rate
     return StepSummary(step, metrics, stop=stops > 0)
-
-
-def _gradient_shares(norms: Mapping[str, float]) -> dict[str, float]:
-    """Each group's share of the squared norm, which clipping by the global norm is about."""
-    total = norms["total"]
-    return {
-        f"gradient_share/{name}": (norm / total) ** 2 if total else math.nan
-        for name, norm in norms.items()
-        if name != "total"
-    }

@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignals:
-    """Turns SIGTERM and SIGUSR1 (which schedulers send before they kill) and Ctrl-C into a wish.
+    """Inside its block, keeps SIGTERM, SIGUSR1 (which schedulers send before they kill) and Ctrl-C.
 
     A second Ctrl-C stops at once.
 
@@ -22,7 +22,6 @@ class StopSignals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Listens until the end of the block."""
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number, handler in self._before.items():
             # A shell starts what runs in the background with Ctrl-C ignored.
@@ -31,12 +30,11 @@ class StopSignals:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leaves the signals to whoever had them."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def ignore_further(self) -> None:
-        """Leaves SIGTERM without effect until the process ends, also after the block.
+        """Ignores SIGTERM until the process ends, also after the block.
 
         Launchers send it to all processes as soon as one has ended, and the exit code would be
         another.

@@ -1,15 +1,14 @@
-"""What happens between two optimizer steps: averaging, guarding, logging, saving, validating."""
+"""What happens between two optimizer steps: guarding, logging, saving, validating."""
 
 import math
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import pytorch_lightning as pl
 import torch
 
-from esmfold_peft.config import TrainConfig
 from esmfold_peft.datasets.datamodule import ChainDataModule
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.checkpoint import (
@@ -35,11 +34,11 @@ from esmfold_peft.training.ema import ExponentialAverage
 from esmfold_peft.training.engines.engine_state import read_adam, read_parameters, write_adam
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.memory_test import attempt, bytes_of_moments
-from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.metrics_file import METRICS, RELATIVE_UPDATE, MetricsFile
 from esmfold_peft.training.nonfinite import keep_evidence
 from esmfold_peft.training.plan import find_plan
-from esmfold_peft.training.progress import TrainingProgress
+from esmfold_peft.training.progress import TrainingProgress, View
+from esmfold_peft.training.step import FoldingModule
 from esmfold_peft.training.step_summary import StepSummary
 from esmfold_peft.training.stop_signals import StopSignals
 from esmfold_peft.training.validation import validate
@@ -50,54 +49,47 @@ class _ValidationStoppedError(Exception):
 
 
 class Supervisor(pl.Callback):
-    """Keeps a training alive and honest.
+    """Judges, logs, saves and validates a training between its steps.
 
-    Args:
-        config: the run's settings.
-        signals: that ask it to stop.
-        progress: what a person sees.
+    `state` is where the run stands, `resumed` the checkpoint that it resumes from (None at its
+    beginning); `signals` ask it to stop.
 
     Attributes:
         status: how the run stands.
     """
 
-    data: ChainDataModule
-    state: State
-
     def __init__(
-        self, config: TrainConfig, signals: StopSignals, progress: TrainingProgress
+        self,
+        trainer: pl.Trainer,
+        module: FoldingModule,
+        data: ChainDataModule,
+        state: State,
+        resumed: Checkpoint | None,
+        signals: StopSignals,
     ) -> None:
-        self.config = config
+        self.trainer, self.module, self.data, self.state = trainer, module, data, state
+        self.config = module.config
         self.signals = signals
-        self.progress = progress
-        self.status = Status("interrupted", 0, config.engine.steps)
-        self._resumed: Checkpoint | None = None
-        self._guard = GuardState()
+        self.metrics = MetricsFile(self.config.run / METRICS)
+        self._resumed = resumed
+        self._guard = GuardState.from_dict(state.guard) if state.guard else GuardState()
         self._stopped = False
-
-    def begin(self, data: ChainDataModule, state: State, resumed: Checkpoint | None) -> None:
-        """Says what is trained and where it stands.
-
-        Args:
-            data: the run's chains.
-            state: where the run stands.
-            resumed: what it goes on from; None at its beginning.
-        """
-        self.data, self.state, self._resumed = data, state, resumed
-        if state.guard:
-            self._guard = GuardState.from_dict(state.guard)
         self.status = self._status("interrupted")
+        view = None if trainer.is_global_zero else View()
+        self.progress = TrainingProgress(
+            self.config, state.step, trainer.strategy.root_device, view
+        )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts Adam and the moving average back, and validates if that is still due."""
-        module = _folding(pl_module)
-        self._require_one_beginning(trainer)
+        module = self.module
+        self._require_one_beginning()
         self.state = replace(self.state, processes=trainer.world_size)
         self._trained = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
         module.average = ExponentialAverage(self._trained, self.config.optimizer.ema)
         with after_the_first(os.environ):  # all processes find that nothing fits
             module.plan = find_plan(
-                module.config,
+                self.config,
                 trainer.strategy.root_device,
                 partial(attempt, module),
                 later=bytes_of_moments(module),
@@ -113,101 +105,81 @@ class Supervisor(pl.Callback):
                 export_model(self.config.run, module.model, tensors, self.state.base_sha256)
             self._resumed = None  # its tensors are not needed any more
         if not self.state.validated:
-            self._validate(trainer, module)
-        self._conclude(trainer, beginning=True)
-        self._leave_together(trainer)  # without a step to make, no other hook is called
+            self._validate()
+        self._conclude(beginning=True)
+        self._leave_together()  # without a step to make, `on_train_end` is not called
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self.progress.start(self.state.step)
+        self.progress.show()
+
+    def on_train_batch_end(self, *_: object, **named: object) -> None:
         """Does all that follows an optimizer step."""
-        module = _folding(pl_module)
-        self._stopped = module.summary.stop
-        self._take_in(trainer, module, module.summary)
+        self._stopped = self.module.summary.stop
+        self._take_in(self.module.summary)
         if self._guard.verdict is None:
             if self._checkpoint_due():
-                self._save(trainer, module)
+                self._save()
             if not (self.state.validated or self._stopped):
-                self._validate(trainer, module)
-        self._conclude(trainer)
+                self._validate()
+        self._conclude()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves with the other processes."""
-        self._leave_together(trainer)
-
-    def _leave_together(self, trainer: pl.Trainer) -> None:
-        """Waits for all processes before the first one ends, on which launchers stop the others."""
-        if self.status.status in ("interrupted", "diverged"):
-            trainer.strategy.barrier()
-            self.signals.ignore_further()
+        self._leave_together()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Says in status.json that the run has ended, and how."""
+        """Writes into status.json how the run has ended."""
         if not trainer.is_global_zero:
             return
         asked = isinstance(exception, (KeyboardInterrupt, SystemExit))
         cause = explained(exception, self.config) if isinstance(exception, RuntimeError) else None
         message = " ".join(str(cause or exception).split()) or type(exception).__name__
-        self.status = self._status("interrupted" if asked else "failed", message=message)
+        self.status = self._status("interrupted" if asked else "failed", message)
         write_status(self.config.run, self.status)
 
-    def _require_one_beginning(self, trainer: pl.Trainer) -> None:
+    def _require_one_beginning(self) -> None:
         """Refuses to train from different checkpoints: network disks show new files late."""
-        step = trainer.strategy.broadcast(self.state.step)
+        step = self.trainer.strategy.broadcast(self.state.step)
         if step != self.state.step:
             raise UserError(
-                f"{self.config.run}: process {trainer.global_rank} finds the checkpoint of step"
-                f" {self.state.step:,}, process 0 that of step {step:,}; try again when all"
+                f"{self.config.run}: process {self.trainer.global_rank} finds the checkpoint of"
+                f" step {self.state.step:,}, process 0 that of step {step:,}; try again when all"
                 " machines see the same files"
             )
 
-    def _take_in(self, trainer: pl.Trainer, module: FoldingModule, summary: StepSummary) -> None:
-        """What was learnt, and what is known of it."""
-        metrics = summary.metrics
-        last = summary.step == self.config.engine.steps
-        logged = summary.skipped or last or summary.step % self.config.log.every == 0
+    def _take_in(self, summary: StepSummary) -> None:
+        """Judges, counts, shows and logs a step."""
+        config, metrics = self.config, summary.metrics
+        last = summary.step == config.engine.steps
+        logged = summary.skipped or last or summary.step % config.log.every == 0
         if logged:
-            metrics |= comparison_metrics(trainer, module.model, self.config.optimizer)
+            metrics |= comparison_metrics(self.trainer, self.module.model, config.optimizer)
         if summary.skipped:
-            keep_evidence(trainer, module, summary.step)
-        self._guard = observe(
-            self._guard,
-            Observation(
-                step=summary.step,
-                loss=metrics["train/loss"],
-                gradient_norm=metrics["gradient/total"],
-                train_score=metrics["train/lddt_ca"],
-                update=metrics.get(RELATIVE_UPDATE),
-            ),
-            self.config.guard,
-            self.config.optimizer.warmup_steps,
+            keep_evidence(self.trainer, self.module, summary.step)
+        observation = Observation(
+            step=summary.step,
+            loss=metrics["train/loss"],
+            gradient_norm=metrics["gradient/total"],
+            train_score=metrics["train/lddt_ca"],
+            update=metrics.get(RELATIVE_UPDATE),
         )
+        self._guard = observe(self._guard, observation, config.guard, config.optimizer.warmup_steps)
+        due = last or summary.step % config.engine.validate_every == 0
         self.state = replace(
             self.state,
             step=summary.step,
-            ema_updates=module.average.updates,
+            ema_updates=self.module.average.updates,
             skipped_steps=self.state.skipped_steps + summary.skipped,
-            guard=self._guard.to_dict(),
-            validated=not self._validation_due(summary.step),
+            guard=asdict(self._guard),
+            validated=not due or self.data.validation is None,
         )
-        module.latest |= metrics
-        if self.state.skipped_steps:
-            module.latest["train/skipped_steps"] = float(self.state.skipped_steps)
-        self.progress.stepped()
+        self.progress.stepped(summary.step, metrics, self.state.skipped_steps)
         if logged:
-            self._log(trainer, metrics | self.progress.rates())
-
-    def _validation_due(self, step: int) -> bool:
-        engine = self.config.engine
-        due = step % engine.validate_every == 0 or step == engine.steps
-        return due and self.data.validation is not None
+            self._log(metrics | self.progress.rates())
 
     def _checkpoint_due(self) -> bool:
         """Whether to save: also before a validation, which may take long and be killed."""
@@ -215,68 +187,62 @@ class Supervisor(pl.Callback):
         planned = step % self.config.checkpoints.every == 0 or step == self.config.engine.steps
         return planned or self._stopped or not self.state.validated
 
-    def _save(self, trainer: pl.Trainer, module: FoldingModule) -> None:
+    def _save(self) -> None:
         """Writes a checkpoint, and the model as others use it."""
-        weights = read_parameters(trainer, kept_tensors(module.model))
-        average = module.average.read(trainer)
+        trainer, model, run = self.trainer, self.module.model, self.config.run
+        weights = read_parameters(trainer, kept_tensors(model))
+        average = self.module.average.read(trainer)
         adam = read_adam(trainer, self._trained)
         if trainer.is_global_zero:
-            run = self.config.run
             write_checkpoint(run, Checkpoint(self.state, weights, average, adam))
             prune_checkpoints(run, self.config.checkpoints.keep_last, self.state.best)
-            export_model(run, module.model, weights | average, self.state.base_sha256)
+            export_model(run, model, weights | average, self.state.base_sha256)
 
-    def _validate(self, trainer: pl.Trainer, module: FoldingModule) -> None:
-        """Scores the validation chains; a stop ends it before its time, and it stays due."""
-        assert self.data.validation is not None
-        assert self._validation_loader is not None
-        own = sum(map(len, self._validation_loader.batch_sampler))  # pyright: ignore
+    def _validate(self) -> None:
+        """Scores the validation chains; if it is stopped, it stays due."""
+        loader = self._validation_loader
+        assert loader is not None
+        own = sum(map(len, loader.batch_sampler))  # pyright: ignore
         self.progress.validation_started(own * (2 if self.config.engine.validate_raw else 1))
         try:
-            found = validate(
-                trainer,
-                module,
-                self._validation_loader,
-                module.average,
-                advanced=lambda chains: self._validation_advanced(trainer, chains),
-            )
+            found = validate(self.trainer, self.module, loader, self._validation_advanced)
         except _ValidationStoppedError:
             return
-        step, run, score = self.state.step, self.config.run, found.score
-        best = self.state.best
-        if math.isfinite(score) and (best is None or score > best.score):
+        step, score, metrics, best = self.state.step, found.score, found.metrics(), self.state.best
+        known = math.isfinite(score)
+        if known and (best is None or score > best.score):
             best = Best(step, score)
         self._guard = observe_validation(self._guard, step, score, self.config.guard)
         self.state = replace(
             self.state,
             validated=True,
-            score=score if math.isfinite(score) else None,
+            score=score if known else None,
             best=best,
-            guard=self._guard.to_dict(),
+            guard=asdict(self._guard),
         )
-        self._log(trainer, found.metrics())
-        if trainer.is_global_zero:
-            found.write(run, step)
-            mark_validated(run, self.state)
-            prune_checkpoints(run, self.config.checkpoints.keep_last, best)
-        module.latest |= found.metrics()
-        self.progress.validation_ended(score)
+        self._log(metrics)
+        if self.trainer.is_global_zero:
+            found.write(self.config.run, step)
+            mark_validated(self.config.run, self.state)
+            prune_checkpoints(self.config.run, self.config.checkpoints.keep_last, best)
+        self.progress.validation_ended(metrics)
 
-    def _validation_advanced(self, trainer: pl.Trainer, chains: int) -> None:
+    def _validation_advanced(self, chains: int) -> None:
         self.progress.validation_advanced(chains)
-        asked = torch.tensor(
-            float(self.signals.received is not None), device=trainer.strategy.root_device
-        )
-        if trainer.strategy.reduce(asked, reduce_op="sum") > 0:
+        strategy = self.trainer.strategy
+        asked = torch.tensor(float(self.module.asked_to_stop()), device=strategy.root_device)
+        if strategy.reduce(asked, reduce_op="sum") > 0:
             self._stopped = True
             raise _ValidationStoppedError
 
-    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        for logger in trainer.loggers:
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self.trainer.is_global_zero:
+            self.metrics.log(metrics, self.state.step)
+        for logger in self.trainer.loggers:
             logger.log_metrics(metrics, self.state.step)
 
-    def _conclude(self, trainer: pl.Trainer, *, beginning: bool = False) -> None:
-        """Ends the run where it has come to an end, and writes how it stands."""
+    def _conclude(self, *, beginning: bool = False) -> None:
+        """Ends the run if it is over, and writes how it stands."""
         verdict = self._guard.verdict
         if verdict is not None:
             self.status = self._status("diverged", verdict.message)
@@ -290,9 +256,8 @@ class Supervisor(pl.Callback):
         else:
             self.status = self._status("running")
         ended = self.status.status != "running"
-        trainer.should_stop = ended
-        written = ended or beginning or self._checkpoint_due()
-        if written and trainer.is_global_zero:
+        self.trainer.should_stop = ended
+        if self.trainer.is_global_zero and (ended or beginning or self._checkpoint_due()):
             write_status(self.config.run, self.status)
 
     def _status(self, name: Name, message: str | None = None) -> Status:
@@ -306,7 +271,8 @@ class Supervisor(pl.Callback):
             best=self.state.best,
         )
 
-
-def _folding(module: pl.LightningModule) -> FoldingModule:
-    assert isinstance(module, FoldingModule)
-    return module
+    def _leave_together(self) -> None:
+        """Waits for all processes before the first one ends, on which launchers stop the others."""
+        if self.status.status in ("interrupted", "diverged"):
+            self.trainer.strategy.barrier()
+            self.signals.ignore_further()

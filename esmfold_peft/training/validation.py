@@ -7,9 +7,9 @@ before the first step of a resumed run, and keeps a table of every chain.
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 
 from esmfold_peft.disk.csv_text import table_text
 from esmfold_peft.disk.files import make_folder, write_atomically
-from esmfold_peft.training.ema import ExponentialAverage
-from esmfold_peft.training.module import FoldingModule, ValidationBatch
+from esmfold_peft.training.step import FoldingModule, ValidationBatch
 
 VALIDATION = "validation"
 
@@ -29,6 +28,8 @@ Row = dict[str, int | float]
 _RAW = "lddt_ca_raw"
 _SCORES = ("lddt_ca", _RAW)
 _DESCRIPTION = ("length", "resolved", "pairs")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,71 +53,62 @@ class Validated:
         columns = {n: [row[n] for row in self.chains.values()] for n in self._columns}
         scores = {n: [v for v in columns[n] if math.isfinite(v)] for n in columns if n in _SCORES}
         losses = {n: v for n, v in columns.items() if n not in (*_SCORES, *_DESCRIPTION)}
-        return {f"validation/{n}": _mean(v) for n, v in (scores | losses).items()}
+        means = {n: statistics.fmean(v) if v else math.nan for n, v in (scores | losses).items()}
+        return {f"validation/{n}": mean for n, mean in means.items()}
 
     @property
     def _columns(self) -> list[str]:
         return list(next(iter(self.chains.values())))
 
-    def table(self) -> str:
-        """One line of CSV for each chain."""
-        rows = [[name, *values.values()] for name, values in sorted(self.chains.items())]
-        return table_text(["id", *self._columns], rows)
-
     def write(self, run: Path, step: int) -> None:
-        """Writes the table of the chains into the run's folder."""
+        """Writes one line of CSV for each chain into the run's folder."""
+        rows = [[name, *values.values()] for name, values in sorted(self.chains.items())]
         make_folder(run / VALIDATION)
-        write_atomically(run / VALIDATION / f"step_{step:08d}.csv", self.table())
+        path = run / VALIDATION / f"step_{step:08d}.csv"
+        write_atomically(path, table_text(["id", *self._columns], rows))
 
 
+@torch.no_grad()
 def validate(
-    trainer: pl.Trainer,
-    module: FoldingModule,
-    loader: DataLoader,
-    average: ExponentialAverage,
-    *,
-    advanced: Callable[[int], None],
+    trainer: pl.Trainer, module: FoldingModule, loader: DataLoader, advanced: Callable[[int], None]
 ) -> Validated:
     """Scores all validation chains; every process takes its share and learns all results.
 
     Args:
         trainer: whose engine runs the model.
-        module: the model; it is in training mode again afterwards, with its weights as they were.
+        module: afterwards in training mode again, with its weights as they were.
         loader: this process's batches, as many as any other's.
-        average: of the weights; the headline is its score.
         advanced: called with the number of chains of each batch that is done.
     """
-    with _evaluating(module):
-        with average.swapped(trainer):
-            batches = _run(trainer, loader, advanced)
-            own = {name: row for b in batches for name, row in _rows(b, module.config.data.crop)}
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for index, batch in enumerate(loader):
+            batch = batch.to(trainer.strategy.root_device, non_blocking=True)
+            found = trainer.strategy.validation_step(batch, index)
+            assert isinstance(found, ValidationBatch)
+            yield from _rows(found, module.config.data.crop)
+            advanced(len(batch.ids))
+
+    module.eval()
+    try:
+        with module.average.swapped(trainer):
+            own = dict(rows())
         chains = _gathered(own)
         if module.config.engine.validate_raw:
-            batches = _run(trainer, loader, advanced)
-            raw = _gathered({n: {_RAW: r["lddt_ca"]} for b in batches for n, r in _rows(b, 1)})
+            raw = _gathered({name: {_RAW: row["lddt_ca"]} for name, row in rows()})
             chains = {name: row | raw[name] for name, row in chains.items()}
+    finally:
+        module.train()
     return Validated(chains)
 
 
-@contextmanager
-def _evaluating(module: FoldingModule) -> Iterator[None]:
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train()
-
-
-def _run(
-    trainer: pl.Trainer, loader: DataLoader, advanced: Callable[[int], None]
-) -> Iterator[ValidationBatch]:
-    device = trainer.strategy.root_device
-    for index, batch in enumerate(loader):
-        found = trainer.strategy.validation_step(batch.to(device, non_blocking=True), index)
-        assert isinstance(found, ValidationBatch)
-        yield found
-        advanced(len(batch.ids))
+def of_all_processes(own: T) -> list[T]:
+    """What each process has, in order of their ranks (collective)."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    shares = [own] * dist.get_world_size()
+    dist.all_gather_object(shares, own)
+    return shares
 
 
 def _rows(found: ValidationBatch, crop: int) -> Iterator[tuple[str, Row]]:
@@ -142,12 +134,4 @@ def _rows(found: ValidationBatch, crop: int) -> Iterator[tuple[str, Row]]:
 
 def _gathered(own: dict[str, Row]) -> dict[str, Row]:
     """The rows of all processes; a chain that several have scored is there once."""
-    shares: list[dict[str, Row]] = [own]
-    if dist.is_available() and dist.is_initialized():
-        shares = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, own)
-    return {name: row for share in shares for name, row in share.items()}
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
+    return {name: row for share in of_all_processes(own) for name, row in share.items()}

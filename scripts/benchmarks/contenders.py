@@ -1,7 +1,7 @@
-"""What is compared: one language model with every adapter, and what others do with its weights.
+"""One language model with every adapter, and with others' adapters on the same weights.
 
-All have the same weights and give the same thing, the hidden states of all levels, and in all of
-them the gradient goes back to the embedding, as it does where something below is trained.
+All give the hidden states of all levels. In all of them the gradient goes back to the embedding, as
+it does where something below is trained.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from esmfold_peft.adapters.bank import AdapterBank, AdapterChoice
-from esmfold_peft.adapters.base import Adaptation, AttentionShape, Group
+from esmfold_peft.adapters.base import AttentionShape, Factors, Group
 from esmfold_peft.adapters.insert import ADAPTERS, attach_adapter, insert_adapter
 from esmfold_peft.adapters.lorta import LoRTA
-from esmfold_peft.adapters.peft_config import peft_settings
+from esmfold_peft.adapters.peft_files import peft_settings
 from esmfold_peft.config import AdapterConfig, Target
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
-from esmfold_peft.weights.esm2_files import hugging_face_settings
-from esmfold_peft.weights.esm2_weights import hugging_face_name
+from esmfold_peft.weights.layouts import hugging_face_name, hugging_face_settings
 
 if TYPE_CHECKING:
     from transformers import EsmModel
@@ -36,7 +35,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """Something whose training step is measured.
+    """A model whose training step is measured.
 
     Attributes:
         output: hidden states of all levels, (b, n, l, d).
@@ -52,12 +51,7 @@ class Contender:
         return sum(p.numel() for p in self.trained.parameters() if p.requires_grad)
 
     def step(self, gradient: Tensor, autocast: AbstractContextManager) -> None:
-        """Forward and backward pass, without an optimizer; gradients are dropped at once.
-
-        Args:
-            gradient: of the outputs.
-            autocast: around the forward pass.
-        """
+        """Forward and backward pass, without an optimizer; gradients are dropped at once."""
         with autocast:
             output = self.output()
         output.backward(gradient.to(output.dtype))
@@ -65,11 +59,7 @@ class Contender:
 
     @torch.no_grad()
     def infer(self, autocast: AbstractContextManager) -> None:
-        """Forward pass alone.
-
-        Args:
-            autocast: around it.
-        """
+        """Forward pass alone."""
         with autocast:
             self.output()
 
@@ -85,16 +75,10 @@ def frozen_model(shape: AttentionShape, device: torch.device) -> LanguageModel:
 def build_contenders(
     lm: LanguageModel, kinds: list[str], config: AdapterConfig, aatype: Tensor, mask: Tensor
 ) -> dict[str, Contender]:
-    """All contenders, checked; those of this project share one language model.
+    """All contenders, checked; those of this project share the model of `frozen_model`.
 
-    PEFT takes part where it and transformers are installed, which the package does not need.
-
-    Args:
-        lm: as `frozen_model` made it.
-        kinds: kinds of adapters.
-        config: rank, alpha and targets of all; a kind adapts those targets that it can.
-        aatype: residues of the batch (b, n).
-        mask: which of them exist (b, n).
+    PEFT takes part where it and transformers are installed, which the package does not need. A kind
+    adapts those targets of `config` that it can.
 
     Raises:
         SystemExit: outputs differ that should be equal.
@@ -125,12 +109,6 @@ def build_inferences(
 ) -> dict[str, Contender]:
     """One LoRTA for all sequences of a batch, and one of its own for each.
 
-    Args:
-        lm: as `frozen_model` made it.
-        config: rank, alpha and targets of the adapters.
-        aatype: residues of the batch (b, n).
-        mask: which of them exist (b, n).
-
     Raises:
         SystemExit: a sequence of the bank is not what its adapter gives alone.
     """
@@ -158,14 +136,25 @@ class AuthorsLoRTA(LoRTA):
     targets only; and theirs are turned (`lorta.HEADS_ON_OUTPUT`).
     """
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """See `Adapter`: ΔW (d, d) of each of `matrices`, without the scale."""
-        return tuple(self._dense(layer, target).to(dtype) for layer, target in self.matrices())
+    def forward(self, dtype: torch.dtype) -> tuple[Factors, ...]:
+        """See `Adapter`: ΔW (L, d, d) of each adapted matrix of the group, without the scale."""
+        return tuple(
+            tuple(
+                torch.stack([self._dense(i, target).to(dtype) for i in range(self.shape.layers)])
+                for target in self.members(group)
+            )
+            for group in self.groups()
+        )
 
-    def adaptation(self, folded: tuple[Tensor, ...]) -> Adaptation:
+    def change_output(
+        self, group: Group, factors: Factors, x: Tensor, y: Tensor, matrices: nn.Module
+    ) -> Tensor:
         """See `Adapter`."""
-        assert self.scale is not None
-        return _Dense(dict(zip(self.matrices(), folded, strict=True)), self.scale)
+        outputs = list(y.unflatten(-1, (len(group), -1)).unbind(1))
+        for target, delta in zip(self.members(group), factors, strict=True):
+            index = group.index(target)
+            outputs[index] = outputs[index] + x @ delta * self.scale
+        return torch.stack(outputs, dim=1)
 
     def _dense(self, layer: int, target: Target) -> Float[Tensor, "d d"]:
         heads = []
@@ -174,31 +163,6 @@ class AuthorsLoRTA(LoRTA):
             heads.append(self.a @ torch.diag(c) @ self.b.T)
         delta = torch.cat(heads, dim=1)
         return delta if target != "output" else delta.T
-
-
-class _Dense(Adaptation):
-    """A dense ΔW, inputs first, of every layer and adapted matrix."""
-
-    def __init__(self, deltas: dict[tuple[int, Target], Tensor], scale: float) -> None:
-        self.deltas, self.scale = deltas, scale
-
-    def output(
-        self,
-        layer: int,
-        group: Group,
-        x: Float[Tensor, "t i"],
-        y: Float[Tensor, "t w"],
-        matrices: nn.Module,
-    ) -> Float[Tensor, "t n o"]:
-        """See `Adaptation`."""
-        side_by_side = y.unflatten(-1, (len(group), -1))
-        if not any((layer, target) in self.deltas for target in group):
-            return side_by_side
-        outputs = list(side_by_side.unbind(1))
-        for index, target in enumerate(group):
-            if (layer, target) in self.deltas:
-                outputs[index] = outputs[index] + x @ self.deltas[layer, target] * self.scale
-        return torch.stack(outputs, dim=1)
 
 
 def peft_lora(lm: LanguageModel, config: AdapterConfig, tokens: Tensor) -> Contender:

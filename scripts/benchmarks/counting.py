@@ -48,12 +48,7 @@ H100 = DeviceProperties(
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one pass does.
-
-    Attributes:
-        kernels: launched.
-        bytes: read and written by them, each tensor once a kernel.
-    """
+    """Kernels of one pass, and the bytes that they read and write, each tensor once a kernel."""
 
     kernels: int
     bytes: int
@@ -61,13 +56,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a function and its gradient do.
-
-    Attributes:
-        forward: the function.
-        backward: its gradient for everything that requires one.
-        kept: bytes that are kept for the backward pass, weights aside.
-    """
+    """A function, its gradient, and the bytes kept for the gradient, weights aside."""
 
     forward: Traffic
     backward: Traffic
@@ -78,11 +67,7 @@ def eager(function: Function, weights: Any, *inputs: Any) -> Counts:
     """Counts operations as PyTorch runs them one by one.
 
     Tensors that the function makes once and remembers must exist before, or they will be fake.
-
-    Args:
-        function: called with the weights and inputs.
-        weights: tensors that are kept anyway.
-        inputs: further arguments; only shapes, types and `requires_grad` of tensors matter.
+    Only shapes, types and `requires_grad` of tensors matter.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         weights, inputs = tree_map_only(Tensor, mode.from_tensor, (weights, inputs))
@@ -96,11 +81,6 @@ def eager(function: Function, weights: Any, *inputs: Any) -> Counts:
 
 def fused(function: Function, weights: Any, *inputs: Any) -> Counts:
     """Counts what `torch.compile` launches on a GPU, matrix products and own operators included.
-
-    Args:
-        function: called with the weights and inputs; compiled as a whole.
-        weights: tensors that are kept anyway.
-        inputs: further arguments; only shapes, types and `requires_grad` of tensors matter.
 
     Raises:
         torch._dynamo.exc.Unsupported: the function cannot be compiled as a whole.
@@ -165,8 +145,8 @@ def _inductor_for_h100(passes: dict[bool, Traffic]) -> Iterator[None]:
         config.patch(settings),
         functorch_config.patch(enable_autograd_cache=False),
         mock.patch.object(DeviceProperties, "create", return_value=H100),
-        mock.patch("torch._inductor.ir.is_cpu", _never),
-        mock.patch("torch._inductor.scheduler._is_gpu_triton_backend", _always),
+        mock.patch("torch._inductor.ir.is_cpu", return_value=False),
+        mock.patch("torch._inductor.scheduler._is_gpu_triton_backend", return_value=True),
         mock.patch.object(GraphLowering, "compile_to_module", count),
     ):
         yield
@@ -188,14 +168,6 @@ def _nothing(graph: GraphLowering, arguments: list[Any]) -> list[Tensor | None]:
         return held[name].as_strided(_ints(layout.size), _ints(layout.stride), int(layout.offset))
 
     return [empty(result) for result in graph.graph_outputs]
-
-
-def _never(*_: object) -> bool:
-    return False
-
-
-def _always(*_: object) -> bool:
-    return True
 
 
 def _ints(numbers: Iterable[Any]) -> list[int]:

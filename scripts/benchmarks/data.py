@@ -1,4 +1,4 @@
-"""What data cost: parsing, features, records, `prepare` and the loader.
+"""What data cost: parsing, features, records, `prepare`, the loader and the sampler.
 
     python scripts/benchmarks/data.py FOLDER [--rounds 5] [--crop 256] [--output data.json]
 
@@ -7,13 +7,13 @@ process, by this project's reader (every protein chain of the first model, as ar
 Biopython's MMCIFParser (a tree of all atoms); both begin with the compressed file on disk. Features
 and records (packing and unpacking a chain of the store) are timed on the chains that were read.
 `prepare` makes a store of the whole folder, with one worker and with two. The loader is that of
-training: crops of the chains of the store, sampled and padded, with what losses need to know of the
-true structures, by two workers, while the main process does nothing else. The sampler's part is a
-manifest of 600,000 chains without a store: a process of its own reads it, makes the sampler and
-draws batches of 32.
+training: two workers sample, crop and pad chains of the store and prepare the true structures for
+the losses, while the main process does nothing else. The sampler is measured on a manifest of
+600,000 chains without a store: a process of its own reads it, makes the sampler and draws batches
+of 32.
 
 Times of parsing, features and records are of the process (CPU time); those of `prepare` and the
-loader are wall time on the cores that there are, so that other work on the machine counts. Ratios
+loader are wall time on all cores, so other work on the machine slows them. Ratios
 are medians over rounds of paired timings. With `--check` the exit code is 1 if parsing is less than
 eight times as fast as Biopython's, or if a batch takes the sampler a millisecond.
 """
@@ -33,10 +33,8 @@ from pathlib import Path
 
 import torch
 from Bio.PDB.MMCIFParser import MMCIFParser
-from measuring import Step, circumstances, interleaved, ratio
-from rich import box
+from measuring import CPU, Step, command_line, interleaved, ratio, table, write_report
 from rich.console import Console
-from rich.table import Table
 
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.datasets.datamodule import ChainDataModule
@@ -45,7 +43,6 @@ from esmfold_peft.datasets.manifest import ManifestEntry, manifest_text
 from esmfold_peft.datasets.records import from_record, to_record
 from esmfold_peft.protein.read import read_chains
 
-CPU = torch.device("cpu")
 PREPARE = (sys.executable, "-m", "esmfold_peft", "prepare", "--clusters", "none")
 LEAST_TIMES_FASTER = 8.0
 """How many times as fast as Biopython's parser ours has to be, on files with many atoms."""
@@ -55,15 +52,23 @@ MOST_BATCH_MS = 1.0
 
 def main(words: list[str] | None = None) -> None:
     """Measures, prints a table, and writes all numbers."""
-    args = parser().parse_args(words)
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("--check", action="store_true", help="exit code 1 if a part is too slow")
+    add("folder", type=Path, help="mmCIF files and tars of them")
+    add("--rounds", type=int, default=5, help="of parsing, features and records")
+    add("--every", type=int, default=1, help="parse every n-th file only")
+    add("--prepare-rounds", type=int, default=1, help="of `prepare`")
+    add("--crop", type=int, default=256, help="residues")
+    add("--chains", type=int, default=32, help="crops of a step")
+    add("--samples", type=int, default=4000, help="crops to take from the loader")
+    add("--listed", type=int, default=600_000, help="chains to sample from")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     files = sorted(args.folder.rglob("*.cif.gz"))[:: args.every]
     if not files:
         raise SystemExit(f"{args.folder}: no .cif.gz file")
-    settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
     found = {
-        "settings": settings,
-        "circumstances": circumstances(CPU),
         "parsing": measure_parsing(files, args.rounds),
         "chains": measure_chains(files, args.rounds),
     }
@@ -71,9 +76,13 @@ def main(words: list[str] | None = None) -> None:
         found["prepare"] = measure_prepare(args.folder, Path(folder), args.prepare_rounds)
         found["loader"] = measure_loader(Path(folder) / "2", args)
         found["sampler"] = measure_sampler(Path(folder) / "manifest.csv", args.listed)
-    show(found)
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=2) + "\n")
+    rows = (
+        (f"{part}: {name.replace('_', ' ')}", f"{value:,.{'4g' if value < 1000 else '0f'}}")
+        for part, numbers in found.items()
+        for name, value in numbers.items()
+    )
+    Console().print(table(("what", "value"), rows, "data"))
+    write_report(args, dict(found))
     if args.check and (slow := too_slow(found)):
         raise SystemExit(slow)
 
@@ -87,22 +96,6 @@ def too_slow(found: dict) -> str:
     if batch >= MOST_BATCH_MS:
         lines.append(f"sampler: {batch:.2f} ms a batch; less than {MOST_BATCH_MS:g} are promised")
     return "\n".join(lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--check", action="store_true", help="exit code 1 if a part is too slow")
-    made.add_argument("folder", type=Path, help="mmCIF files and tars of them")
-    made.add_argument("--rounds", type=int, default=5, help="of parsing, features and records")
-    made.add_argument("--every", type=int, default=1, help="parse every n-th file only")
-    made.add_argument("--prepare-rounds", type=int, default=1, help="of `prepare`")
-    made.add_argument("--crop", type=int, default=256, help="residues")
-    made.add_argument("--chains", type=int, default=32, help="crops of a step")
-    made.add_argument("--samples", type=int, default=4000, help="crops to take from the loader")
-    made.add_argument("--listed", type=int, default=600_000, help="chains to sample from")
-    made.add_argument("--output", type=Path, help="JSON file with every number")
-    return made
 
 
 def measure_parsing(files: list[Path], rounds: int) -> dict[str, float]:
@@ -129,13 +122,13 @@ def measure_parsing(files: list[Path], rounds: int) -> dict[str, float]:
 
 
 def measure_chains(files: list[Path], rounds: int) -> dict[str, float]:
-    """Chains a second of what is done with a chain that was read."""
+    """Chains a second for features, packing and unpacking."""
     structures = [chain for file in files for chain in read_chains(file)]
     chains = [features(structure) for structure in structures]
     records = [to_record(chain) for chain in chains]
 
     def each(work, items) -> Step:
-        return lambda: [work(item) for item in items] and None
+        return lambda: [work(item) for item in items]
 
     steps = {
         "features": each(features, structures),
@@ -170,7 +163,7 @@ def measure_prepare(source: Path, folder: Path, rounds: int) -> dict[str, float]
 
 
 def measure_loader(store: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Crops a second that training would get, after the workers have begun."""
+    """Crops a second that training would get, after the workers have started."""
     config = TrainConfig(
         run=Path("unused"),
         data=DataConfig(train=store, crop=args.crop, workers=2),
@@ -219,20 +212,6 @@ def run(command: list[object]) -> str:
     """What a command prints; it must succeed."""
     words = [str(word) for word in command]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def show(found: dict) -> None:
-    """Prints every number."""
-    table = Table(title="data", box=box.SIMPLE)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for part in ("parsing", "chains", "prepare", "loader", "sampler"):
-        for name, value in found[part].items():
-            table.add_row(
-                f"{part}: {name.replace('_', ' ')}",
-                f"{value:,.4g}" if value < 1000 else f"{value:,.0f}",
-            )
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,26 @@
 
     python scripts/benchmarks/lorta_scale.py --output lorta_scale.json
 
-A task: a language model (6 layers, width 128, 8 heads, random weights, frozen) is to give the last
-hidden states of a teacher, which is the same model with a random update of rank 2 of each attention
-matrix: normal factors, as large as the matrices, and no tensor of low rank. A student is a LoRTA of
-rank 1, 8 or 64, trained by 200 steps of Adam at a learning rate of 1e-3 on one batch of four chains
-of 16 residues. For each start (`init`: unit, paper) and rank this finds the best s = alpha / rank
-on a grid of powers of two: the one with the least loss at the end, over that of the untrained
-student, mean over three seeds of weights, chains, teacher and student. What matters is how far the
-best s moves with the rank.
+A student learns the last hidden states of a teacher. The teacher is a language model (6 layers,
+width 128, 8 heads, random weights) with a random update of rank 2 of each attention matrix: normal
+factors, as large as the matrices, and no tensor of low rank. The student is the same model, frozen,
+with a LoRTA of rank 1, 8 or 64, trained by 200 steps of Adam at a learning rate of 1e-3 on one
+batch of four chains of 16 residues.
+
+For each start (`init`: unit, paper) and rank this finds the best s = alpha / rank on a grid of
+powers of two: the one with the least loss at the end, over that of the untrained student, mean over
+three seeds of weights, chains, teacher and student. What matters is how far the best s moves with
+the rank.
 """
 
-import argparse
-import json
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from measuring import circumstances
+from measuring import command_line, table, write_report
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from esmfold_peft.adapters.base import ATTENTION, AttentionShape
@@ -43,15 +40,13 @@ HOPELESS_AFTER = 50
 In whole runs such students ended at 0.5 of the initial loss or more, twenty times the best."""
 
 
+Losses = dict[int, dict[float, float]]
+"""Of a start: the final loss over the initial one by rank and scale."""
+
+
 @dataclass(frozen=True)
 class Effort:
-    """How finely and how long to search.
-
-    Attributes:
-        scales: the grid of s for each start.
-        steps: of the optimizer for each student.
-        seeds: of tasks and students, over which losses are averaged.
-    """
+    """How finely and how long to search: the grid of s for each start, steps, and seeds."""
 
     scales: dict[str, tuple[float, ...]]
     steps: int
@@ -75,7 +70,7 @@ class Task:
         lm: the frozen language model, without an adapter.
         aatype: residues of the chains (b, n).
         wanted: the teacher's last hidden states (b, n, d).
-        seed: of all of it, and of the students.
+        seed: of the model, the chains, the teacher and the students.
     """
 
     lm: LanguageModel
@@ -94,34 +89,28 @@ class Task:
 
 def main(words: list[str] | None = None) -> None:
     """Searches, prints a table, and writes all losses."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="few scales, 100 steps, one seed")
-    parser.add_argument("--output", type=Path, help="JSON file for all losses")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     effort = QUICK if args.quick else FULL
-    found = search(effort)
-    Console(highlight=False).print(table(found))
-    report = {
-        "circumstances": circumstances(torch.device("cpu")),
-        "steps": effort.steps,
-        "seeds": len(effort.seeds),
-        "inits": {init: summary(losses) for init, losses in found.items()},
-    }
-    if args.output is not None:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    inits = {}
+    for init, losses in search(effort).items():
+        best = {rank: min(own, key=own.__getitem__) for rank, own in losses.items()}
+        spread = max(best.values()) / min(best.values())
+        inits[init] = {"best": best, "spread": spread, "losses": losses}
+    show(inits)
+    found = {"steps": effort.steps, "seeds": len(effort.seeds), "inits": inits}
+    write_report(args, found)
 
 
-def search(effort: Effort) -> dict[str, dict[int, dict[float, float]]]:
-    """The final loss over the initial one by init, rank and scale; mean over seeds."""
+def search(effort: Effort) -> dict[str, Losses]:
+    """The losses of each start, means over seeds."""
     tasks = [make_task(seed) for seed in effort.seeds]
     places = [
         (init, rank, scale) for init in INITS for rank in RANKS for scale in effort.scales[init]
     ]
-    found: dict[str, dict[int, dict[float, float]]] = {
-        init: {rank: {} for rank in RANKS} for init in INITS
-    }
+    found: dict[str, Losses] = {init: {rank: {} for rank in RANKS} for init in INITS}
     for init, rank, scale in track(places, transient=True):
         config = AdapterConfig("lorta", rank, scale * rank, targets=ATTENTION, init=init)
         losses = (train(task, config, effort.steps) for task in tasks)
@@ -165,43 +154,23 @@ def train(task: Task, config: AdapterConfig, steps: int) -> float:
     return losses[-1] / losses[0] if math.isfinite(losses[-1]) else math.inf
 
 
-def best_scale(losses: dict[float, float]) -> float:
-    """The scale with the least loss."""
-    return min(losses, key=losses.__getitem__)
+def show(inits: dict[str, dict]) -> None:
+    """Prints final over initial loss by scale, the best ones bold."""
+    places = [(found, rank) for found in inits.values() for rank in RANKS]
 
+    def cell(found: dict, rank: int, scale: float) -> str:
+        loss = found["losses"][rank].get(scale)
+        text = "" if loss is None else f"{loss:.3f}"
+        return f"[bold]{text}[/bold]" if found["best"][rank] == scale else text
 
-def spread(scales: Iterable[float]) -> float:
-    """The largest over the smallest."""
-    scales = list(scales)
-    return max(scales) / min(scales)
-
-
-def summary(losses: dict[int, dict[float, float]]) -> dict[str, object]:
-    """Best scale of each rank, how far it moves, and the losses, for JSON."""
-    best = {rank: best_scale(own) for rank, own in losses.items()}
-    return {"best": best, "spread": spread(best.values()), "losses": losses}
-
-
-def table(found: dict[str, dict[int, dict[float, float]]]) -> Table:
-    """Final over initial loss by scale, for people."""
-    drawn = Table(title="LoRTA: final / initial loss by scale s = alpha / rank")
-    columns = [(init, rank) for init in found for rank in found[init]]
-    drawn.add_column("s", justify="right")
-    for init, rank in columns:
-        drawn.add_column(f"{init} r={rank}", justify="right")
-    best = {place: best_scale(found[place[0]][place[1]]) for place in columns}
-    for scale in sorted({scale for init, rank in columns for scale in found[init][rank]}):
-        cells = []
-        for place in columns:
-            loss = found[place[0]][place[1]].get(scale)
-            text = "" if loss is None else f"{loss:.3f}"
-            cells.append(f"[bold]{text}[/bold]" if best[place] == scale else text)
-        drawn.add_row(f"{scale:g}", *cells)
-    drawn.add_section()
-    drawn.add_row("best", *(f"{best[place]:g}" for place in columns))
-    caption = (f"{init}: {spread(best[init, rank] for rank in RANKS):g}" for init in found)
-    drawn.caption = f"largest over smallest best s: {', '.join(caption)}"
-    return drawn
+    scales = sorted({scale for found, rank in places for scale in found["losses"][rank]})
+    rows = [[f"{scale:g}", *(cell(*place, scale) for place in places)] for scale in scales]
+    rows.append(["best", *(f"{found['best'][rank]:g}" for found, rank in places)])
+    columns = ["s", *(f"{init} r={rank}" for init in inits for rank in RANKS)]
+    drawn = table(columns, rows, "LoRTA: final / initial loss by scale s = alpha / rank", left=0)
+    spreads = ", ".join(f"{init}: {found['spread']:g}" for init, found in inits.items())
+    drawn.caption = f"largest over smallest best s: {spreads}"
+    Console(highlight=False).print(drawn)
 
 
 if __name__ == "__main__":

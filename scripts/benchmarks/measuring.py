@@ -1,22 +1,29 @@
-"""What one training step costs (time, kernels, bytes, memory), and on what it was measured."""
+"""What a step costs (time, kernels, bytes, memory), and what the benchmarks' commands share."""
 
+import argparse
+import json
 import math
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from rich import box
+from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Step = Callable[[], None]
+Step = Callable[[], object]
+
+CPU = torch.device("cpu")
 
 NO_KERNEL = {
     "detach", "alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty",
@@ -32,13 +39,10 @@ GATHER = {"embedding", "gather", "index", "index_select"}
 
 
 class KernelCounter(TorchDispatchMode):
-    """Counts the operations that compute, in the forward and the backward pass.
+    """Counts the operations that compute, and the bytes that they read and write.
 
-    It is the number of kernels on any device, up to operations that launch several.
-
-    Attributes:
-        count: operations so far.
-        bytes: what they read and wrote, each tensor once an operation.
+    It is the number of kernels on any device, up to operations that launch several. An operation
+    counts each of its tensors once.
     """
 
     def __init__(self) -> None:
@@ -121,10 +125,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every step in every round; a machine that slows down slows all of them.
 
-    Args:
-        steps: what to time, by name.
-        rounds: each times every step once, the first of them another one in each round.
-        device: on which they run.
+    Each round times every step once and begins with another one.
     """
     names = list(steps)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -138,6 +139,63 @@ def interleaved(
 def ratio(times: list[float], to: list[float]) -> float:
     """Median over rounds of the ratio of two steps' seconds."""
     return statistics.median(mine / other for mine, other in zip(times, to, strict=True))
+
+
+def command_line(doc: str, *, device: bool = False) -> argparse.ArgumentParser:
+    """A parser with the script's description and --output, and --device if it is asked for."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=raw)
+    parser.add_argument("--output", type=Path, help="JSON file for all numbers")
+    if device:
+        parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of --device. On a CPU everything runs in one thread."""
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise SystemExit("--device: cuda is not available")
+    device = torch.device("cuda" if there and name != "cpu" else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    return device
+
+
+def quieten() -> None:
+    """Hides deprecations in transformers, and logs of the profiler and of DeepSpeed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reports that it found no GPU
+
+
+def write_report(
+    args: argparse.Namespace, found: dict[str, object], device: torch.device = CPU
+) -> None:
+    """Writes settings, circumstances and what was found into the JSON file of --output."""
+    if args.output is not None:
+        settings = {key: value for key, value in vars(args).items() if key != "output"}
+        report = {"settings": settings, "circumstances": circumstances(device)} | found
+        args.output.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, left: int = 1
+) -> Table:
+    """A table whose first columns are text and the others numbers."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far; getrusage would count its parent's too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def circumstances(device: torch.device) -> dict[str, object]:
@@ -155,7 +213,6 @@ def circumstances(device: torch.device) -> dict[str, object]:
 
 
 def _bytes_moved(name: str, read: list[Tensor], written: list[Tensor]) -> int:
-    """Bytes that an operation reads and writes, by its name, arguments and results."""
     if name in OVERWRITE:
         read = read[1:]
     elif name.startswith("new_") or name.endswith("_like"):  # of the argument's shape alone
@@ -167,7 +224,7 @@ def _bytes_moved(name: str, read: list[Tensor], written: list[Tensor]) -> int:
 
 
 def _distinct_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor; an expanded dimension counts once."""
+    """Bytes of a tensor, where an expanded dimension counts once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tensor.element_size() * math.prod(size for size, stride in sizes if stride or not size)
 

@@ -14,9 +14,6 @@ A CPU rounds to bf16 as a GPU does, but sums in another order. The model is far 
 that its scores say nothing of accuracy.
 """
 
-import argparse
-import csv
-import json
 import math
 import statistics
 import tempfile
@@ -24,15 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from measuring import circumstances
-from paper_arms import ROOT, SMALL
+from measuring import command_line, table, write_report
+from paper_arms import SMALL, example_chains, metrics, train_with
 from rich.console import Console
-from rich.table import Table
-
-from esmfold_peft.commands.prepare import run as prepare
-from esmfold_peft.commands.train import run as train
-from esmfold_peft.config import PrepareConfig, TrainConfig
-from esmfold_peft.config.parsing import config_parser, to_config
 
 WAYS = {
     "float32": {"engine.precision": "float32"},
@@ -70,59 +61,41 @@ SIZES = SMALL | {
 
 def main(words: list[str] | None = None) -> None:
     """Trains all ways with all seeds and prints how they differ."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--steps", type=int, default=200, help="optimizer steps (default: 200)")
     add("--window", type=int, default=20, help="steps of a mean of the loss (default: 20)")
     add("--blocks", type=int, default=5, help="of the Evoformer (default: 5)")
     add("--seeds", nargs="+", type=int, default=(0, 1, 2, 3), help="(default: 0 1 2 3)")
-    add("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        chains = Path(folder) / "chains"
-        files = tuple(ROOT / "data" / "example" / name for name in ("train", "full_atom"))
-        prepare(PrepareConfig(files, chains, clusters="none", workers=1))
+        chains = example_chains(Path(folder), "train", "full_atom")
         for seed in args.seeds:
             for number, way in enumerate(WAYS):
                 run = Path(folder) / f"{seed}_{number}"
-                if code := train(settings(run, chains, way, seed, args)):
-                    raise SystemExit(code)
+                own: dict[str, object] = {
+                    "run": run,
+                    "data.train": chains,
+                    "data.validation": chains,
+                    "model.evoformer.blocks": args.blocks,
+                    "engine.steps": args.steps,
+                    "engine.validate_every": args.steps,
+                    "checkpoints.every": args.steps,
+                    "seed": seed,
+                }
+                train_with(SIZES | own | WAYS[way])
                 rows.append({"seed": seed, "way": way} | measured(run, args.window))
-    Console(highlight=False, width=180).print(table(rows))
-    if args.output is not None:
-        report = {
-            "circumstances": circumstances(torch.device("cpu")),
-            "settings": {k: v for k, v in vars(args).items() if k != "output"},
-            "rows": rows,
-            "differences": differences(rows),
-        }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def settings(run: Path, chains: Path, way: str, seed: int, args: argparse.Namespace) -> TrainConfig:
-    """Of the training of one way with one seed."""
-    own: dict[str, object] = {
-        "run": run,
-        "data.train": chains,
-        "data.validation": chains,
-        "model.evoformer.blocks": args.blocks,
-        "engine.steps": args.steps,
-        "engine.validate_every": args.steps,
-        "checkpoints.every": args.steps,
-        "seed": seed,
-    }
-    flags = [f"--{name}={value}" for name, value in (SIZES | own | WAYS[way]).items()]
-    parser = config_parser(TrainConfig)
-    return to_config(parser, parser.parse_args(["--allow_leaks", *flags]), TrainConfig)
+    columns = ("way", "training loss by window", "seed", *NUMBERS.values())
+    title = "Training with two types of the pair track"
+    Console(highlight=False, width=180).print(table(columns, cells(rows), title, left=2))
+    write_report(args, {"rows": rows, "differences": differences(rows)})
 
 
 def measured(run: Path, window: int) -> dict[str, object]:
     """Of a run: its mean training losses by window, and what whole chains give at the end."""
-    with (run / "metrics.csv").open() as file:
-        lines = list(csv.DictReader(file))
+    lines = metrics(run)
     losses = [float(line["train/loss"]) for line in lines]
     curve = [statistics.fmean(losses[i : i + window]) for i in range(0, len(losses), window)]
     whole = {name: float(lines[-1][f"validation/{name}"]) for name in ("loss", "lddt_ca")}
@@ -145,19 +118,17 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def table(rows: Sequence[dict]) -> Table:
-    """The numbers for people."""
-    drawn = Table(title="Training with two types of the pair track")
-    for name in ("seed", "way", "training loss by window", *NUMBERS.values()):
-        drawn.add_column(name, justify="left" if name.startswith(("way", "training")) else "right")
+def cells(rows: Sequence[dict]) -> list[Sequence[str]]:
+    """The lines of the table: each run, then the differences to BASE."""
+    lines: list[Sequence[str]] = []
     for row in rows:
         curve = " ".join(f"{loss:.2f}" for loss in row["curve"])
         numbers = (f"{row[name]:.3f}" for name in NUMBERS)
-        drawn.add_row(str(row["seed"]), row["way"], curve, *numbers)
+        lines.append((row["way"], curve, str(row["seed"]), *numbers))
     for way, found in differences(rows).items():
         gaps = (f"{statistics.fmean(g):+.3f} ± {deviation(g):.3f}" for g in found.values())
-        drawn.add_row("", f"{way} − {BASE}", "", *gaps)
-    return drawn
+        lines.append((f"{way} − {BASE}", "", "", *gaps))
+    return lines
 
 
 if __name__ == "__main__":

@@ -17,24 +17,21 @@ starts are flags.
 
 import argparse
 import csv
-import json
 import tempfile
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import torch
-from measuring import circumstances
+from measuring import command_line, table, write_report
 from rich.console import Console
-from rich.table import Table
 
 from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.commands.train import run as train
 from esmfold_peft.config import PrepareConfig, TrainConfig
 from esmfold_peft.config.parsing import config_parser, to_config
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import collate
 from esmfold_peft.datasets.store import Store
-from esmfold_peft.runs.run_directory import load_model
+from esmfold_peft.runs.ready import load_model
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("lora_r1", "lorta_r1", "lorta_r8", "lorta_r64")
@@ -50,7 +47,7 @@ SMALL = {
     "model.evoformer.c_s": 64,
     "model.evoformer.c_mul": 32,
     "model.evoformer.heads_msa": 2,
-    "model.evoformer.checkpoint": "false",
+    "model.evoformer.recompute": "false",
     "model.structure.layers": 2,
     "model.max_recycles": 0,
     "loss.resolution": "null",
@@ -67,8 +64,7 @@ SMALL = {
 
 def main(words: list[str] | None = None) -> None:
     """Trains all arms and prints what their metrics say."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--arms", nargs="+", default=ARMS, choices=ARMS, help="(default: all)")
     add("--eps", nargs="+", type=float, default=(1e-5, 1e-6, SCALE_FREE), help="of the adapter")
@@ -77,33 +73,59 @@ def main(words: list[str] | None = None) -> None:
     add("--multiple", type=float, help="alpha / rank of all arms, instead of their own")
     add("--init", help="of LoRTA's factors, instead of the paper's")
     add("--seeds", nargs="+", type=int, default=(0,), help="of weights and order (default: 0)")
-    add("--output", type=Path, help="JSON file for all numbers")
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        chains = Path(folder) / "chains"
-        files = (ROOT / "data" / "example" / "train",)
-        prepare(PrepareConfig(files, chains, clusters="none", workers=1))
+        chains = example_chains(Path(folder), "train")
         for arm, eps, seed in product(args.arms, args.eps, args.seeds):
             run = Path(folder) / f"{arm}_{eps:g}_{seed}"
-            if code := train(settings(arm, run, chains, eps, seed, args)):
-                raise SystemExit(code)
+            train_arm(arm, run, chains, eps, seed, args)
             rows.append({"arm": arm, "eps": eps, "seed": seed} | measured(run, chains))
-    Console(highlight=False, width=160).print(table(rows))
-    if args.output is not None:
-        report = {
-            "circumstances": circumstances(torch.device("cpu")),
-            "settings": {k: v for k, v in vars(args).items() if k != "output"},
-            "rows": rows,
-        }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    columns = ("arm", "damping", "ε", "seed", "‖ΔW‖ / ‖W‖", "gradient share", "loss", "cosine")
+    cells = (
+        (
+            row["arm"],
+            ", ".join(f"{name} {value:.2g}" for name, value in row["damping"].items()),
+            f"{row['eps']:g}",
+            str(row["seed"]),
+            f"{row['relative_update']:.2g}",
+            f"{row['gradient_share']:.2g}",
+            f"{row['loss']:.2f}",
+            f"{row['cosine']:.3f}",
+        )
+        for row in rows
+    )
+    title = "Table 10's arms, small, with random weights"
+    Console(highlight=False, width=160).print(table(columns, cells, title, left=2))
+    write_report(args, {"rows": rows})
 
 
-def settings(
+def example_chains(folder: Path, *splits: str) -> Path:
+    """A store of some of the example's chains."""
+    files = tuple(ROOT / "data" / "example" / split for split in splits)
+    prepare(PrepareConfig(files, folder / "chains", clusters="none", workers=1))
+    return folder / "chains"
+
+
+def train_with(flags: dict[str, object], *words: str) -> None:
+    """Trains by flags, and words before them."""
+    parser = config_parser(TrainConfig)
+    given = parser.parse_args([*words, "--allow_leaks", *(f"--{k}={v}" for k, v in flags.items())])
+    if code := train(to_config(parser, given, TrainConfig)):
+        raise SystemExit(code)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The lines of a run's metrics.csv."""
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def train_arm(
     arm: str, run: Path, chains: Path, eps: float, seed: int, args: argparse.Namespace
-) -> TrainConfig:
-    """An arm of the paper, made small."""
+) -> None:
+    """Trains an arm of the paper, made small."""
     own: dict[str, object] = {
         "run": run,
         "data.train": chains,
@@ -122,17 +144,12 @@ def settings(
         own["adapter.alpha"] = args.multiple * int(rank)
     if args.init is not None and kind == "lorta":
         own["adapter.init"] = args.init
-    flags = ["--allow_leaks", *(f"--{name}={value}" for name, value in (SMALL | own).items())]
-    parser = config_parser(TrainConfig)
-    file = str(ROOT / "configs" / "paper" / f"{arm}.yaml")
-    return to_config(parser, parser.parse_args(["--config", file, *flags]), TrainConfig)
+    train_with(SMALL | own, "--config", str(ROOT / "configs" / "paper" / f"{arm}.yaml"))
 
 
 def measured(run: Path, chains: Path) -> dict[str, object]:
     """What the last lines of a run's metrics say, and how much of the language model is left."""
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    last = {name: float(value) for name, value in rows[-1].items() if value}
+    last = {name: float(value) for name, value in metrics(run)[-1].items() if value}
     return {
         "relative_update": last["update/relative"],
         "gradient_share": last["gradient_share/adapter"],
@@ -152,25 +169,6 @@ def cosine(run: Path, chains: Path) -> float:
     lm.adapter = None
     frozen = lm(batch.aatype, batch.mask)[:, :, -1]
     return float(torch.cosine_similarity(adapted, frozen, dim=-1)[batch.mask].mean())
-
-
-def table(rows: Sequence[dict]) -> Table:
-    """The numbers for people."""
-    drawn = Table(title="Table 10's arms, small, with random weights")
-    for name in ("arm", "ε", "seed", "‖ΔW‖ / ‖W‖", "gradient share", "damping", "loss", "cosine"):
-        drawn.add_column(name, justify="right" if name not in ("arm", "damping") else "left")
-    for row in rows:
-        drawn.add_row(
-            row["arm"],
-            f"{row['eps']:g}",
-            str(row["seed"]),
-            f"{row['relative_update']:.2g}",
-            f"{row['gradient_share']:.2g}",
-            ", ".join(f"{name} {value:.2g}" for name, value in row["damping"].items()),
-            f"{row['loss']:.2f}",
-            f"{row['cosine']:.3f}",
-        )
-    return drawn
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+from measuring import peak_mib
+
 from esmfold_peft.datasets.manifest import read_manifest
-from esmfold_peft.datasets.mixture import Mixture
-from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import StepBatches
+from esmfold_peft.datasets.order import Mixture, StoreOrder, chain_weights
+from esmfold_peft.datasets.samples import StepBatches
 
 
 def sample(path: Path) -> dict[str, float]:
@@ -35,12 +36,6 @@ def sample(path: Path) -> dict[str, float]:
         "batch_ms_median": 1000 * statistics.median(times),
         "batch_ms_largest": 1000 * max(times),
     }
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 if __name__ == "__main__":

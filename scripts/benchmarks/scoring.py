@@ -3,7 +3,7 @@
     python scripts/benchmarks/scoring.py FOLDER [--residues 300 400] [--output scoring.json]
 
 FOLDER holds mmCIF files. Each of their first chains with so many resolved residues is scored
-against itself with noise of 1 Å, in one process and one thread, parsing apart; every round scores
+against itself with noise of 1 Å, in one process and one thread, parsing apart. Every round scores
 all of them by one method after the other, so that a machine that slows down slows all. lDDT-Cα is
 `lddt_ca`, which `evaluate` calls (float64, with the scores of residues); biotite's is timed twice,
 for the score of the chain alone and with those of the residues, which take a call of their own.
@@ -11,17 +11,17 @@ All atoms: `lddt_all_atom`, which also chooses between the names of symmetric at
 which takes names as they are. Superposition: RMSD, GDT-TS, GDT-HA and TM-score together; tmtools
 gives the TM-score alone. Their numbers must agree before anything is timed.
 
-Times are of the process (CPU time) and medians over rounds. Ratios are of the fastest rounds: what
-else runs on the machine makes rounds slower (it empties caches), and none faster. With `--check`
-the exit code is 1 if a score is less than `LEAST` times as fast as the others'.
+Times are of the process (CPU time) and medians over rounds. Ratios are of the fastest rounds: other
+work on the machine makes rounds slower (it empties caches), and none faster. With `--check` the
+exit code is 1 if a score is less than `LEAST` times as fast as the others'.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +29,14 @@ import biotite.structure as struc
 import numpy as np
 import tmtools
 import torch
-from measuring import Step, circumstances, interleaved
-from rich import box
+from measuring import CPU, Step, command_line, interleaved, table, write_report
 from rich.console import Console
-from rich.table import Table
 
 from esmfold_peft.datasets.features import Features, features
 from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
 from esmfold_peft.metrics.superposition import superposition_scores
 from esmfold_peft.protein.read import read_structure
 
-CPU = torch.device("cpu")
 CA = 1
 LEAST = {
     ("lddt_ca", "biotite"): 3.0,
@@ -70,31 +67,84 @@ class Pair:
     ca_predicted: np.ndarray
 
 
+def ca_score(pair: Pair) -> float:
+    """lDDT-Cα."""
+    return float(lddt_ca(*pair.tensors).per_chain)
+
+
+def all_atom_score(pair: Pair) -> float:
+    """All-atom lDDT."""
+    predicted, true, mask = pair.tensors
+    aatype = torch.from_numpy(pair.reference.aatype)[None]
+    return float(lddt_all_atom(predicted.double(), true.double(), mask, aatype=aatype).per_chain)
+
+
+def superpositions(pair: Pair) -> float:
+    """Every score that needs a superposition; gives the TM-score."""
+    mask = pair.reference.atom_mask[:, CA]
+    true = pair.reference.positions[:, CA]
+    return superposition_scores(pair.predicted[:, CA], true, mask, mask).tm_score
+
+
+def tm_score(pair: Pair) -> float:
+    """TM-score of tmtools with the known correspondence of residues."""
+    x, y = pair.ca_predicted.astype(np.float64), pair.ca.coord.astype(np.float64)
+    letters = "A" * len(x)
+    return tmtools.tm_align(x, y, letters, letters, alignment=[letters] * 2).tm_norm_chain2
+
+
+SCORES: dict[str, dict[str, Callable[[Pair], object]]] = {
+    "lddt_ca": {
+        "ours": ca_score,
+        "biotite": lambda pair: struc.lddt(pair.ca, pair.ca_predicted),
+        "biotite_residues": lambda pair: struc.lddt(pair.ca, pair.ca_predicted, "residue"),
+    },
+    "lddt_all_atom": {
+        "ours": all_atom_score,
+        "biotite": lambda pair: struc.lddt(pair.every, pair.every_predicted),
+    },
+    "superposition": {"ours": superpositions, "tmtools": tm_score},
+}
+"""Ways to each score."""
+
+AGREE = {"lddt_ca": 1e-6, "lddt_all_atom": 2e-3, "superposition": 1e-6}
+"""How far the first two ways to a score may be apart."""
+
+
 def main(words: list[str] | None = None) -> None:
     """Measures, prints a table, and writes all numbers."""
-    args = parser().parse_args(words)
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, help="mmCIF files")
+    add("--check", action="store_true", help="exit code 1 if ours are too slow")
+    add("--residues", type=int, nargs=2, default=[300, 400], help="fewest and most")
+    add("--rounds", type=int, default=25, help="of lDDT-Cα; of others a fifth, at least three")
+    add("--long", type=int, default=3000, help="residues whose memory is measured")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     pairs = read_pairs(args.folder, *args.residues)
     if not pairs:
         raise SystemExit(f"{args.folder}: no chain of {args.residues} resolved residues")
     check(pairs)
-    settings = {key: str(value) for key, value in vars(args).items() if key != "output"}
-    settings["folder"] = args.folder.name
-    found = {
-        "settings": settings,
-        "circumstances": circumstances(CPU),
+    args.folder = args.folder.name
+    found: dict = {
         "times": "CPU time: medians over rounds; times_faster: of the fastest rounds",
         "pairs": len(pairs),
         "mean_residues": statistics.fmean(len(pair.ca) for pair in pairs),
         "mean_atoms": statistics.fmean(len(pair.every) for pair in pairs),
-        "lddt_ca": measure(lddt_ca_steps(pairs), args.rounds, len(pairs)),
-        "lddt_all_atom": measure(all_atom_steps(pairs), max(3, args.rounds // 5), len(pairs)),
-        "superposition": measure(superposition_steps(pairs), max(3, args.rounds // 5), len(pairs)),
-        "memory": measure_memory(args.long),
     }
-    show(found)
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=2) + "\n")
+    for name in SCORES:
+        rounds = args.rounds if name == "lddt_ca" else max(3, args.rounds // 5)
+        found[name] = measure(steps_of(name, pairs), rounds, len(pairs))
+    found["memory"] = measure_memory(args.long)
+    rows = (
+        (f"{part}: {name.replace('_', ' ')}", f"{value:,.4g}")
+        for part in (*SCORES, "memory")
+        for name, value in found[part].items()
+    )
+    title = f"{found['pairs']} pairs of {found['mean_residues']:.0f} residues"
+    Console().print(table(("what", "value"), rows, title))
+    write_report(args, found)
     if args.check and (slow := too_slow(found)):
         raise SystemExit(slow)
 
@@ -107,20 +157,6 @@ def too_slow(found: dict) -> str:
         if times < least:
             lines.append(f"{score}: {times:.2f} times as fast as {other}; {least:g} are promised")
     return "\n".join(lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("folder", type=Path, help="mmCIF files")
-    made.add_argument("--check", action="store_true", help="exit code 1 if ours are too slow")
-    made.add_argument("--residues", type=int, nargs=2, default=[300, 400], help="fewest and most")
-    made.add_argument(
-        "--rounds", type=int, default=25, help="of lDDT-Cα; of others a fifth, at least three"
-    )
-    made.add_argument("--long", type=int, default=3000, help="residues whose memory is measured")
-    made.add_argument("--output", type=Path, help="JSON file with every number")
-    return made
 
 
 def read_pairs(folder: Path, fewest: int, most: int) -> list[Pair]:
@@ -161,71 +197,21 @@ def atom_array(chain: Features, mask: np.ndarray) -> struc.AtomArray:
 
 
 def check(pairs: list[Pair]) -> None:
-    """Raises an error if the methods do not give the same numbers."""
+    """Stops if the methods do not give the same numbers."""
     for pair in pairs:
-        by_others = (
-            (ca_score(pair), struc.lddt(pair.ca, pair.ca_predicted), 1e-6),
-            (all_atom_score(pair), struc.lddt(pair.every, pair.every_predicted), 2e-3),
-            (superpositions(pair), tm_score(pair), 1e-6),
-        )
-        for ours, other, limit in by_others:
+        for name, limit in AGREE.items():
+            ours, other, *_ = (float(score(pair)) for score in list(SCORES[name].values())[:2])
             if abs(ours - other) > limit:
-                raise SystemExit(f"{pair.reference.id}: {ours} is not {other}")
+                raise SystemExit(f"{pair.reference.id}: {name}: {ours} is not {other}")
 
 
-def ca_score(pair: Pair) -> float:
-    """lDDT-Cα of a pair."""
-    return float(lddt_ca(*pair.tensors).per_chain)
+def steps_of(name: str, pairs: list[Pair]) -> dict[str, Step]:
+    """Each way to a score, for all pairs."""
 
+    def each(score: Callable[[Pair], object]) -> Step:
+        return lambda: [score(pair) for pair in pairs]
 
-def all_atom_score(pair: Pair) -> float:
-    """All-atom lDDT of a pair."""
-    predicted, true, mask = pair.tensors
-    aatype = torch.from_numpy(pair.reference.aatype)[None]
-    return float(lddt_all_atom(predicted.double(), true.double(), mask, aatype=aatype).per_chain)
-
-
-def superpositions(pair: Pair) -> float:
-    """Every score that needs a superposition; gives the TM-score."""
-    mask = pair.reference.atom_mask[:, CA]
-    true = pair.reference.positions[:, CA]
-    return superposition_scores(pair.predicted[:, CA], true, mask, mask).tm_score
-
-
-def tm_score(pair: Pair) -> float:
-    """TM-score of tmtools with the known correspondence of residues."""
-    x, y = pair.ca_predicted.astype(np.float64), pair.ca.coord.astype(np.float64)
-    letters = "A" * len(x)
-    return tmtools.tm_align(x, y, letters, letters, alignment=[letters] * 2).tm_norm_chain2
-
-
-def lddt_ca_steps(pairs: list[Pair]) -> dict[str, Step]:
-    """Ways to lDDT-Cα."""
-    return {
-        "ours": lambda: [ca_score(pair) for pair in pairs] and None,
-        "biotite": lambda: [struc.lddt(pair.ca, pair.ca_predicted) for pair in pairs] and None,
-        "biotite_residues": lambda: (
-            [struc.lddt(pair.ca, pair.ca_predicted, "residue") for pair in pairs] and None
-        ),
-    }
-
-
-def all_atom_steps(pairs: list[Pair]) -> dict[str, Step]:
-    """Ways to the all-atom lDDT."""
-    return {
-        "ours": lambda: [all_atom_score(pair) for pair in pairs] and None,
-        "biotite": lambda: (
-            [struc.lddt(pair.every, pair.every_predicted) for pair in pairs] and None
-        ),
-    }
-
-
-def superposition_steps(pairs: list[Pair]) -> dict[str, Step]:
-    """Ways to the TM-score."""
-    return {
-        "ours": lambda: [superpositions(pair) for pair in pairs] and None,
-        "tmtools": lambda: [tm_score(pair) for pair in pairs] and None,
-    }
+    return {way: each(score) for way, score in SCORES[name].items()}
 
 
 def measure(steps: dict[str, Step], rounds: int, pairs: int) -> dict[str, float]:
@@ -248,18 +234,6 @@ def measure_memory(residues: int) -> dict[str, float]:
     command = [sys.executable, str(script), str(residues)]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
-
-
-def show(found: dict) -> None:
-    """Prints every number."""
-    title = f"{found['pairs']} pairs of {found['mean_residues']:.0f} residues"
-    table = Table(title=title, box=box.SIMPLE)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for part in ("lddt_ca", "lddt_all_atom", "superposition", "memory"):
-        for name, value in found[part].items():
-            table.add_row(f"{part}: {name.replace('_', ' ')}", f"{value:,.4g}")
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,19 @@
 
     MALLOC_MMAP_THRESHOLD_=1000000 python scripts/benchmarks/scoring_memory.py RESIDUES
 
-prints, as JSON, the peak of the process in MiB before scoring, and for one score after the other
-the seconds it took and the peak then. The chain is a compact block of residues at the density of a
-protein, the prediction the same with noise of 1 Å.
+Prints, as JSON, the peak of the process in MiB before scoring, and the seconds and the peak of each
+score. The chain is a compact block of residues at the density of a protein, the prediction the same
+with noise of 1 Å.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import peak_mib
 
 from esmfold_peft.metrics.lddt import lddt_all_atom, lddt_ca
 from esmfold_peft.metrics.superposition import superposition_scores
@@ -22,7 +22,7 @@ from esmfold_peft.protein.residues import ATOM14_MASK
 
 
 def main() -> None:
-    """Scores the chain and prints what it took."""
+    """Scores the chain and prints seconds and memory."""
     torch.set_num_threads(1)
     scorings = chain(int(sys.argv[1]))
     found: dict[str, float] = {"residues": int(sys.argv[1]), "before_mib": peak_mib()}
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def chain(length: int) -> dict[str, Callable[[], float]]:
-    """What can be computed for a chain of so many residues."""
+    """The scores of a chain of so many residues, as functions."""
     draws = np.random.RandomState(0)
     side = round(length ** (1 / 3)) + 1
     # 125 Å³ a residue.
@@ -55,12 +55,6 @@ def chain(length: int) -> dict[str, Callable[[], float]]:
             superposition_scores(predicted[:, 1], true[:, 1], everything, everything).tm_score
         ),
     }
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 if __name__ == "__main__":

@@ -11,31 +11,27 @@ down to r / 2) with trials of 850,000 steps. What is assumed of an adapter:
   early: log-uniform between 10 and 8,500, a hundredth of a trial;
   anytime: log-uniform between 10 and 850,000;
   late: uniform over the trial.
-- Others have learnt by the end to lDDT-Cα 0.66, less 0.02 for each factor of two below the
-  largest that does not diverge, with normal noise of 0.01; one in twenty ends on a plateau, which
-  changes nothing. What they have where halving looks at them is 0.1 lower, with further noise of
-  0.02. All beat the frozen model.
+- The others end with lDDT-Cα 0.66, less 0.02 for each factor of two below the largest α / r that
+  does not diverge, with normal noise of 0.01; one in twenty ends on a plateau, which changes
+  nothing. When halving compares them, their score is 0.1 lower, with further noise of 0.02. All
+  beat the frozen model.
 
-Each ladder is climbed in three ways: every trial has all its steps, as without a guard; a trial
-that has diverged ends at once, as this project's searches do; the same with halving (only the
-better of a pair goes on beyond a tenth of the steps). All rows have the same adapters. Trials end
-in a random order, and now and then one is interrupted. Of every ladder it is checked that the
-trials asked for are the paper's, none twice, and that the right one is kept.
+Each ladder is climbed in three ways: every trial does all its steps, as without a guard; a trial
+that has diverged ends at once, as in this project's searches; the same with halving (only the
+better of a pair continues after a tenth of the steps). All rows have the same adapters. Trials end
+in a random order, and some are interrupted. Every ladder is checked: it must ask for the paper's
+trials, for none twice, and keep the right one.
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from measuring import circumstances
+from measuring import command_line, table, write_report
 from rich.console import Console
-from rich.table import Table
 
 from esmfold_peft.config import LadderConfig
 from esmfold_peft.search.ladder import Outcome, Rules, Trial, decide, rungs_of
@@ -103,9 +99,7 @@ class Climbed:
     def steps(self, fates: Fates, guarded: bool) -> int:
         """Optimizer steps of all trials; a part before halving is not done again.
 
-        Args:
-            fates: of the trials.
-            guarded: a trial that has diverged ends at once.
+        If `guarded`, a trial that has diverged ends at once.
         """
         longest = {trial.multiple: trial.steps for trial in sorted(self.asked)}
         ends = {m: fates[m].diverges if guarded else None for m in longest}
@@ -114,54 +108,52 @@ class Climbed:
 
 def main(words: list[str] | None = None) -> None:
     """Simulates, prints a table, and writes all numbers."""
-    args = parser().parse_args(words)
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("--ladders", type=int, default=5000, help="for each row of the table")
+    add("--seed", type=int, default=0)
+    add("--seconds_per_step", type=float, default=SECONDS_PER_STEP, help=ASSUMED)
+    args = parser.parse_args(words)
     rows = {when: simulate(when, args) for when in WHEN}
+    trial = STEPS * args.seconds_per_step / 3600
+    cells = (
+        (
+            name,
+            f"{row['trials']:.1f}",
+            f"{row['hours_all_steps']:,.0f}",
+            f"{row['hours_early_divergence']:,.0f}",
+            f"{row['saved_by_early_divergence']:.0%}",
+            f"{row['hours_with_halving']:,.0f}",
+            f"{row['saved_with_halving']:.0%}",
+            f"{row['halving_keeps_the_same']:.0%}",
+        )
+        for name, row in rows.items()
+    )
+    counts = ("trials", "all steps", "early end", "saved", "halving", "saved", "same α")
+    title = f"GPU-hours of a ladder, mean over {args.ladders:,}"
+    drawn = table(("diverges", *counts), cells, title)
+    drawn.caption = f"synthetic outcomes; a whole trial is {trial:,.0f} GPU-hours, by assumption"
+    Console(highlight=False).print(drawn)
+    args.steps, args.halve_at, args.rungs = STEPS, HALVE_AT, RUNGS
+    args.seconds_per_step_is = ASSUMED
     found = {
         "outcomes": SYNTHETIC,
-        "settings": {
-            "ladders": args.ladders,
-            "seed": args.seed,
-            "steps": STEPS,
-            "seconds_per_step": args.seconds_per_step,
-            "seconds_per_step_is": ASSUMED,
-            "halve_at": HALVE_AT,
-            "rungs": RUNGS,
-        },
-        "circumstances": circumstances(torch.device("cpu")),
         "unit": "GPU-hours of a ladder, mean over ladders",
         "divergence": rows,
     }
-    Console(highlight=False).print(table(rows, args))
-    if args.output is not None:
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    made.add_argument("--ladders", type=int, default=5000, help="for each row of the table")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--seconds_per_step", type=float, default=SECONDS_PER_STEP, help=ASSUMED)
-    made.add_argument("--output", type=Path, help="JSON file for all numbers")
-    return made
+    write_report(args, found)
 
 
 def simulate(when: str, args: argparse.Namespace) -> dict[str, float]:
-    """Climbs ladders, checks each, and gives means over them.
-
-    Args:
-        when: trials diverge, by name.
-        args: see the command line.
-    """
+    """Climbs ladders whose trials diverge at such a time, checks each, and gives means."""
     adapters, order = random.Random(args.seed), random.Random(f"order {args.seed}")
     plain, halving = Rules(RUNGS, STEPS), Rules(RUNGS, STEPS, HALVE_AT)
     unguarded, guarded, halved, trials, losses, same = [], [], [], [], [], 0
     for _ in range(args.ladders):
         fates = draw_fates(adapters, WHEN[when])
         one, other = climb(plain, fates, order), climb(halving, fates, order)
-        check(one, by_the_rule(fates))
-        check(other, by_the_rule_with_halving(fates))
+        check(one, by_the_rule(fates, STEPS))
+        check(other, by_the_rule(fates, HALVE_AT))
         unguarded.append(one.steps(fates, guarded=False))
         guarded.append(one.steps(fates, guarded=True))
         halved.append(other.steps(fates, guarded=True))
@@ -219,25 +211,18 @@ def climb(rules: Rules, fates: Fates, chance: random.Random) -> Climbed:
     return Climbed(tuple(asked), decision.winner.multiple if decision.winner else None)
 
 
-def by_the_rule(fates: Fates) -> Climbed:
-    """The paper's rule, stated apart from the ladder that is checked: pair after pair."""
-    asked: list[Trial] = []
-    for high, low in ((256 / 4**k, 128 / 4**k) for k in range(5)):
-        asked += [Trial(high, STEPS), Trial(low, STEPS)]
-        alive = [multiple for multiple in (high, low) if fates[multiple].diverges is None]
-        if alive:
-            return Climbed(tuple(asked), max(alive, key=lambda m: score(fates, m)))
-    return Climbed(tuple(asked), None)
+def by_the_rule(fates: Fates, first: int) -> Climbed:
+    """The paper's rule, stated apart from the ladder that is checked: pair after pair.
 
-
-def by_the_rule_with_halving(fates: Fates) -> Climbed:
-    """The same where both have a tenth of their steps first, and then the better one goes on."""
+    Both have their `first` steps. If these are not all, only the better one continues.
+    """
     asked: list[Trial] = []
     for pair in ((256 / 4**k, 128 / 4**k) for k in range(5)):
-        asked += [Trial(multiple, HALVE_AT) for multiple in pair]
-        alive = [m for m in pair if fates[m].outcome(HALVE_AT).ending != "diverged"]
-        for multiple in sorted(alive, key=lambda m: fates[m].part.score or 0.0, reverse=True):
-            asked.append(Trial(multiple, STEPS))
+        asked += [Trial(multiple, first) for multiple in pair]
+        alive = [m for m in pair if fates[m].outcome(first).ending != "diverged"]
+        alive.sort(key=lambda m: fates[m].outcome(first).score or 0.0, reverse=True)
+        for multiple in alive:
+            asked += [Trial(multiple, STEPS)] if first < STEPS else []
             if fates[multiple].diverges is None:
                 return Climbed(tuple(asked), multiple)
     return Climbed(tuple(asked), None)
@@ -254,30 +239,6 @@ def check(found: Climbed, expected: Climbed) -> None:
 def score(fates: Fates, multiple: float) -> float:
     """Of the whole trial."""
     return fates[multiple].whole.score or 0.0
-
-
-def table(rows: dict[str, dict[str, float]], args: argparse.Namespace) -> Table:
-    """A row for each way to diverge."""
-    trial = STEPS * args.seconds_per_step / 3600
-    made = Table(
-        title=f"GPU-hours of a ladder, mean over {args.ladders:,}",
-        caption=f"synthetic outcomes; a whole trial is {trial:,.0f} GPU-hours, by assumption",
-    )
-    made.add_column("diverges")
-    for column in ("trials", "all steps", "early end", "saved", "halving", "saved", "same α"):
-        made.add_column(column, justify="right")
-    for name, row in rows.items():
-        made.add_row(
-            name,
-            f"{row['trials']:.1f}",
-            f"{row['hours_all_steps']:,.0f}",
-            f"{row['hours_early_divergence']:,.0f}",
-            f"{row['saved_by_early_divergence']:.0%}",
-            f"{row['hours_with_halving']:,.0f}",
-            f"{row['saved_with_halving']:.0%}",
-            f"{row['halving_keeps_the_same']:.0%}",
-        )
-    return made
 
 
 if __name__ == "__main__":

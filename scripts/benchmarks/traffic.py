@@ -9,22 +9,17 @@ for an H100 ("fused", see counting.py). A byte is counted once for every kernel 
 it. Kept are the GB that a chain holds for its backward pass, weights aside.
 """
 
-import argparse
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from counting import Counts, Function, eager, fused
-from measuring import circumstances
-from rich import box
+from measuring import command_line, table, write_report
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import register_dataclass, tree_flatten, tree_map_only, tree_unflatten
@@ -37,8 +32,7 @@ from esmfold_peft.config import (
     LossWeights,
     ModelConfig,
 )
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import Batch, collate
 from esmfold_peft.datasets.truth import GroundTruth, ground_truth
 from esmfold_peft.geometry.tables import tables
 from esmfold_peft.losses.total import fold_loss
@@ -48,31 +42,12 @@ from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.model.trunks.openfold import Evoformer, fused_block
 from esmfold_peft.runs.build import build_model
 
-EARLIER = {
-    ("openfold3's block", "eager"): (258, 384, 16.07, 33.35, 1.62),
-    ("openfold3's block", "fused"): (145, 258, 8.12, 16.55, None),
-    ("our block", "fused"): (93, 167, 4.4, 9.8, None),
-    ("our block, float32 pair track", "fused"): (93, 167, 5.2, 10.6, None),
-    ("structure module", "eager"): (1166, 2265, 2.84, 6.90, 0.23),
-    ("language model", "eager"): (354, 391, 0.81, 0.94, 0.08),
-    ("losses", "eager"): (935, 591, 1.53, 3.05, 0.03),
-}
-"""Kernels and GB forward and backward, and GB kept, of two chains of 256 at commit 3279b3b, counted
-by another program; fused: by inductor for CUDA tensors, with stubs in place of the driver.
-openfold3's block then never made the outer product in full, and ours was a sketch."""
-
 register_dataclass(FoldOutput)  # tensors in it are counted
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is counted.
-
-    Attributes:
-        function: of the weights and the inputs.
-        weights: tensors by name.
-        inputs: further arguments, dataclasses of tensors among them.
-    """
+    """A function of weights (tensors by name) and inputs, dataclasses of tensors among them."""
 
     function: Function
     weights: dict[str, Tensor]
@@ -90,54 +65,32 @@ class Part:
 
 def main(words: list[str] | None = None) -> None:
     """Counts, prints a table, and writes all numbers."""
-    args = parser().parse_args(words)
+    parser = command_line(__doc__)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
+    add("--chains", type=int, default=2, help="chains of a micro-batch (default: 2)")
+    add("--crop", type=int, default=256, help="residues (default: 256)")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # Dynamo's advice
-    table = Table(title=f"{args.chains} x {args.crop}", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("part", "", "kernels fwd", "bwd", "GB fwd", "bwd", "kept"):
-        table.add_column(column, justify="left" if column in ("part", "") else "right")
+    rows = []
     found: dict[str, dict] = {}
     for name in args.parts:
         for way, counts in PARTS[name](args.chains, args.crop).counted():
             found.setdefault(name, {})[way] = asdict(counts)
-            add_rows(table, name, way, counts, args)
-    Console(highlight=False).print(table)
-    if args.output is not None:
-        settings = {"chains": args.chains, "crop": args.crop}
-        report = {"settings": settings, "circumstances": circumstances(torch.device("cpu"))}
-        args.output.write_text(json.dumps(report | {"parts": found}, indent=1) + "\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
-    add("--chains", type=int, default=2, help="chains of a micro-batch (default: 2)")
-    add("--crop", type=int, default=256, help="residues (default: 256)")
-    add("--output", type=Path, help="JSON file for all numbers")
-    return parser
-
-
-def add_rows(table: Table, name: str, way: str, counts: Counts, args: argparse.Namespace) -> None:
-    """Adds what was counted, and below it what was earlier, if that is known."""
-    forward, backward, kept = counts.forward, counts.backward, counts.kept / args.chains
-    gigabytes = forward.bytes / 1e9, backward.bytes / 1e9, kept / 1e9
-    table.add_row(name, way, *_cells(forward.kernels, backward.kernels, *gigabytes))
-    if (name, way) in EARLIER and (args.chains, args.crop) == (2, 256):
-        table.add_row("", "(earlier)", *_cells(*EARLIER[name, way]), style="dim")
+            passes = counts.forward, counts.backward
+            kept = f"{counts.kept / args.chains / 1e9:.2f}"
+            gigabytes = (f"{each.bytes / 1e9:.2f}" for each in passes)
+            rows.append((name, way, *(f"{each.kernels:,}" for each in passes), *gigabytes, kept))
+    columns = ("part", "", "kernels fwd", "bwd", "GB fwd", "bwd", "kept")
+    Console(highlight=False).print(table(columns, rows, f"{args.chains} x {args.crop}", left=2))
+    write_report(args, {"parts": found})
 
 
 def openfold_block(chains: int, crop: int) -> Part:
-    """A block of openfold3's Evoformer with dropout, in bfloat16 autocast.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-    """
-    config = EvoformerConfig(blocks=1, checkpoint=False)
-    block = Evoformer(config).train().blocks[0]
+    """A block of openfold3's Evoformer with dropout, in bfloat16 autocast."""
+    config = EvoformerConfig(blocks=1, recompute=False)
+    block = Evoformer(ModelConfig(evoformer=config)).train().blocks[0]
     m = torch.empty(chains, 1, crop, config.c_m, requires_grad=True)
     z = torch.empty(chains, crop, crop, config.c_z, requires_grad=True)
     masks = torch.empty(chains, 1, crop), torch.empty(chains, crop, crop)
@@ -151,15 +104,9 @@ def openfold_block(chains: int, crop: int) -> Part:
 
 
 def our_block(chains: int, crop: int, pair_track: torch.dtype = torch.bfloat16) -> Part:
-    """The same block by our own forward pass, which computes parts of it again.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-        pair_track: type of the pair track.
-    """
-    config = EvoformerConfig(blocks=1, checkpoint=False)
-    model = Evoformer(config).train()
+    """The same block by our own forward pass, which recomputes parts of it."""
+    config = EvoformerConfig(blocks=1, recompute=False)
+    model = Evoformer(ModelConfig(evoformer=config)).train()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         (weights,) = model.pack()
     weights = tree_map_only(Tensor, lambda t: t.clone().requires_grad_(), weights)
@@ -175,12 +122,7 @@ def our_block(chains: int, crop: int, pair_track: torch.dtype = torch.bfloat16) 
 
 
 def structure_module(chains: int, crop: int) -> Part:
-    """The structure module in float32.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-    """
+    """The structure module in float32."""
     tables(torch.device("cpu"))  # or they would be made, and cached, as fake tensors
     model, batch = paper_model(), real_batch(chains, crop)
     module, (s, z) = model.structure_module, tracks(chains, crop)
@@ -198,12 +140,7 @@ def structure_module(chains: int, crop: int) -> Part:
 
 
 def language_model(chains: int, crop: int) -> Part:
-    """ESM-2 35M with LoRTA, in bfloat16 autocast.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-    """
+    """ESM-2 35M with LoRTA, in bfloat16 autocast."""
     module, batch = paper_model().language_model, real_batch(chains, crop)
 
     def run(weights: Any, aatype: Tensor, mask: Tensor) -> Any:
@@ -214,13 +151,7 @@ def language_model(chains: int, crop: int) -> Part:
 
 
 def losses(chains: int, crop: int, stage: LossWeights) -> Part:
-    """The losses of what an untrained structure module predicts.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-        stage: weights of the losses.
-    """
+    """The losses of what an untrained structure module predicts."""
     model, batch = paper_model(), real_batch(chains, crop)
     with torch.no_grad():
         made = model.structure_module(*tracks(chains, crop), batch.aatype, batch.mask)
@@ -265,22 +196,12 @@ def paper_model() -> FoldingModel:
 
 
 def real_batch(chains: int, crop: int) -> Batch:
-    """Real chains put end to end, with their structures.
-
-    Args:
-        chains: copies.
-        crop: residues of each.
-    """
+    """Real chains put end to end, with their structures."""
     return collate([end_to_end(crop)] * chains, [True] * chains)
 
 
 def tracks(chains: int, crop: int) -> tuple[Tensor, Tensor]:
-    """Random single and pair tracks at the paper's widths.
-
-    Args:
-        chains: of the micro-batch.
-        crop: residues of each.
-    """
+    """Random single and pair tracks at the paper's widths."""
     config = EvoformerConfig()
     s = torch.randn(chains, crop, config.c_s, requires_grad=True)
     return s, torch.randn(chains, crop, crop, config.c_z, requires_grad=True)
@@ -296,13 +217,6 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _never(_: torch.device) -> bool:
     return False
-
-
-def _cells(*numbers: float | None) -> list[str]:
-    return [
-        "" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:.2f}"
-        for number in numbers
-    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training step of the folding model and the parts that it is made of, on real chains."""
+"""A training step of the folding model and its parts, on real chains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ EXAMPLE = Path(__file__).parents[2] / "data" / "example"
 
 
 def run_of(model: ModelConfig, **engine: object) -> TrainConfig:
-    """Settings of a run with LoRTA in float32, of which no file is read."""
+    """Settings of a run with LoRTA in float32; reads no file."""
     return TrainConfig(
         run=Path("unused"),
         data=DataConfig(train=Path("unused")),
@@ -44,15 +44,7 @@ def run_of(model: ModelConfig, **engine: object) -> TrainConfig:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What the parts of a training step share.
-
-    Attributes:
-        model: on the batch's device.
-        batch: chains with their structures.
-        recycles: passes without gradient.
-        clamp: where the backbone error of each chain is cut, in Å.
-        weights: of the losses.
-    """
+    """What the parts of a training step share; `clamp` cuts each chain's backbone error, in Å."""
 
     model: FoldingModel
     batch: Batch
@@ -91,7 +83,7 @@ def whole_step(training: Training) -> Step:
 
 
 def parts(training: Training) -> dict[str, Step]:
-    """Forward and backward pass of each part alone, on inputs as they have them in a step."""
+    """Forward and backward pass of each part alone, on the inputs that it has in a step."""
     model, batch = training.model, training.batch
     with torch.no_grad(), torch.autocast(batch.aatype.device.type, torch.bfloat16, model.bf16):
         m = model.read(batch.aatype, batch.mask)
@@ -125,7 +117,7 @@ def parts(training: Training) -> dict[str, Step]:
 
 
 def with_leaves(output: FoldOutput) -> FoldOutput:
-    """The prediction as if it were parameters."""
+    """A copy of the prediction whose tensors take gradients."""
 
     def leaf(value: object) -> object:
         if isinstance(value, Rigid):
@@ -138,7 +130,7 @@ def with_leaves(output: FoldOutput) -> FoldOutput:
 def forward_backward(
     model: nn.Module, part: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
 ) -> None:
-    """Runs a part on fresh leaves, and back from all that it gives."""
+    """Runs a part on copies of its inputs, and the gradients of all its outputs."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     outputs = part(*leaves)
     torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])

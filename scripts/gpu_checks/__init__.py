@@ -1,4 +1,4 @@
-"""The checks of scripts/gpu_check.py, one file each."""
+"""What scripts/gpu_check.py measures; what it checks is in tests/gpu."""
 
 import sys
 from pathlib import Path

@@ -1,19 +1,16 @@
 """What adapters cost in a step of the language model, and what inference costs by length."""
 
 import statistics
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Generator
 
 import torch
-from adapters import MODELS
-from contenders import FROZEN, PEFT, build_contenders, frozen_model
-from measuring import interleaved, peak_memory, ratio, seconds
+from adapters import parser, timed, training_steps
+from contenders import FROZEN, PEFT
+from measuring import peak_memory, seconds
 
-from esmfold_peft.adapters.sizes import SIZES
-from esmfold_peft.config import AdapterConfig
-from gpu_checks.paper_step import Setup, paper_model
 from gpu_checks.report import Row, against_goal, measured, skipped
 from gpu_checks.running import Context
+from gpu_checks.step import Setup, paper_model
 
 KINDS = ["lora", "lorta"]
 RECYCLES = 3
@@ -22,42 +19,32 @@ LORA_GOAL, LORTA_GOAL = 1.1, 1.0
 """Time with LoRA over that of the frozen model, and with LoRTA over that with LoRA, at most."""
 
 
-def adapters(context: Context) -> Iterator[Row]:
+def adapters(context: Context) -> Generator[Row]:
     """Frozen, LoRA, LoRTA and PEFT's LoRA on one language model, timed in turns."""
-    sizes, device = context.sizes, context.device
-    chains, length = sizes.adapter_batch
-    shape = MODELS["tiny"] if sizes.tiny else SIZES[sizes.adapted]
-    torch.manual_seed(0)
-    aatype = torch.randint(0, 20, (chains, length)).to(device)
-    mask = torch.ones_like(aatype, dtype=torch.bool)
-    lm = frozen_model(shape, device)
-    config = AdapterConfig(rank=8, alpha=8.0)
-    found = build_contenders(lm, KINDS, config, aatype, mask)
-    gradient = torch.randn(*aatype.shape, shape.layers + 1, shape.width, device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16)
-    compared = {name: found[name] for name in (FROZEN, *KINDS, PEFT) if name in found}
-    steps = {name: partial(each.step, gradient, autocast) for name, each in compared.items()}
+    chains, length = context.sizes.adapter_batch
+    words = f"--batch {chains} --length {length} --precision bf16 --kinds".split()
+    args = parser().parse_args([*words, *KINDS])
+    contenders, steps = training_steps(args, context.sizes.adapted, context.device)
+    steps = {name: steps[name] for name in (FROZEN, *KINDS, PEFT) if name in steps}
     for step in steps.values():
         step()  # warms up
-    times = interleaved(steps, 5 * sizes.rounds, device)
-    title = f"ESM-2 {sizes.adapted}, {chains} x {length}, bf16"
-    for name, own in times.items():
-        over = ratio(own, times[FROZEN])
-        detail = f"{over:.3f} x frozen, {compared[name].parameters:,} parameters"
-        yield measured(f"{title}: {name}", 1e3 * statistics.median(own), "ms", detail=detail)
-    lora = ratio(times["lora"], times[FROZEN])
-    lorta = ratio(times["lorta"], times["lora"])
+    found = timed(steps, 5 * context.sizes.rounds, context.device)
+    title = f"ESM-2 {context.sizes.adapted}, {chains} x {length}, bf16"
+    for name, row in found.items():
+        detail = f"{row['over'][FROZEN]:.3f} x frozen, {contenders[name].parameters:,} parameters"
+        yield measured(f"{title}: {name}", 1e3 * row["seconds"], "ms", detail=detail)
+    if PEFT not in found:
+        yield skipped(f"{title}: {PEFT}", "not installed")
+    lora, lorta = found["lora"]["over"][FROZEN], found["lorta"]["over"]["lora"]
     yield against_goal(f"{title}: lora / {FROZEN}", lora, LORA_GOAL, "x")
     yield against_goal(f"{title}: lorta / lora", lorta, LORTA_GOAL, "x")
-    if PEFT not in compared:
-        yield skipped(f"{title}: {PEFT}", "not installed")
 
 
-def inference(context: Context) -> Iterator[Row]:
+def inference(context: Context) -> Generator[Row]:
     """Seconds and memory of one structure with the paper's model, by length."""
     device = context.device
-    model = paper_model(Setup(1), context).eval()
-    for length, goal in context.sizes.inference.items():
+    model = paper_model(Setup(), context).eval()
+    for length, goal in context.sizes.inference:
         name = f"inference, {length} residues, {RECYCLES} recycles, bf16"
         aatype = torch.randint(0, 20, (1, length)).to(device)
         index = torch.arange(length, device=device)[None]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from esmfold_peft.disk.files import write_atomically
@@ -21,105 +22,50 @@ class Row:
 
     Attributes:
         name: what was checked or measured.
-        status: a measurement without a limit that must hold is passed.
+        status: a measurement is always passed.
         value: what was found; None where nothing could be.
-        limit: what the value is compared with.
-        relation: how the value must stand to the limit; "goal" need not be reached.
+        limit: the goal of the value; None if it has none.
         unit: of value and limit.
-        seconds: it took, from the row before it in the same check.
-        check: that gave it.
+        seconds: time since the row before it in the same check.
         detail: for people.
+        check: that gave it.
     """
 
     name: str
     status: Status
     value: float | str | None = None
     limit: float | None = None
-    relation: Literal["<=", ">=", "goal", ""] = ""
     unit: str = ""
     seconds: float = 0.0
     detail: str = ""
     check: str = ""
 
 
-def at_most(name: str, value: float, limit: float, *, unit: str = "", detail: str = "") -> Row:
-    """A row that passes up to a limit; NaN fails.
-
-    Args:
-        name: of the row.
-        value: found.
-        limit: the largest that passes.
-        unit: of both.
-        detail: for people.
-    """
-    status: Status = "passed" if value <= limit else "failed"
-    return Row(name, status, float(value), float(limit), "<=", unit, detail=detail)
-
-
-def at_least(name: str, value: float, limit: float, *, unit: str = "", detail: str = "") -> Row:
-    """A row that passes from a limit on; NaN fails.
-
-    Args:
-        name: of the row.
-        value: found.
-        limit: the smallest that passes.
-        unit: of both.
-        detail: for people.
-    """
-    status: Status = "passed" if value >= limit else "failed"
-    return Row(name, status, float(value), float(limit), ">=", unit, detail=detail)
-
-
 def measured(name: str, value: float | str, unit: str = "", *, detail: str = "") -> Row:
-    """A row that is no verdict.
-
-    Args:
-        name: of the row.
-        value: measured.
-        unit: of the value.
-        detail: for people.
-    """
+    """A measurement."""
     return Row(name, "passed", value, unit=unit, detail=detail)
 
 
 def against_goal(name: str, value: float, goal: float, unit: str, *, detail: str = "") -> Row:
-    """A measurement beside what it should be; the check does not fail by it.
-
-    Args:
-        name: of the row.
-        value: measured.
-        goal: the value to reach, or less.
-        unit: of both.
-        detail: for people.
-    """
+    """A measurement beside the value it should not exceed; missing the goal is no failure."""
     verdict = "reached" if value <= goal else f"missed {value / goal:.2f}-fold"
     detail = f"goal of {goal:g} {unit} {verdict}" + (f"; {detail}" if detail else "")
-    return Row(name, "passed", value, goal, "goal", unit, detail=detail)
+    return Row(name, "passed", value, goal, unit, detail=detail)
 
 
 def skipped(name: str, reason: str) -> Row:
-    """A row of what could not be checked here.
-
-    Args:
-        name: of the row.
-        reason: for people.
-    """
+    """Something that could not be measured here."""
     return Row(name, "skipped", detail=reason)
 
 
 def failed(name: str, reason: str) -> Row:
-    """A row of a check that broke off.
-
-    Args:
-        name: of the row.
-        reason: for people.
-    """
+    """A check that did not end, or found an error."""
     return Row(name, "failed", detail=reason)
 
 
 @dataclass(eq=False)
 class Report:
-    """The rows so far, which are in the file as soon as they are added.
+    """The rows so far; each is in the file as soon as it is added.
 
     Attributes:
         path: JSON file.
@@ -134,11 +80,7 @@ class Report:
     ended: list[str] = field(default_factory=list)
 
     def resume(self, file: Path, alike: dict[str, object]) -> None:
-        """Takes over the rows of an earlier call, but for those of checks that had not ended.
-
-        Args:
-            file: the report of that call.
-            alike: what its header must say too.
+        """Takes the rows of the checks that ended in an earlier call, whose header has `alike` too.
 
         Raises:
             SystemExit: it is no report, or one of something else.
@@ -163,7 +105,10 @@ class Report:
 
     def add(self, row: Row) -> None:
         """Keeps a row and writes the file."""
-        self.rows.append(_rounded(row))
+        value = row.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no NaN and no infinity
+        self.rows.append(replace(row, value=value, seconds=round(row.seconds, 2)))
         self.write()
 
     def write(self) -> None:
@@ -174,26 +119,20 @@ class Report:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path, text + "\n")
 
-    @property
-    def failures(self) -> list[Row]:
-        """The rows that failed."""
-        return [row for row in self.rows if row.status == "failed"]
-
     def table(self) -> Table:
         """All rows for people."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("check", "status", "value", "", "limit", "s", "detail"):
-            right = column in ("value", "limit", "s")
+        for column in ("check", "status", "value", "goal", "s", "detail"):
+            right = column in ("value", "goal", "s")
             table.add_column(column, justify="right" if right else "left", overflow="fold")
         for row in self.rows:
             table.add_row(
-                row.name,
+                escape(row.name),
                 f"[{_COLOURS[row.status]}]{row.status}[/]",
                 shown(row.value, row.unit),
-                row.relation,
                 shown(row.limit, row.unit),
                 f"{row.seconds:.1f}",
-                row.detail.replace("[", "\\["),
+                escape(row.detail),
             )
         return table
 
@@ -204,11 +143,3 @@ def shown(value: float | str | None, unit: str) -> str:
         return ""
     text = value if isinstance(value, str) else f"{value:.4g}"
     return f"{text} {unit}".strip()
-
-
-def _rounded(row: Row) -> Row:
-    """The row as JSON can say it: it has no NaN and no infinity."""
-    value = row.value
-    if isinstance(value, float) and not math.isfinite(value):
-        value = str(value)
-    return replace(row, value=value, seconds=round(row.seconds, 2))

@@ -3,17 +3,15 @@
 import csv
 import io
 import json
-from math import prod
 
 import pytest
 
-from esmfold_peft.adapters.count import count
-from esmfold_peft.adapters.insert import ADAPTERS
-from esmfold_peft.adapters.sizes import SIZES
+from esmfold_peft.adapters.base import SIZES
+from esmfold_peft.adapters.insert import ADAPTERS, count
 from esmfold_peft.adapters.table1 import shortened, table1
-from esmfold_peft.adapters.tensor_train import mode_sizes
 from esmfold_peft.cli import main
 from esmfold_peft.config import AdapterConfig
+from esmfold_peft.config.adapter import WITHOUT_RANK
 
 NAMES = ("35M", "150M", "650M", "3B")
 SHAPES = {name.split("_")[2]: shape for name, shape in SIZES.items()}
@@ -123,43 +121,6 @@ def test_numbers_of_special_settings(kind, settings, expected):
     assert tuple(trainable(name, kind, **settings) for name in NAMES) == expected
 
 
-def train(modes, rank):
-    """Numbers of a tensor train: cores between bonds that no side of a cut outgrows."""
-    bonds = [
-        min(rank, prod(modes[:cut]), prod(modes[cut:])) if 0 < cut < len(modes) else 1
-        for cut in range(len(modes) + 1)
-    ]
-    return sum(a * k * b for a, k, b in zip(bonds, modes, bonds[1:], strict=False))
-
-
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("r", RANKS)
-@pytest.mark.parametrize("targets", [QKVP, ("query", "value")])
-def test_formulas(name, r, targets):
-    shape, m = SHAPES[name], len(targets)
-    n, d, h = shape.layers, shape.width, shape.heads
-    k, middle = mode_sizes(d), (r,) if r > 1 else ()
-    pair = 2 * train((*k, *middle), 5)
-    assert prod(k) == d
-    expected = {
-        "lora": 2 * m * n * d * r,
-        "lora_fa": m * n * d * r,
-        "dora": 2 * m * n * d * r + m * n * d,
-        "lorta": (d + d // h + h + n + m) * r,
-        "lotr": m * n * r**2 + 2 * d * r,
-        "fact_tt": m * n * r**2 + 2 * d * r,
-        "fact_tk": (2 * d + m * n) * r + r**3,
-        "loretta_rep": m * n * pair,
-        "loretta_adp": m * n * (pair + r + d),
-        "tt_lora": m * n * train((*k, *k[::-1]), r),
-        "vera": m * n * (d + r),
-        "nola": 2 * 64 * m * n,
-        "ia3": m * n * d,
-        "bitfit": m * n * d,
-    }
-    assert {kind: trainable(name, kind, targets, rank=r) for kind in ADAPTERS} == expected
-
-
 def test_frozen_numbers_are_those_kept_with_the_adapter():
     def frozen(kind, **settings):
         return count(SHAPES["35M"], AdapterConfig(kind=kind, targets=QKVP, **settings)).frozen
@@ -251,8 +212,8 @@ def test_the_command_counts_all_methods_and_models(capsys):
     )
     assert {row["model"] for row in rows} == set(SIZES)
     assert {row["kind"] for row in rows} == set(ADAPTERS)
-    # Two methods have no rank, the others three here.
-    assert len(rows) == len(SIZES) * (3 * (len(ADAPTERS) - 2) + 2)
+    ranked = [kind for kind in ADAPTERS if kind not in WITHOUT_RANK]
+    assert len(rows) == len(SIZES) * (3 * len(ranked) + len(ADAPTERS) - len(ranked))
     assert [row["rank"] for row in rows if row["kind"] == "ia3"] == [""] * len(SIZES)
 
 
@@ -270,7 +231,7 @@ def test_the_methods_own_settings_reach_them_alone(capsys):
     flags = ["--kinds", "nola", "loretta_rep", "lora", "--ranks", "8", "--targets", *QKVP]
     text = output_of(capsys, *flags, "--bases", "8", "--tt_rank", "2", "--format", "json")
     numbers = {row["kind"]: row["trainable"] for row in json.loads(text)}
-    core = train((10, 8, 6, 8), 2)
+    core = 10 * 2 + 2 * 8 * 2 + 2 * 6 * 2 + 2 * 8  # a train of modes 10, 8, 6, 8
     assert numbers == {"nola": 768, "loretta_rep": 2 * 48 * core, "lora": 368_640}
 
 

@@ -54,10 +54,10 @@ def test_the_published_start_moves_the_output_where_the_authors_do(make_lm, chai
 
 @EVERY
 @pytest.mark.parametrize("init", ["unit", "paper"])
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["kept", "recomputed"])
-def test_every_number_has_a_gradient_within_two_steps(make_lm, chains, kind, init, checkpoint):
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_every_number_has_a_gradient_within_two_steps(make_lm, chains, kind, init, recompute):
     lm = make_lm(trained=False, init=init, **everything(kind))
-    lm.checkpoint = checkpoint
+    lm.recompute = recompute
     base = {name: p.detach().clone() for name, p in lm.base_parameters()}
     fixed = {n: p.detach().clone() for n, p in lm.adapter.named_parameters() if not p.requires_grad}
     learning = {n: p for n, p in lm.adapter.named_parameters() if p.requires_grad}
@@ -116,9 +116,9 @@ def test_folding_is_in_float32_under_autocast(make_lm, kind):
 @EVERY
 def test_recomputing_activations_changes_no_gradient(make_lm, chains, kind):
     gradients = []
-    for checkpoint in (False, True):
+    for recompute in (False, True):
         lm = make_lm(**everything(kind))
-        lm.checkpoint = checkpoint
+        lm.recompute = recompute
         lm(*chains)[chains[1]].square().mean().backward()
         gradients.append([p.grad for p in lm.adapter.parameters() if p.requires_grad])
     for one, two in zip(*gradients, strict=True):

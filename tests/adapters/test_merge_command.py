@@ -8,13 +8,13 @@ import pytest
 import torch
 from esm.model.esm2 import ESM2
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, EsmConfig, EsmForMaskedLM, EsmModel
+from transformers import AutoTokenizer, EsmForMaskedLM, EsmModel
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import insert_adapter
 from esmfold_peft.adapters.io import load_adapter, save_adapter
 from esmfold_peft.cli import main
-from esmfold_peft.commands.adapters_merge import merged_stem, run
+from esmfold_peft.commands import adapters as command
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
@@ -28,17 +28,10 @@ from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.runs.build import build_language_model
 from esmfold_peft.weights.esm2_weights import load_esm2, weights_hash
+from tests.published import esm_config, roughen
 
 SHAPE = AttentionShape(layers=2, width=40, heads=4)
 FREQUENCIES = "layers.0.self_attn.rot_emb.inv_freq"
-
-
-@torch.no_grad()
-def roughen(model):
-    """Moves every weight, so that no bias is zero and no norm is the identity."""
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 def fair_esm():
@@ -48,21 +41,7 @@ def fair_esm():
 
 def hugging_face():
     torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=SHAPE.width,
-        num_hidden_layers=SHAPE.layers,
-        num_attention_heads=SHAPE.heads,
-        intermediate_size=4 * SHAPE.width,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = esm_config(SHAPE.layers, SHAPE.width, SHAPE.heads)
     return roughen(EsmForMaskedLM(config))
 
 
@@ -126,7 +105,7 @@ def merge(tmp_path, weights, adapter, **settings):
     config = MergeConfig(
         output=output, adapter=adapter, language_model=language_model(weights), **settings
     )
-    assert run(config) == 0
+    assert command.merge(config) == 0
     return output
 
 
@@ -367,11 +346,11 @@ def test_a_run_without_adapter_is_refused(tmp_path):
     weights = save_official(tmp_path)
     config = MergeConfig(output=tmp_path / "out", run=make_run(tmp_path, weights, "full"))
     with pytest.raises(UserError, match=r"adapter\.kind is full, there is none to merge"):
-        run(config)
+        command.merge(config)
     with pytest.raises(UserError, match="not the folder of a training run"):
-        run(MergeConfig(output=tmp_path / "out", run=tmp_path))
+        command.merge(MergeConfig(output=tmp_path / "out", run=tmp_path))
 
 
 def test_fair_esm_recognises_the_name():
-    assert merged_stem("esm2_t6_8M_UR50D") == "esm2_t6_8M_UR50D_merged"
-    assert merged_stem("custom") == "esm2_custom_merged"
+    assert command.merged_stem("esm2_t6_8M_UR50D") == "esm2_t6_8M_UR50D_merged"
+    assert command.merged_stem("custom") == "esm2_custom_merged"

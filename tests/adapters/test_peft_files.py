@@ -6,14 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esmfold_peft.adapters.base import AttentionShape
+from esmfold_peft.adapters.base import SIZES, AttentionShape
 from esmfold_peft.adapters.insert import attach_adapter, build_adapter
 from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
-from esmfold_peft.adapters.lorta_fork import read_fork
 from esmfold_peft.adapters.peft_files import read_peft, write_peft
-from esmfold_peft.adapters.sizes import SIZES
-from esmfold_peft.commands import adapters_export as export
-from esmfold_peft.commands import adapters_import as import_peft
+from esmfold_peft.commands.adapters import export, import_adapter
 from esmfold_peft.config import AdapterConfig, ExportConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import LanguageModel
@@ -263,7 +260,7 @@ def test_ia3_that_scales_the_other_side_is_refused(make_lm, tmp_path, target, sh
 def test_only_a_lora_goes_on_as_lora_fa(make_lm, tmp_path, kind):
     write_peft(make_lm(kind).adapter, tmp_path, None)
     with pytest.raises(
-        UserError, match=f"{CONFIG}: only a LoRA can go on as lora_fa, this is {kind}"
+        UserError, match=f"{CONFIG}: only a LoRA can become lora_fa, this is {kind}"
     ):
         read_peft(tmp_path, SHAPE, "lora_fa")
 
@@ -302,7 +299,7 @@ def write_fork(folder, names, **settings):
 @torch.no_grad()
 def test_the_fork_does_what_its_formula_says(chains, tmp_path, names, targets, settings, scale):
     write_fork(tmp_path, names, **settings)
-    adapter = read_fork(tmp_path, SHAPE, "auto")
+    adapter = read_peft(tmp_path, SHAPE, "auto")
     assert adapter.targets == targets
     adapted, dense = (LanguageModel.random(SHAPE, seed=3) for _ in range(2))
     untouched = dense(*chains)[chains[1]]
@@ -322,7 +319,7 @@ def test_the_fork_does_what_its_formula_says(chains, tmp_path, names, targets, s
 @torch.no_grad()
 def test_on_output_alone_the_fork_is_the_paper(make_lm, chains, tmp_path):
     write_fork(tmp_path, ["out_proj"])
-    forked = attach_adapter(lm := make_lm("none"), read_fork(tmp_path, SHAPE, "auto"), fresh=False)
+    forked = attach_adapter(lm := make_lm("none"), read_peft(tmp_path, SHAPE, "auto"), fresh=False)
     paper = make_lm("lorta", rank=3, alpha=6.0, targets=("output",), orientation="paper")
     paper.adapter.load_state_dict(forked.state_dict())
     torch.testing.assert_close(lm(*chains), paper(*chains))
@@ -344,7 +341,7 @@ def test_on_output_alone_the_fork_is_the_paper(make_lm, chains, tmp_path):
 def test_settings_of_the_fork_that_are_refused(tmp_path, names, settings, message):
     write_fork(tmp_path, names, **settings)
     with pytest.raises(UserError, match=f"{CONFIG}: {message}"):
-        read_fork(tmp_path, SHAPE, "auto")
+        read_peft(tmp_path, SHAPE, "auto")
 
 
 @pytest.mark.parametrize(
@@ -362,13 +359,13 @@ def test_tensors_of_the_fork_that_are_refused(tmp_path, change, message):
     write_fork(tmp_path, ["query"])
     edit_tensors(tmp_path, change)
     with pytest.raises(UserError, match=f"{TENSORS}: .*{message}"):
-        read_fork(tmp_path, SHAPE, "auto")
+        read_peft(tmp_path, SHAPE, "auto")
 
 
 def test_the_fork_has_no_lora_fa(tmp_path):
     write_fork(tmp_path, ["query"])
-    with pytest.raises(UserError, match="only a LoRA can go on as lora_fa, this is lorta"):
-        read_fork(tmp_path, SHAPE, "lora_fa")
+    with pytest.raises(UserError, match="only a LoRA can become lora_fa, this is lorta"):
+        read_peft(tmp_path, SHAPE, "lora_fa")
 
 
 @pytest.fixture
@@ -383,11 +380,9 @@ def run_folder(make_lm, tmp_path):
 @pytest.mark.parametrize("inside", [".", "adapter"])
 def test_out_of_a_run_and_back(run_folder, tmp_path, capsys, inside):
     out, back = tmp_path / "out", tmp_path / "back"
-    assert (
-        export.run(ExportConfig(adapter=run_folder / inside, output=out, base_model="me/esm")) == 0
-    )
+    assert export(ExportConfig(adapter=run_folder / inside, output=out, base_model="me/esm")) == 0
     assert json.loads((out / CONFIG).read_text())["base_model_name_or_path"] == "me/esm"
-    assert import_peft.run(ImportConfig(adapter=out, output=back, language_model=CUSTOM)) == 0
+    assert import_adapter(ImportConfig(adapter=out, output=back, language_model=CUSTOM)) == 0
     lm = LanguageModel.random(SHAPE, seed=0)
     adapter = load_adapter(lm, back, weights_hash(lm))
     expected = read_adapter(run_folder / "adapter").adapter
@@ -402,7 +397,7 @@ def test_out_of_a_run_and_back(run_folder, tmp_path, capsys, inside):
 def test_an_adapter_of_an_official_size_names_its_model(tmp_path):
     adapter = build_adapter(SIZES["esm2_t6_8M_UR50D"], AdapterConfig(kind="lora"))
     save_adapter(adapter, tmp_path / "adapter", "0" * 64)
-    export.run(ExportConfig(adapter=tmp_path / "adapter", output=tmp_path / "peft"))
+    export(ExportConfig(adapter=tmp_path / "adapter", output=tmp_path / "peft"))
     header = json.loads((tmp_path / "peft" / CONFIG).read_text())
     assert header["base_model_name_or_path"] == "facebook/esm2_t6_8M_UR50D"
 
@@ -410,7 +405,7 @@ def test_an_adapter_of_an_official_size_names_its_model(tmp_path):
 def test_the_fork_through_the_command(tmp_path):
     write_fork(tmp_path / "fork", ["query", "value"])
     config = ImportConfig(adapter=tmp_path / "fork", output=tmp_path / "out", language_model=CUSTOM)
-    assert import_peft.run(config) == 0
+    assert import_adapter(config) == 0
     assert read_adapter(tmp_path / "out").adapter.config.orientation == "peft"
 
 
@@ -419,8 +414,8 @@ def test_commands_write_over_nothing(run_folder, tmp_path):
     taken.mkdir()
     (taken / "note").touch()
     commands = {
-        export.run: ExportConfig(adapter=run_folder, output=taken),
-        import_peft.run: ImportConfig(adapter=run_folder, output=taken, language_model=CUSTOM),
+        export: ExportConfig(adapter=run_folder, output=taken),
+        import_adapter: ImportConfig(adapter=run_folder, output=taken, language_model=CUSTOM),
     }
     for command, config in commands.items():
         with pytest.raises(UserError, match=f"^output: {taken} exists already"):

@@ -12,12 +12,12 @@ from esmfold_peft.adapters.io import load_adapter, read_adapter, save_adapter
 from esmfold_peft.adapters.tensor_train import tt_svd
 from esmfold_peft.adapters.tt_lora import train_of
 from esmfold_peft.adapters.tt_lora_files import read_cores
-from esmfold_peft.commands import adapters_import as import_peft
+from esmfold_peft.commands.adapters import import_adapter
 from esmfold_peft.config import AdapterConfig, ImportConfig, LanguageModelConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import LanguageModel
-from esmfold_peft.weights.checkpoint_files import read_pt
 from esmfold_peft.weights.esm2_weights import weights_hash
+from esmfold_peft.weights.tensor_files import read_pt
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
 CUSTOM = LanguageModelConfig(name="custom", weights="random", layers=3, width=40, heads=4)
@@ -199,7 +199,7 @@ def write_library(folder, tensors, alphas=(3.0, 3.0), patterns=PATTERNS):
 def imported(tmp_path, adapter, **settings):
     out = tmp_path / "out"
     config = ImportConfig(adapter=adapter, output=out, language_model=CUSTOM, **settings)
-    assert import_peft.run(config) == 0
+    assert import_adapter(config) == 0
     return read_adapter(out).adapter
 
 
@@ -377,7 +377,7 @@ def test_settings_that_make_no_adapter_are_refused(tmp_path):
         imported(tmp_path, tmp_path / "tt")
     with pytest.raises(UserError, match=r"alpha and order: for a \.pth file"):
         imported(tmp_path, tmp_path / "tt", alpha=2.0)
-    with pytest.raises(UserError, match="only a LoRA can go on as lora_fa, not tt_lora"):
+    with pytest.raises(UserError, match="only a LoRA can become lora_fa, this is tt_lora"):
         imported(tmp_path, tmp_path / "tt", kind="lora_fa")
     (tmp_path / "tt" / "adapter_config.json").write_text('{"targets": [{"alpha": 2.0}]}')
     with pytest.raises(UserError, match="targets: no settings of TT-LoRA"):

@@ -1,14 +1,18 @@
-"""Each method's update against its formula, written out with loops and dense matrices, float64."""
+"""Each method's update against its formula, written out with loops and dense matrices, float64.
+
+And the numbers that it trains. A new method has an entry in both tables.
+"""
 
 import itertools
-import math
+from math import prod
 
 import pytest
 import torch
 from torch.func import functional_call
 
-from esmfold_peft.adapters.base import GROUPS, INPUTS, AttentionShape
-from esmfold_peft.adapters.insert import ADAPTERS, build_adapter, insert_adapter
+from esmfold_peft.adapters.base import GROUPS, INPUTS, SIZES, Adaptation, AttentionShape
+from esmfold_peft.adapters.insert import ADAPTERS, build_adapter, count, insert_adapter
+from esmfold_peft.adapters.tensor_train import mode_sizes
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.model.language_model import LanguageModel
 
@@ -90,7 +94,7 @@ def loretta_rep(adapter, layer, target):
 def tt_lora(adapter, layer, target):
     cores, fan_in = cores_of(adapter, "g", target), SHAPE.fan_in(target)
     sizes = [core.shape[2] for core in cores]
-    cut = next(n for n in range(len(sizes)) if math.prod(sizes[:n]) == fan_in)
+    cut = next(n for n in range(len(sizes)) if prod(sizes[:n]) == fan_in)
     digits = train(cores, layer).view(*sizes[:cut], -1)
     # The first core's digit is the fastest of an input's.
     return digits.permute(*reversed(range(cut)), cut).reshape(fan_in, -1).T
@@ -166,6 +170,44 @@ def test_every_low_rank_method_has_a_formula_here():
     linear = {kind for kind, method in ADAPTERS.items() if hasattr(method, "factors")}
     # LoRTA's is in test_lorta.py, DoRA's below.
     assert linear == {*UPDATES, "lorta", "dora"}
+
+
+def numbers_of_train(modes, rank):
+    """Numbers of a tensor train: cores between bonds that no side of a cut outgrows."""
+    bonds = [
+        min(rank, prod(modes[:cut]), prod(modes[cut:])) if 0 < cut < len(modes) else 1
+        for cut in range(len(modes) + 1)
+    ]
+    return sum(a * k * b for a, k, b in zip(bonds, modes, bonds[1:], strict=False))
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("r", [1, 8, 64])
+@pytest.mark.parametrize("targets", [ATTENTION, ("query", "value")])
+def test_numbers_that_train(name, r, targets):
+    shape, m = SIZES[name], len(targets)
+    n, d, h = shape.layers, shape.width, shape.heads
+    k, middle = mode_sizes(d), (r,) if r > 1 else ()
+    pair = 2 * numbers_of_train((*k, *middle), 5)
+    assert prod(k) == d
+    expected = {
+        "lora": 2 * m * n * d * r,
+        "lora_fa": m * n * d * r,
+        "dora": 2 * m * n * d * r + m * n * d,
+        "lorta": (d + d // h + h + n + m) * r,
+        "lotr": m * n * r**2 + 2 * d * r,
+        "fact_tt": m * n * r**2 + 2 * d * r,
+        "fact_tk": (2 * d + m * n) * r + r**3,
+        "loretta_rep": m * n * pair,
+        "loretta_adp": m * n * (pair + r + d),
+        "tt_lora": m * n * numbers_of_train((*k, *k[::-1]), r),
+        "vera": m * n * (d + r),
+        "nola": 2 * 64 * m * n,
+        "ia3": m * n * d,
+        "bitfit": m * n * d,
+    }
+    configs = {kind: AdapterConfig(kind=kind, rank=r, targets=targets) for kind in ADAPTERS}
+    assert {kind: count(shape, config).trainable for kind, config in configs.items()} == expected
 
 
 @torch.no_grad()
@@ -263,7 +305,7 @@ def test_gradients_are_those_of_finite_differences(kind, targets, settings):
 
     def result(*factors):
         state = dict(zip(names, factors, strict=True))
-        folded = adapter.adaptation(functional_call(adapter, state, (torch.float64,)))
+        folded = Adaptation(adapter, functional_call(adapter, state, (torch.float64,)))
         y = []
         for group in adapter.groups():
             own = x[:, : SHAPE.fan_in(group[0])]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import collate
 from esmfold_peft.datasets.features import features
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.residues import ATOM14, ATOM37_INDEX, UNKNOWN

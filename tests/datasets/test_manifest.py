@@ -54,17 +54,6 @@ def test_columns_are_what_was_written(tmp_path: Path):
     assert len(found) == 2
 
 
-@pytest.mark.slow
-def test_many_lines_are_read_in_their_order(tmp_path: Path):
-    entries = [replace(ENTRY, id=f"chain{k}", length=k + 1) for k in range(50_001)]
-    found = read_manifest(write(tmp_path, manifest_text(entries)))
-    assert found.ids == [f"chain{k}" for k in range(50_001)]
-    assert np.array_equal(found.length, np.arange(1, 50_002))
-    wrong = manifest_text([*entries, replace(ENTRY, id="last", length=-1)])
-    with pytest.raises(UserError, match=r":50003: .*length '-1'"):
-        read_manifest(write(tmp_path, wrong))
-
-
 LINE = manifest_text([ENTRY]).splitlines()[1]
 
 

@@ -99,9 +99,9 @@ def test_a_chain_is_never_too_unlikely_to_come():
 _LARGE = """
 import json, resource, time
 import numpy as np
-from esmfold_peft.datasets.mixture import Mixture
+from esmfold_peft.datasets.order import Mixture
 from esmfold_peft.datasets.order import StoreOrder, chain_weights
-from esmfold_peft.datasets.sampler import StepBatches
+from esmfold_peft.datasets.samples import StepBatches
 
 rng = np.random.default_rng(0)
 length = rng.integers(20, 1200, 600_000).astype(np.int32)

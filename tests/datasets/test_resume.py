@@ -10,7 +10,7 @@ import pytest
 from esmfold_peft.config import DataConfig, EngineConfig, TrainConfig
 from esmfold_peft.config.parsing import config_parser, config_text, read_config, to_config
 from esmfold_peft.datasets.datamodule import ChainDataModule
-from esmfold_peft.datasets.position import order_of, require_order
+from esmfold_peft.datasets.order import order_of, require_order
 from esmfold_peft.datasets.streams import (
     CROPS,
     DROPOUT,

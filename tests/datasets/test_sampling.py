@@ -1,15 +1,19 @@
-"""Which chain and which crop a training step sees."""
+"""Which chain and which crop a training step sees, and whole chains in batches."""
 
 from itertools import islice
 
 import numpy as np
 import pytest
+from torch.utils.data import ConcatDataset
 
-from esmfold_peft.datasets.chains import CroppedChains, JoinedChains
-from esmfold_peft.datasets.crop import crop_start
-from esmfold_peft.datasets.mixture import Mixture
-from esmfold_peft.datasets.order import StoreOrder
-from esmfold_peft.datasets.sampler import StepBatches
+from esmfold_peft.datasets.order import Mixture, StoreOrder
+from esmfold_peft.datasets.samples import (
+    CroppedChains,
+    StepBatches,
+    crop_start,
+    length_buckets,
+    share_of,
+)
 
 
 def mixture(*sizes: int, seed: int = 3, shares: tuple[float, ...] = (1.0,)) -> Mixture:
@@ -85,14 +89,16 @@ def test_the_samples_of_a_seed_stay_what_they_are(make_chain):
     assert begin == [4, 10, 15, 11, 26, 22, 0, 3, 23, 6, 2, 16]
     later = [index for index, _ in numbers(mixed, world=1, chains=6, steps=1, start=10_000)]
     assert later == [21, 25, 19, 22, 17, 15]
-    chains = CroppedChains([make_chain("a", 50)], crop=20, clamp_probability=0.5, seed=1)
+    chains = CroppedChains(
+        ConcatDataset([[make_chain("a", 50)]]), crop=20, clamp_probability=0.5, seed=1
+    )
     samples = [chains[0, number] for number in range(6)]
     found = [(int(c.residue_index[0]), clamped) for c, clamped in samples]
     assert found == [(17, True), (6, False), (6, False), (9, False), (11, True), (4, False)]
 
 
 def test_a_sample_depends_on_its_number_alone(make_chain):
-    chains = JoinedChains([[make_chain("a", 50)], [make_chain("b", 70), make_chain("c", 60)]])
+    chains = ConcatDataset([[make_chain("a", 50)], [make_chain("b", 70), make_chain("c", 60)]])
     assert [chain.id for chain in chains] == ["a", "b", "c"]
 
     def samples() -> CroppedChains:
@@ -122,3 +128,41 @@ def test_clamped_crops_are_uniform_and_unclamped_ones_lean_to_the_n_terminus():
 def test_a_short_chain_is_whole():
     rng = np.random.default_rng(0)
     assert {crop_start(10, 10, clamped, rng) for clamped in (True, False)} == {0}
+
+
+LENGTHS = np.random.default_rng(0).integers(20, 900, 301).tolist()
+
+
+def test_every_chain_is_in_one_batch_within_the_limit():
+    batches = length_buckets(LENGTHS, 1024)
+    assert sorted(i for batch in batches for i in batch) == list(range(301))
+    for batch in batches:
+        assert len(batch) * max(LENGTHS[i] for i in batch) <= 1024
+    longest = [LENGTHS[i] for batch in batches for i in batch]
+    assert longest == sorted(longest)
+    assert len(batches) < 200
+
+
+def test_a_chain_above_the_limit_is_alone():
+    assert length_buckets([30, 10, 40, 10, 31], 29) == [[1, 3], [0], [4], [2]]
+    assert length_buckets([30], 29) == [[0]]
+    assert length_buckets([15, 14, 15], 30) == [[1, 0], [2]]
+    assert length_buckets([], 29) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 400])
+def test_processes_have_equally_many_batches_and_all_chains(world: int):
+    batches = length_buckets(LENGTHS, 1024)
+    shares = [share_of(batches, rank, world) for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-len(batches) // world)}
+    assert {i for share in shares for batch in share for i in batch} == set(range(301))
+
+
+def test_processes_have_equal_work():
+    batches = length_buckets(LENGTHS, 1024)
+
+    def work(rank: int) -> int:
+        return sum(LENGTHS[i] ** 3 for batch in share_of(batches, rank, 4) for i in batch)
+
+    loads = [work(rank) for rank in range(4)]
+    assert max(loads) < 1.1 * min(loads)

@@ -33,7 +33,7 @@ def test_a_store_with_fewer_lines_is_a_smaller_one(store: Path):
 def test_a_line_without_a_record_is_found_at_once(store: Path):
     manifest = store / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("\nc30,", "\nc30x,"))
-    with pytest.raises(UserError, match=r"store: c30x of manifest.csv is not in it"):
+    with pytest.raises(UserError, match=r"store: c30x of manifest.csv is not in chains.lmdb"):
         Store(store)
 
 
@@ -119,7 +119,7 @@ def test_a_store_may_be_made_anew_under_its_readers(make_chain, write_store, sto
     shutil.rmtree(store)
     write_store(store, [make_chain("c20", 30), make_chain("new", 40)])
     assert [len(chain) for chain in Store(store)] == [30, 40]
-    with pytest.raises(UserError, match=r"c21 of manifest.csv is not in it"):
+    with pytest.raises(UserError, match=r"c21 of manifest.csv is not in chains.lmdb"):
         old[1]
     shutil.rmtree(store)
     with pytest.raises(UserError, match=r"chains\.lmdb: not the file of a store \(.*No such file"):

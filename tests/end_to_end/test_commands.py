@@ -181,7 +181,7 @@ def test_zero_3_trains_what_others_than_its_module_read(kind: str, work: Path):
     adapter = ["--adapter.kind", kind, "--adapter.rank", 16, "--adapter.targets", "[key,fc2]"]
     # DoRA calls the matrices a second time, in the layers that are recomputed too.
     for part in ("language_model", "evoformer"):
-        adapter += [f"--model.{part}.checkpoint", str(kind == "dora").lower()]
+        adapter += [f"--model.{part}.recompute", str(kind == "dora").lower()]
     zero3 = ["--engine.deepspeed", work / "zero3.json"]
     one, other = work / f"wide_{kind}", work / f"wide_{kind}_zero3"
     esmfold_peft(*_four_steps(work, one), *adapter)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, EsmForProteinFolding
+from transformers import EsmForProteinFolding
 
 from esmfold_peft.protein.residues import ATOM37_INDEX
 from tests.nursery import nursery
+from tests.published import esm_config, roughen
 
 ROOT = Path(__file__).parents[2]
 FROZEN = ("--model.freeze", "[trunk,head]", "--loss.weights.resolved", 0)
@@ -43,29 +44,9 @@ def reference() -> EsmForProteinFolding:
         "structure_module": structure,
     }
     torch.manual_seed(0)
-    model = EsmForProteinFolding(
-        EsmConfig(
-            vocab_size=33,
-            mask_token_id=32,
-            pad_token_id=1,
-            num_hidden_layers=2,
-            hidden_size=32,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            layer_norm_eps=1e-5,
-            position_embedding_type="rotary",
-            emb_layer_norm_before=False,
-            token_dropout=True,
-            is_folding_model=True,
-            esmfold_config={"fp16_esm": False, "lddt_head_hid_dim": 16, "trunk": trunk},
-        )
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+    settings = {"fp16_esm": False, "lddt_head_hid_dim": 16, "trunk": trunk}
+    config = esm_config(2, 32, 4, is_folding_model=True, esmfold_config=settings)
+    return roughen(EsmForProteinFolding(config))
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from esmfold_peft.config import ExecutorConfig, PrepareConfig
 from esmfold_peft.config.parsing import config_text
 from esmfold_peft.search.attempt import attempts
 from esmfold_peft.search.executors.local import is_alive
-from esmfold_peft.search.executors.protocol import Job
 from esmfold_peft.search.executors.ray import NAMESPACE, RayExecutor
-from esmfold_peft.search.reading import read_search
+from esmfold_peft.search.search_record import read_search
 from esmfold_peft.search.status_view import status_json
 from tests.nursery import Nursery, Started
+from tests.search.test_attempt import until
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_a_ladder_ends_by_itself_whatever_is_killed(stores: Path, tmp_path: Path
     check_end(output)
     begun = [e["alpha"] for e in events(output) if e["event"] == "started"]
     assert begun == [4e30, 2e30, 4.0, 4.0, 2.0]
-    assert "of which" in (third / "train.log").read_text()  # it went on where it was
+    assert "are done already" in (third / "train.log").read_text()  # it went on where it was
     logs = [path.read_text() for path in output.glob("trials/*/*/train.log")]
     assert not any("looking for training chains" in log for log in logs)  # the search has
     record = read_search(output)
@@ -150,24 +150,16 @@ def test_a_restarted_search_finds_its_actors_and_begins_lost_ones_again(cluster,
     folder = tmp_path / "trial"
     folder.mkdir()
     (folder / "trial.yaml").write_text(config_text(replace(TINY, run=folder / "run")))
-    job = Job("a", folder, 0)
     config = ExecutorConfig(kind="ray", gpus=0.0)
-    handle = RayExecutor(config, tmp_path).start([job])[0]
+    handle = RayExecutor(config, tmp_path, 0).start([folder])[0]
     until(lambda: bool(attempts(folder)))
-    later = RayExecutor(config, tmp_path)
-    later.adopt(job, handle)
-    assert later.alive(job)
+    later = RayExecutor(config, tmp_path, 0)
+    later.adopt(folder, handle)
+    assert later.alive(folder)
     # Its node is lost: the job is gone.
     cluster.kill(cluster.get_actor(str(handle["actor"]), namespace=NAMESPACE))
-    until(lambda: not later.alive(job))
+    until(lambda: not later.alive(folder))
     # Begun again, it ends by itself (it has no chains), and its actor gives back its name.
-    later.start([job])
-    until(lambda: not later.alive(job))
+    later.start([folder])
+    until(lambda: not later.alive(folder))
     assert [attempt.code for attempt in attempts(folder)] == [None, 2]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 import esmfold_peft
 from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
-from esmfold_peft.search.reading import read_search
-from esmfold_peft.search.records import LadderRecord
+from esmfold_peft.search.search_record import LadderRecord, read_search
 from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ SETTINGS = {
         "evoformer": {
             "blocks": 1, "c_m": 32, "c_z": 16, "c_s": 32, "heads_msa": 2, "heads_pair": 2,
             "c_head_msa": 8, "c_head_pair": 8, "c_opm": 4, "c_mul": 16, "transition": 2,
-            "dropout_msa": 0.0, "dropout_pair": 0.0, "checkpoint": False,
+            "dropout_msa": 0.0, "dropout_pair": 0.0, "recompute": False,
         },
         "structure": {"layers": 2, "c_ipa": 8, "heads": 4, "c_angle": 16, "dropout": 0.0},
         "max_recycles": 0,

@@ -11,11 +11,16 @@ from PIL import Image
 from esmfold_peft.config import EvaluateConfig
 from esmfold_peft.evaluation import plots
 from esmfold_peft.evaluation.comparison import Comparison, compare_folders, difference
-from esmfold_peft.evaluation.output import _names, comparison_table, score_tables, write_comparison
 from esmfold_peft.evaluation.plots import draw_comparison
+from esmfold_peft.evaluation.result_files import (
+    _names,
+    comparison_table,
+    score_tables,
+    write_comparison,
+)
 from esmfold_peft.evaluation.scoring import Score
 from esmfold_peft.evaluation.summary import summarize
-from esmfold_peft.evaluation.tables import SCORES, score_columns, score_types, write_table
+from esmfold_peft.evaluation.table_files import SCORES, write_scores_table
 from tests.evaluation.predictions import summary
 from tests.evaluation.test_summary import scored
 
@@ -27,7 +32,7 @@ def row(name: str, score: float = 0.5, **numbers: int) -> Score:
 
 def written(folder: Path, rows: list[Score]) -> Path:
     folder.mkdir()
-    write_table(folder / SCORES, score_columns(rows), score_types())
+    write_scores_table(folder / SCORES, rows)
     (folder / "summary.json").write_text('{"metrics": {}}')
     return folder
 
@@ -45,14 +50,14 @@ def test_rounding_is_no_win():
     assert (found.wins, found.ties) == (9, 0)
 
 
-def test_other_references_under_one_id_are_said(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_different_references_of_one_id_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture):
     rows = [row(name) for name in "abcd"]
     others = [rows[0], row("b", length=81), row("c", resolved=75), row("d", pairs=901)]
     one, other = written(tmp_path / "one", rows), written(tmp_path / "other", others)
     found = compare_folders(one, other)
     assert found.summary()["other_references"] == ["b", "c", "d"]
     said = capsys.readouterr().err
-    assert said.strip() == "3 chains have other references in the two, such as b"
+    assert said.strip() == "3 chains have different references in the two, such as b"
     write_comparison(
         EvaluateConfig(output=tmp_path / "out", compare=(one, other), plots=False), found
     )

@@ -243,7 +243,7 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(
     assert "checkpoint: only with --run" in line(*files, "--checkpoint", "best")
     assert "store: only with --run" in line(*files, "--store", work)
     assert "match: not with --run" in line("--run", work, "--match", "number")
-    assert "store and splits" in line("--run", work, "--store", work, "--splits", "train")
+    assert "store, splits" in line("--run", work, "--store", work, "--splits", "train")
     assert "compare: 1 folders" in line("--compare", work)
     assert "run: not with --compare" in line("--compare", work, work, "--run", work)
     assert "device: 'tpu'" in line("--run", work, "--device", "tpu")
@@ -260,7 +260,7 @@ def test_two_evaluations_are_compared_pair_by_pair(work: Path, tmp_path: Path, c
     assert evaluate("--predictions", tmp_path / "p", *words, "--output", other) == 0
     capsys.readouterr()
     assert evaluate("--compare", work / "out", other, "--output", out) == 0
-    assert f"1 chains have scores in {other} alone, such as 5z2s_A" in capsys.readouterr().err
+    assert f"1 chain has scores only in {other}, such as 5z2s_A" in capsys.readouterr().err
     said = summary(out, "comparison.json")
     assert said["chains"] == 3
     assert said["only_in_the_first"] == ["4i6p_A"]

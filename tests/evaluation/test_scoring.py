@@ -8,15 +8,16 @@ import pytest
 
 from esmfold_peft.datasets.features import features
 from esmfold_peft.evaluation.chain import from_features, from_structure
-from esmfold_peft.evaluation.pairs import Pair
+from esmfold_peft.evaluation.pairing import Pair
 from esmfold_peft.evaluation.scoring import SCORED, WITHOUT_PLACE, Scored, score_pair
-from esmfold_peft.evaluation.sources import InFile
+from esmfold_peft.evaluation.sides import InFile
 from esmfold_peft.preparation.sources import list_items
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.structure import ProteinStructure
 from tests.evaluation.predictions import prediction, reference, write
 
 TRUE = reference("1psm_A", "full_atom")
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def in_file(path: Path) -> InFile:
@@ -48,7 +49,7 @@ def test_a_reference_against_itself_is_perfect():
     assert row.tm_score == pytest.approx(1)
     assert row.rmsd == pytest.approx(0, abs=1e-5)
     assert (row.match, row.identity, row.matched) == ("sequence", 1, row.resolved)
-    assert np.isnan(row.plddt)  # B-factors of an experiment
+    assert row.plddt is None  # B-factors of an experiment
 
 
 def test_scores_do_not_know_how_a_prediction_lies(tmp_path: Path):
@@ -97,7 +98,7 @@ def test_a_trace_of_ca_has_no_all_atom_score(tmp_path: Path):
     trace = without(prediction(TRUE), (slice(None), np.arange(37) != 1))
     row = scored(write(tmp_path / "p.pdb", trace)).row
     assert row.lddt_ca == 1
-    assert np.isnan(row.lddt_all_atom)
+    assert row.lddt_all_atom is None
     assert "prediction: Cα only" in row.note
 
 
@@ -116,7 +117,7 @@ def test_the_scale_of_plddt_is_found(change, plddt: int | None, note: str, tmp_p
     result = scored(file)
     assert result.row.note == note
     if plddt is None:
-        assert np.isnan(result.row.plddt)
+        assert result.row.plddt is None
         assert result.calibration.residues == 0
     else:
         assert result.row.plddt == pytest.approx(plddt, abs=2)
@@ -238,3 +239,26 @@ def test_a_chain_without_a_name_is_scored(tmp_path: Path):
     lines = file.read_text().splitlines()
     file.write_text("\n".join(f"{line[:21]} {line[22:]}" for line in lines) + "\n")
     assert scored(file).row.lddt_ca == scored(TRUE, file).row.lddt_ca == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "note"),
+    [
+        ("residue_names/base.pdb", ""),
+        ("residue_names/amber.pdb", ""),
+        ("ter_inside_a_chain/predter.pdb", ""),
+        (
+            "residue_names/predsep.pdb",
+            "prediction: modified residues are read as X, with the atoms they have: SEP 20, SEP 57,"
+            " SEP 65",
+        ),
+    ],
+)
+def test_one_prediction_has_one_score_however_it_is_written(file: str, note: str):
+    """In ways that were once misread."""
+    row = scored(CASES / file, CASES / "reference.pdb").row
+    assert (row.status, row.matched, row.note) == ("ok", 76, note)
+    # biotite's lddt, and tmtools over all Cα.
+    assert row.lddt_ca == pytest.approx(0.832, abs=5e-4)
+    assert row.tm_score == pytest.approx(0.925, abs=5e-4)
+    assert row.lddt_all_atom == pytest.approx(0.843, abs=5e-4)

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esmfold_peft.evaluation import output
-from esmfold_peft.evaluation.bootstrap import mean_interval
+from esmfold_peft.evaluation import result_files
 from esmfold_peft.evaluation.calibration import calibration
-from esmfold_peft.evaluation.pairs import Pair
+from esmfold_peft.evaluation.pairing import Pair
 from esmfold_peft.evaluation.scoring import METRICS, SCORED, Scored, not_scored
-from esmfold_peft.evaluation.summary import statistic, summarize
+from esmfold_peft.evaluation.summary import mean_interval, statistic, summarize
 
 
 def scored(name: str, split: str = "", **values: float | str) -> Scored:
@@ -123,4 +122,4 @@ def test_a_summary_names_no_package_that_a_user_may_lack():
     """Those of the tests are not installed with the program."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
-    assert set(output._PACKAGES) <= needed
+    assert set(result_files._PACKAGES) <= needed

@@ -1,7 +1,12 @@
 import torch
 
-from esmfold_peft.geometry.ambiguity import is_ambiguous, swap_ambiguous_atoms
-from esmfold_peft.geometry.atoms import atom14_to_atom37, atom14_to_atom37_mask, virtual_cb
+from esmfold_peft.geometry.atoms import (
+    atom14_to_atom37,
+    atom14_to_atom37_mask,
+    is_ambiguous,
+    swap_ambiguous_atoms,
+    virtual_cb,
+)
 from esmfold_peft.protein.residues import AATYPE, ATOM14, ATOM14_MASK, ATOM37, RESIDUES_X
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from esmfold_peft.geometry.ambiguity import swap_ambiguous_atoms
+from esmfold_peft.geometry.atoms import swap_ambiguous_atoms
 from esmfold_peft.geometry.frames import atom14_from_frames, frames_from_torsions
 from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.geometry.torsions import alternative_torsions, torsion_angles

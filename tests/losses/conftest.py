@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.padded import map_tensors
+from esmfold_peft.datasets.batch import Batch, map_tensors
 from esmfold_peft.geometry.frames import atom14_from_frames, frames_from_torsions
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
 from esmfold_peft.model.output import FoldOutput

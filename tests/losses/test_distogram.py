@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from esmfold_peft.losses.distogram import distogram_loss
+from esmfold_peft.losses.head_losses import distogram_loss
 
 
 def pair(distance: float) -> Tensor:

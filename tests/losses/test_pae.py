@@ -5,9 +5,7 @@ import torch
 from torch import Tensor
 
 from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.losses.pae import pae_loss
-
-UNKNOWN = torch.nan
+from esmfold_peft.losses.head_losses import pae_loss
 
 
 def two(x: float) -> Rigid:
@@ -16,12 +14,8 @@ def two(x: float) -> Rigid:
 
 
 def loss(logits: Tensor, predicted: Rigid, true: Rigid, **change) -> Tensor:
-    arguments = {
-        "mask": torch.ones(true.shape, dtype=torch.bool),
-        "resolution": torch.full(true.shape[:1], 2.0),
-        "resolution_range": (0.1, 3.0),
-    }
-    return pae_loss(logits, predicted_frames=predicted, true_frames=true, **(arguments | change))
+    mask = {"mask": torch.ones(true.shape, dtype=torch.bool)}
+    return pae_loss(logits, predicted_frames=predicted, true_frames=true, **(mask | change))
 
 
 def sure_of(*rows: list[int]) -> Tensor:
@@ -119,31 +113,9 @@ def test_batch_of_two_and_padding_change_nothing(cases):
         assert both[b].item() == pytest.approx(alone.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("resolution", "counts"),
-    [(0.05, False), (0.1, True), (3.0, True), (3.1, False), (UNKNOWN, False)],
-)
-def test_only_well_resolved_chains_count(resolution, counts):
-    logits = torch.zeros(2, 2, 2, 64, requires_grad=True)
-    frames = Rigid.stack([two(4)[0]] * 2)
-    value = loss(logits, frames, frames, resolution=torch.tensor([resolution, 2.0]))
-    value.sum().backward()
-    assert value.tolist() == pytest.approx([math.log(64) if counts else 0.0, math.log(64)])
-    assert logits.grad is not None
-    assert (logits.grad != 0).flatten(1).any(-1).tolist() == [counts, True]
-
-
-def test_filter_can_be_turned_off():
-    resolution = torch.tensor([UNKNOWN])
-    value = loss(
-        torch.zeros(1, 2, 2, 64), two(4), two(4), resolution=resolution, resolution_range=None
-    )
-    assert value.item() == pytest.approx(math.log(64))
-
-
 def test_chain_without_truth_costs_nothing_whatever_its_coordinates():
     logits = random_logits(1, 2).requires_grad_()
-    value = loss(logits, two(4), two(UNKNOWN), mask=torch.tensor([[False, False]]))
+    value = loss(logits, two(4), two(torch.nan), mask=torch.tensor([[False, False]]))
     value.sum().backward()
     assert value.tolist() == [0.0]
     assert logits.grad is not None

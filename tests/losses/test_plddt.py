@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from esmfold_peft.losses.plddt import atom_plddt_loss, plddt_loss
+from esmfold_peft.losses.head_losses import atom_plddt_loss, plddt_loss
 from esmfold_peft.metrics.lddt import lddt_all_atom
 from esmfold_peft.protein.residues import ATOM14, ATOM37_INDEX, RESIDUES_X
-
-UNKNOWN = torch.nan
 
 
 def line(*x: float) -> Tensor:
@@ -21,12 +19,8 @@ TRUE = line(0, 4, 8, 12)
 
 
 def loss(logits: Tensor, predicted: Tensor, true: Tensor = TRUE, **change) -> Tensor:
-    arguments = {
-        "mask": torch.ones(true.shape[:2], dtype=torch.bool),
-        "resolution": torch.tensor([2.0]),
-        "resolution_range": (0.1, 3.0),
-    }
-    return plddt_loss(logits, predicted_ca=predicted, true_ca=true, **(arguments | change))
+    mask = {"mask": torch.ones(true.shape[:2], dtype=torch.bool)}
+    return plddt_loss(logits, predicted_ca=predicted, true_ca=true, **(mask | change))
 
 
 def sure_of(*columns: int) -> Tensor:
@@ -45,25 +39,6 @@ def test_target_is_the_bin_of_the_lddt_that_the_prediction_has():
     off = line(0, 4, 8, 13.5)
     assert loss(sure_of(41, 41, 41, 25), off).item() == 0
     assert loss(sure_of(41, 41, 41, 24), off).item() == pytest.approx(100 / 4)
-
-
-@pytest.mark.parametrize(
-    ("resolution", "counts"),
-    [(0.05, False), (0.1, True), (2.9, True), (3.0, True), (3.1, False), (UNKNOWN, False)],
-)
-def test_only_well_resolved_chains_count(resolution, counts):
-    logits = torch.zeros(1, 4, 50, requires_grad=True)
-    value = loss(logits, TRUE, resolution=torch.tensor([resolution]))
-    value.sum().backward()
-    assert value.item() == pytest.approx(math.log(50) if counts else 0.0)
-    assert (logits.grad != 0).any() == counts
-
-
-def test_filter_can_be_turned_off():
-    value = loss(
-        torch.zeros(1, 4, 50), TRUE, resolution=torch.tensor([UNKNOWN]), resolution_range=None
-    )
-    assert value.item() == pytest.approx(math.log(50))
 
 
 def test_residue_without_score_has_no_target():
@@ -108,8 +83,6 @@ def atom_loss(logits: Tensor, predicted: Tensor, batch, **change) -> Tensor:
         "true": batch.positions,
         "atom_mask": batch.atom_mask,
         "aatype": batch.aatype,
-        "resolution": batch.resolution,
-        "resolution_range": (0.1, 3.0),
     }
     return atom_plddt_loss(logits, predicted=predicted, **(arguments | change))
 
@@ -142,8 +115,6 @@ def test_target_of_an_atom_by_hand():
             true=true,
             atom_mask=known,
             aatype=torch.zeros(1, 2, dtype=torch.long),
-            resolution=torch.tensor([2.0]),
-            resolution_range=None,
         )
         return value.item()
 
@@ -202,20 +173,6 @@ def test_rigid_motion_of_the_prediction_changes_no_atom_target(cases):
     turned = predicted @ torch.linalg.qr(motion)[0] + 5
     before = atom_loss(logits, predicted, batch, true=true)
     assert atom_loss(logits, turned, batch, true=true).item() == pytest.approx(before.item())
-
-
-@pytest.mark.parametrize(
-    ("resolution", "counts"),
-    [(0.05, False), (0.1, True), (3.0, True), (3.1, False), (UNKNOWN, False)],
-)
-def test_only_atoms_of_well_resolved_chains_count(cases, resolution, counts):
-    batch, output = cases.make("DEFYW", "DEFYW")
-    logits = torch.zeros(2, 5, 37, 50, requires_grad=True)
-    value = atom_loss(logits, output.positions, batch, resolution=torch.tensor([resolution, 2.0]))
-    value.sum().backward()
-    assert value.tolist() == pytest.approx([math.log(50) if counts else 0.0, math.log(50)])
-    assert logits.grad is not None
-    assert (logits.grad != 0).flatten(1).any(-1).tolist() == [counts, True]
 
 
 def test_atoms_gradient_goes_to_the_logits_of_known_atoms_alone(cases):

@@ -4,17 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from esmfold_peft.losses.resolved import resolved_loss
-
-UNKNOWN = torch.nan
+from esmfold_peft.losses.head_losses import resolved_loss
 
 
-def loss(logits: Tensor, exists: Tensor, resolved: Tensor, **change) -> Tensor:
-    arguments = {
-        "resolution": torch.full(logits.shape[:1], 2.0),
-        "resolution_range": (0.1, 3.0),
-    }
-    return resolved_loss(logits, exists=exists, resolved=resolved, **(arguments | change))
+def loss(logits: Tensor, exists: Tensor, resolved: Tensor) -> Tensor:
+    return resolved_loss(logits, exists=exists, resolved=resolved)
 
 
 def random_case(chains: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,29 +70,6 @@ def test_batch_of_two_equals_two_of_one():
         rows = slice(b, b + 1)
         alone = loss(logits[rows], exists[rows], resolved[rows])
         torch.testing.assert_close(both[rows], alone, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("resolution", "counts"),
-    [(0.05, False), (0.1, True), (3.0, True), (3.1, False), (UNKNOWN, False)],
-)
-def test_only_well_resolved_chains_count(resolution, counts):
-    _, exists, resolved = random_case(2, 4)
-    logits = torch.zeros(2, 4, 37, requires_grad=True)
-    value = loss(logits, exists, resolved, resolution=torch.tensor([resolution, 2.0]))
-    value.sum().backward()
-    assert value.tolist() == pytest.approx([math.log(2) if counts else 0.0, math.log(2)])
-    assert logits.grad is not None
-    assert (logits.grad != 0).flatten(1).any(-1).tolist() == [counts, True]
-
-
-def test_filter_can_be_turned_off():
-    _, exists, resolved = random_case(1, 4)
-    resolution = torch.tensor([UNKNOWN])
-    value = loss(
-        torch.zeros(1, 4, 37), exists, resolved, resolution=resolution, resolution_range=None
-    )
-    assert value.item() == pytest.approx(math.log(2))
 
 
 def test_chain_without_atoms_costs_nothing():

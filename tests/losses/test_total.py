@@ -8,14 +8,13 @@ from torch import Tensor
 from esmfold_peft.config import LossWeights
 from esmfold_peft.datasets.truth import ground_truth
 from esmfold_peft.geometry.rigid import Rigid
-from esmfold_peft.losses.pae import pae_loss
-from esmfold_peft.losses.plddt import atom_plddt_loss
+from esmfold_peft.losses.head_losses import atom_plddt_loss, pae_loss
 from esmfold_peft.losses.total import LossTerms, fold_loss, heads_to_compute
 from esmfold_peft.model.heads import HEADS
 
 ALL = "ARNDCQEGHILKMFPSTWYV"
 FAPE, TORSION = ["backbone_fape", "sidechain_fape"], ["chi", "angle_norm"]
-TERMS = [*FAPE, *TORSION, "violation", "distogram", "plddt", "resolved", "pae"]
+NAMES = [*FAPE, *TORSION, "violation", "distogram", "plddt", "resolved", "pae"]
 CONFIDENCE = ["plddt", "resolved", "pae"]
 EVERY = LossWeights(resolved=0.01, violation=1.0, pae=0.1)
 NO_CLAMP = math.inf
@@ -28,8 +27,8 @@ def loss(batch, output, weights: LossWeights = EVERY, clamp: float = 10.0, **opt
 
 
 def assert_close(one: LossTerms, two: LossTerms, tolerance: float) -> None:
-    assert list(one.terms) == list(two.terms) == TERMS
-    for name in TERMS:
+    assert list(one.terms) == list(two.terms) == NAMES
+    for name in NAMES:
         torch.testing.assert_close(
             one.terms[name], two.terms[name], rtol=tolerance, atol=tolerance, msg=name
         )
@@ -68,7 +67,7 @@ def test_total_is_the_weighted_sum_times_the_root_of_the_length(cases):
         "violation": 13.0,
         "pae": 17.0,
     }
-    expected = sum(factor[name] * result.terms[name] for name in TERMS)
+    expected = sum(factor[name] * result.terms[name] for name in NAMES)
     assert all((value > 0.01).all() for value in result.terms.values())
     torch.testing.assert_close(result.total, expected * torch.tensor([20.0, 5.0]).sqrt())
 
@@ -96,7 +95,7 @@ def test_perfect_prediction_costs_what_is_known_by_hand(cases):
 
 @pytest.mark.parametrize(
     ("field", "names"),
-    [("fape", FAPE), ("chi", TORSION), *((name, [name]) for name in TERMS[4:])],
+    [("fape", FAPE), ("chi", TORSION), *((name, [name]) for name in NAMES[4:])],
 )
 def test_term_of_weight_zero_is_not_computed(cases, field, names):
     batch, output = cases.make("ACDEF")
@@ -104,7 +103,7 @@ def test_term_of_weight_zero_is_not_computed(cases, field, names):
     if field in HEADS:  # not even the head's output is looked at
         output = replace(output, **{f"{field}_logits": None})
     result = loss(batch, output, without)
-    assert list(result.terms) == [name for name in TERMS if name not in names]
+    assert list(result.terms) == [name for name in NAMES if name not in names]
     assert heads_to_compute(without) == [head for head in HEADS if head != field]
     batch, output = cases.make("ACDEF")
     only = loss(batch, output, replace(NOTHING, **{field: 1.0}))
@@ -127,8 +126,6 @@ def test_the_aligned_error_is_that_of_the_last_layer(cases):
             predicted_frames=output.frames[layer],
             true_frames=truth.backbone_frames,
             mask=truth.backbone_mask,
-            resolution=batch.resolution,
-            resolution_range=None,
         )
         for layer in (0, -1)
     ]
@@ -147,8 +144,6 @@ def test_a_head_of_37_atoms_learns_their_all_atom_lddt(cases):
         true=batch.positions,
         atom_mask=batch.atom_mask,
         aatype=batch.aatype,
-        resolution=batch.resolution,
-        resolution_range=None,
     )
     assert torch.equal(loss(batch, output).terms["plddt"], expected)
 
@@ -179,7 +174,7 @@ def test_rigid_motion_of_the_truth_changes_no_term(cases, clamp):
     one = loss(batch, output, clamp=clamp)
     two = loss(replace(batch, positions=moved), output, clamp=clamp)
     assert not torch.allclose(moved, batch.positions, atol=1.0)
-    for name in TERMS:
+    for name in NAMES:
         torch.testing.assert_close(one.terms[name], two.terms[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -188,7 +183,7 @@ def test_reflection_of_the_truth_changes_fape_and_chi(cases):
     mirror = torch.tensor([1.0, 1.0, -1.0])
     mirrored = loss(replace(batch, positions=batch.positions * mirror), output).terms
     terms = loss(batch, output).terms
-    for name in TERMS[:3]:
+    for name in NAMES[:3]:
         assert (mirrored[name] > terms[name] + 0.2).all()
     torch.testing.assert_close(mirrored["plddt"], terms["plddt"])
 
@@ -218,7 +213,7 @@ def test_batch_of_two_lengths_is_two_batches_of_one(cases):
     both = loss(batch, output)
     for i in range(2):
         alone = loss(*cases.one_chain(batch, output, i))
-        for name in TERMS:
+        for name in NAMES:
             torch.testing.assert_close(both.terms[name][i], alone.terms[name][0], msg=name)
         torch.testing.assert_close(both.total[i], alone.total[0], rtol=1e-4, atol=1e-4)
     for name in CONFIDENCE:
@@ -264,7 +259,7 @@ def test_backbone_only_chain(cases):
     result = loss(cases.backbone_only(batch), output)
     result.total.sum().backward()
     assert result.terms["chi"].tolist() == [0.0]
-    for name in TERMS:
+    for name in NAMES:
         assert name == "chi" or 0.01 < result.terms[name].item() < 100, name
     assert all(gradient(tensor).isfinite().all() for tensor in tensors_of(cases, output))
     whole = loss(batch, output).terms
@@ -298,7 +293,7 @@ def test_unresolved_chain_costs_what_needs_no_truth(cases):
     output = leaves(cases, cases.perturb(output, 1.0))
     result = loss(batch, output)
     result.total.sum().backward()
-    for name in TERMS:
+    for name in NAMES:
         without_truth = name in ("angle_norm", "violation", "resolved")
         assert (result.terms[name][1] == 0) == (not without_truth)
     assert (output.distogram_logits.grad[1] == 0).all()
@@ -333,13 +328,22 @@ def test_an_infinite_total_is_named_too():
     assert terms.faults(["a", "b"]) == ["b: total is inf"]
 
 
-def test_resolution_filter(cases):
-    batch, output = cases.make(ALL, ALL, ALL)
-    batch = replace(batch, resolution=torch.tensor([2.5, 3.5, torch.nan]))
-    counted, all_count = loss(batch, output).terms, loss(batch, output, resolution_range=None).terms
-    for name in CONFIDENCE:
-        assert (counted[name] > 0).tolist() == [True, False, False]
-        assert (all_count[name] > 0).all()
+@pytest.mark.parametrize("atoms", [False, True])
+@pytest.mark.parametrize("name", CONFIDENCE)
+def test_only_well_resolved_chains_teach_the_heads_of_confidence(cases, name, atoms):
+    batch, output = cases.make(*["ACDEF"] * 5)
+    batch = replace(batch, resolution=torch.tensor([0.05, 0.1, 3.0, 3.1, torch.nan]))
+    bins = (37, 50) if atoms and name == "plddt" else getattr(output, f"{name}_logits").shape[-1:]
+    shape = (5, 5, 5, *bins) if name == "pae" else (5, 5, *bins)
+    logits = torch.zeros(shape, requires_grad=True)
+    output = replace(output, **{f"{name}_logits": logits})
+    alone = replace(NOTHING, **{name: 1.0})
+    cost = math.log(2 if name == "resolved" else bins[-1])
+    for bounds, counts in (((0.1, 3.0), [0, 1, 1, 0, 0]), (None, [1] * 5)):
+        value = loss(batch, output, alone, resolution_range=bounds).terms[name]
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert value.tolist() == pytest.approx([cost * one for one in counts])
+        assert (gradient != 0).flatten(1).any(-1).int().tolist() == counts
 
 
 def test_autocast_changes_nothing(cases):

@@ -11,13 +11,10 @@ from esmfold_peft.geometry.rigid import Rigid
 from esmfold_peft.losses.violations import ViolationCounts, count_violations, violation_loss
 from esmfold_peft.protein.read import read_chains
 from esmfold_peft.protein.residues import ATOM14, ATOM14_MASK, RESIDUES_X, UNKNOWN, encode
-from esmfold_peft.protein.stereochemistry import (
-    BOND_ANGLES,
-    BOND_LENGTHS,
-    VAN_DER_WAALS_RADIUS,
-)
+from esmfold_peft.protein.stereochemistry import BOND_LENGTHS
+from tests.losses.naive_violations import CA, C, N, naive
 
-N, CA, C, CB = 0, 1, 2, 4
+CB = 4
 Chain = tuple[Tensor, Tensor, Tensor, Tensor]
 """The arguments of the loss."""
 
@@ -107,75 +104,12 @@ def numbers(counts: ViolationCounts) -> dict[str, list[float]]:
     return {name: value.tolist() for name, value in vars(counts).items() if value.any()}
 
 
-def excess(value: float, mean: float, std: float) -> float:
-    return max(math.sqrt((value - mean) ** 2 + 1e-6) - 12 * std, 0)
-
-
-def naive_peptide(residue, after, next_letter: str) -> list[float]:
-    """By how much the length and the cosines of the two angles are off."""
-
-    def cosine(a: Tensor, corner: Tensor, b: Tensor) -> float:
-        u, v = (a - corner).tolist(), (b - corner).tolist()
-        long = math.sqrt(sum(x * x for x in u) + 1e-6) * math.sqrt(sum(x * x for x in v) + 1e-6)
-        return sum(x * y for x, y in zip(u, v, strict=True)) / long
-
-    length = math.sqrt(math.dist(residue[C].tolist(), after[N].tolist()) ** 2 + 1e-6)
-    return [
-        excess(length, *((1.341, 0.016) if next_letter == "P" else (1.329, 0.014))),
-        excess(cosine(residue[CA], residue[C], after[N]), -0.4473, 0.0311),
-        excess(cosine(residue[C], after[N], after[CA]), -0.5203, 0.0353),
-    ]
-
-
-def naive_bounds(letter: str, one: str, two: str) -> tuple[float, float]:
-    """Of a distance within a residue."""
-    lengths = {frozenset(pair): value for pair, value in BOND_LENGTHS[letter].items()}
-    if (bond := lengths.get(frozenset((one, two)))) is not None:
-        return bond[0] - 12 * bond[1], bond[0] + 12 * bond[1]
-    for (first, corner, last), (degrees, error) in BOND_ANGLES[letter].items():
-        if {first, last} == {one, two}:
-            (a, da), (b, db) = (
-                lengths[frozenset((first, corner))],
-                lengths[frozenset((corner, last))],
-            )
-            cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-            opposite = math.sqrt(a * a + b * b - 2 * a * b * cos)
-            terms = (a - b * cos) * da, (b - a * cos) * db, a * b * sin * math.radians(error)
-            std = math.hypot(*terms) / opposite
-            return opposite - 12 * std, opposite + 12 * std
-    return VAN_DER_WAALS_RADIUS[one[0]] + VAN_DER_WAALS_RADIUS[two[0]] - 1.5, math.inf
-
-
-def naive(positions: Tensor, sequence: str, index: list[int]) -> tuple[float, list[int]]:
-    """Loss of one chain and its four counts, pair by pair in double precision; X has no atoms."""
-    x = positions.double()
-    bonds = [
-        naive_peptide(x[i], x[i + 1], sequence[i + 1])
-        for i in range(len(sequence) - 1)
-        if index[i + 1] - index[i] == 1 and "X" not in sequence[i : i + 2]
-    ]
-    clashes, within = [], []
-    names = [() if letter == "X" else ATOM14[letter] for letter in sequence]
-    atoms = [(i, column) for i, residue in enumerate(names) for column in range(len(residue))]
-    for place, (i, a) in enumerate(atoms):
-        for j, c in atoms[:place]:
-            one, two = names[i][a], names[j][c]
-            distance = math.sqrt(math.dist(x[i, a].tolist(), x[j, c].tolist()) ** 2 + 1e-10)
-            peptide = (one, two) == ("N", "C") and index[i] - index[j] == 1
-            if i == j:
-                low, high = naive_bounds(sequence[i], one, two)
-                within.append(max(low - distance, 0) + max(distance - high, 0))
-            elif not peptide and not one == two == "SG":
-                radii = VAN_DER_WAALS_RADIUS[one[0]] + VAN_DER_WAALS_RADIUS[two[0]]
-                clashes.append(max(radii - 1.5 - distance, 0))
-    loss = sum(map(sum, bonds)) / max(len(bonds), 1)
-    counts = [
-        sum(bond[0] > 0 for bond in bonds),
-        sum(value > 0 for bond in bonds for value in bond[1:]),
-        sum(value > 0 for value in clashes),
-        sum(value > 0 for value in within),
-    ]
-    return loss + (2 * sum(clashes) + 4 * sum(within)) / len(atoms), counts
+def assert_as_naive(loss: Tensor, counts: ViolationCounts, positions, sequences, index) -> None:
+    for i, sequence in enumerate(sequences):
+        expected, numbers = naive(positions[i], sequence, index[i].tolist())
+        assert min(numbers) > 0
+        assert loss[i].item() == pytest.approx(expected, rel=1e-5)
+        assert [count[i].item() for count in vars(counts).values()] == numbers
 
 
 def test_agrees_with_loops(cases):
@@ -183,12 +117,8 @@ def test_agrees_with_loops(cases):
     positions, aatype, index, mask = random_chain(cases, *sequences)
     index = index + (torch.arange(6) > 2).long()  # a gap after the third residue
     loss = violation_loss(positions, aatype, index, mask)
-    counts = torch.stack(tuple(vars(count_violations(positions, aatype, index, mask)).values()), -1)
-    for i, sequence in enumerate(sequences):
-        expected, numbers = naive(positions[i], sequence, index[i].tolist())
-        assert min(numbers) > 0
-        assert loss[i].item() == pytest.approx(expected, rel=1e-5)
-        assert counts[i].tolist() == numbers
+    counts = count_violations(positions, aatype, index, mask)
+    assert_as_naive(loss, counts, positions, sequences, index)
 
 
 @pytest.mark.parametrize("sequence", ["GG", RESIDUES_X, "PPPWWWRRR", "FYHCMX"])
@@ -386,17 +316,6 @@ def test_gradient_is_that_of_the_value(cases):
     assert torch.autograd.gradcheck(lambda x: violation_loss(x, aatype, index, mask), positions)
 
 
-def test_step_against_the_gradient_lowers_the_loss(cases):
-    positions, *others = random_chain(cases, "ARNDCQEGHILKMFPSTWYV", "DEFYWGACK")
-    positions.requires_grad_()
-    before = violation_loss(positions, *others)
-    (gradient,) = torch.autograd.grad(before.sum(), positions)
-    step = gradient / gradient.norm()
-    after = violation_loss(positions - 1e-2 * step, *others)
-    assert (after < before).all()
-    torch.testing.assert_close((before - after).sum(), 1e-2 * gradient.norm(), rtol=0.05, atol=0)
-
-
 def test_following_the_gradient_mends_a_chain():
     positions, *others = strand("ACDEFGHIKL")
     torch.manual_seed(0)
@@ -436,11 +355,7 @@ def test_unknown_residues_have_no_atoms(cases):
     loss = violation_loss(positions, aatype, index, mask)
     (gradient,) = torch.autograd.grad(loss.sum(), positions)
     counts = count_violations(positions, aatype, index, mask)
-    for i, sequence in enumerate(sequences):
-        expected, numbers = naive(positions[i].detach(), sequence, index[i].tolist())
-        assert loss[i].item() == pytest.approx(expected, rel=1e-5)
-        assert [count[i].item() for count in vars(counts).values()] == numbers
-        assert min(numbers) > 0
+    assert_as_naive(loss, counts, positions.detach(), sequences, index)
     assert (gradient[unknown] == 0).all()
     assert (gradient[~unknown] != 0).any()
     # Bit for bit the loss of the chain whose unknown residues do not exist, where those are alanine
@@ -465,21 +380,8 @@ def test_autocast_changes_nothing(cases):
     assert torch.equal(loss, violation_loss(rounded.float(), *others))
 
 
-def test_counting_leaves_no_graph(cases):
-    positions, *others = random_chain(cases, "ACDEF")
-    counts = count_violations(positions.requires_grad_(), *others)
-    assert not any(count.requires_grad for count in vars(counts).values())
-
-
-def test_search_in_blocks_finds_the_same(cases, monkeypatch):
-    chain = random_chain(cases, "ARNDCQEGHILKMFPSTWYV", "DEFYWGACK")
-    before = violation_loss(*chain)
-    monkeypatch.setattr("esmfold_peft.losses.violations._BLOCK", 7)
-    torch.testing.assert_close(violation_loss(*chain), before, rtol=1e-6, atol=0)
-
-
-def test_looking_at_all_pairs_gives_the_same_loss_and_gradient(cases, monkeypatch):
-    """As on a GPU: with cysteines, X, a gap, equal indices, padding, and in pieces."""
+def test_all_ways_to_find_clashes_give_the_same_loss_and_gradient(cases, monkeypatch):
+    """In blocks, and all pairs as on a GPU: with cysteines, X, a gap, equal indices, padding."""
     positions, aatype, index, mask = random_chain(cases, "ARNDCQEGHILKMFPSTWYV", "CXCYWGACC")
     index = index.clone()
     index[0, 7:] += 3
@@ -492,6 +394,8 @@ def test_looking_at_all_pairs_gives_the_same_loss_and_gradient(cases, monkeypatc
         return loss.detach(), gradient
 
     expected = found()
+    monkeypatch.setattr("esmfold_peft.losses.violations._BLOCK", 7)
+    torch.testing.assert_close(found(), expected, rtol=1e-9, atol=1e-9)
     monkeypatch.setattr("esmfold_peft.losses.violations.lists_pairs", lambda device: False)
     for pairs in (2**24, 14 * 40 * 3):
         monkeypatch.setattr("esmfold_peft.losses.violations._DENSE", pairs)
@@ -500,7 +404,7 @@ def test_looking_at_all_pairs_gives_the_same_loss_and_gradient(cases, monkeypatc
 
 
 def real_chain(path: Path) -> Chain:
-    """A chain with the residues of which every atom is resolved."""
+    """A chain without the residues that lack an atom."""
     (structure,) = read_chains(path)
     arrays = features(structure)
     whole = (arrays.atom_mask == ATOM14_MASK[arrays.aatype]).all(-1)

@@ -285,3 +285,18 @@ def test_all_atom_scores_have_the_dtype_of_the_coordinates_and_no_gradient():
     single = lddt_all_atom(predicted.float(), true.float(), mask, aatype=aatype)
     assert single.per_atom.dtype == torch.float32
     assert single.per_chain.item() == pytest.approx(double.per_chain.item(), abs=1e-3)
+
+
+EITHER_WAY = {
+    **{"D": ("OD1", "OD2"), "E": ("OE1", "OE2"), "R": ("NH1", "NH2")},
+    **{"L": ("CD1", "CD2"), "V": ("CG1", "CG2")},
+}
+FIXED = {"N": ("OD1", "ND2"), "Q": ("OE1", "NE2"), "T": ("OG1", "CG2")}
+
+
+@pytest.mark.parametrize(("letter", "names"), {**EITHER_WAY, **FIXED}.items())
+def test_names_that_openstructure_lets_be_exchanged(letter: str, names: tuple[str, str]):
+    aatype, true, mask = random_chain(f"AG{letter}WK", seed=0)
+    predicted = exchanged(true, 2, letter, *names)
+    score = lddt_all_atom(predicted, true, mask, aatype=aatype, naming="openstructure").per_chain
+    assert (score.item() == 1) == (letter in EITHER_WAY)

@@ -113,7 +113,7 @@ def test_padding_is_to_a_multiple_that_changes_nothing(model, monkeypatch: pytes
         return list(fold(model, queries, recycles=1, max_tokens=32, pae=True))
 
     plain = folded()
-    monkeypatch.setattr(inference._Folder, "padded", lambda self, length: -(-length // 16) * 16)
+    monkeypatch.setattr(inference._Batches, "padded", lambda self, length: -(-length // 16) * 16)
     for one, other in zip(folded(), plain, strict=True):
         assert one.positions.shape == other.positions.shape
         assert (one.positions - other.positions).norm(dim=-1).max() < 1e-4

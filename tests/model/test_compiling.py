@@ -1,4 +1,4 @@
-"""A model that is compiled for training computes what the plain one does, with one graph a part."""
+"""A model compiled for training computes what the plain one does, with one graph for each part."""
 
 import copy
 import subprocess
@@ -24,11 +24,11 @@ from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.language_model import LanguageModel
 from tests.tiny import TINY
 
-def model(compile, checkpoint, bf16):
+def model(compile, recompute, bf16):
     torch.manual_seed(0)
-    lm = LanguageModel.random(AttentionShape(layers=2, width=16, heads=2), checkpoint=checkpoint)
+    lm = LanguageModel.random(AttentionShape(layers=2, width=16, heads=2), recompute=recompute)
     structure = replace(TINY.model.structure, layers=2, dropout=0.3)
-    evoformer = replace(TINY.model.evoformer, checkpoint=checkpoint)
+    evoformer = replace(TINY.model.evoformer, recompute=recompute)
     config = replace(TINY.model, structure=structure, evoformer=evoformer)
     made = FoldingModel(lm, config, bf16=bf16, compile=compile)
     insert_adapter(lm, TINY.adapter)
@@ -52,8 +52,8 @@ def results(made, seed, n=10):
 for case in sys.argv[1:]:
     torch._dynamo.reset()
     counters.clear()
-    checkpoint, bf16 = case == "checkpoint", case == "bf16"
-    plain, fast = (model(compile, checkpoint, bf16) for compile in (False, True))
+    recompute, bf16 = case == "recompute", case == "bf16"
+    plain, fast = (model(compile, recompute, bf16) for compile in (False, True))
     assert list(plain.state_dict()) == list(fast.state_dict())
     for seed in range(2):
         found, expected = results(fast, seed), results(plain, seed)
@@ -88,7 +88,7 @@ def run(script: str, *arguments: str) -> list[str]:
 @pytest.mark.proof
 def test_each_part_of_a_compiled_model_is_one_graph_with_the_plain_gradients():
     # Without both: tests/training/test_compiled_passes.py.
-    assert run(MODEL, "bf16", "checkpoint") == ["bf16", "checkpoint"]
+    assert run(MODEL, "bf16", "recompute") == ["bf16", "recompute"]
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_function_that_cannot_be_compiled_runs_without_and_one_line_says_why(c
     assert compiler.calls == 1
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile: double is not compiled: RuntimeError: no kernel for this card."
-        " It runs without; this is slower."
+        " It runs uncompiled, which is slower."
     ]
 
 

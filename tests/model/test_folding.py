@@ -1,4 +1,4 @@
-"""The folding model as a whole: laws that hold whatever its weights."""
+"""The folding model as a whole: laws that hold for any weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmfold_peft.config import (
-    AdapterConfig,
-    LossWeights,
-    ModelConfig,
-    TrainConfig,
-)
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.config import AdapterConfig, LossWeights, ModelConfig, TrainConfig
+from esmfold_peft.datasets.batch import Batch, collate
 from esmfold_peft.datasets.features import features
 from esmfold_peft.datasets.truth import ground_truth
-from esmfold_peft.geometry.rigid import rotation_from_quaternion
 from esmfold_peft.losses.total import LossTerms, fold_loss
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.heads import PLDDTHead
@@ -82,28 +75,6 @@ def test_a_batch_of_two_equals_two_batches_of_one(chains: list, batch: Batch):
                 torch.testing.assert_close(term[row], single.terms[name][0], atol=1e-4, rtol=1e-5)
 
 
-def test_a_rigid_motion_of_the_truth_changes_no_loss(batch: Batch):
-    model = shaken()
-    rotation = rotation_from_quaternion(torch.tensor([0.3, -0.8, 0.5, 0.1]))
-    moved = (batch.positions @ rotation.T + torch.tensor([7.0, -20.0, 3.0])) * batch.atom_mask[
-        ..., None
-    ]
-    with torch.no_grad():
-        before, after = loss_of(model, batch), loss_of(model, replace(batch, positions=moved))
-    assert before.terms.keys() >= {"backbone_fape", "sidechain_fape", "chi", "distogram", "plddt"}
-    for name, term in before.terms.items():
-        assert (term > 0).all(), name
-        torch.testing.assert_close(after.terms[name], term, atol=1e-4, rtol=1e-4)
-
-
-def test_a_reflection_of_the_truth_changes_the_loss(batch: Batch):
-    model = shaken()
-    mirrored = batch.positions * torch.tensor([1.0, 1.0, -1.0])
-    with torch.no_grad():
-        before, after = loss_of(model, batch), loss_of(model, replace(batch, positions=mirrored))
-    assert ((before.terms["backbone_fape"] - after.terms["backbone_fape"]).abs() > 1e-4).all()
-
-
 @pytest.mark.parametrize("kind", ["lorta", "lora"])
 def test_a_fresh_adapter_changes_no_bit_of_the_output(kind: str, batch: Batch):
     outputs = []
@@ -164,9 +135,7 @@ def test_the_first_layers_adapter_learns(batch: Batch):
     assert all(gradient.abs().max() > 1e-8 for gradient in first_layer)
 
 
-def test_every_trained_parameter_of_the_model_has_a_gradient_but_the_unused_embeddings(
-    batch: Batch,
-):
+def test_every_trained_parameter_of_the_model_has_a_gradient(batch: Batch):
     model = shaken()
     loss_of(model, batch, 0).total.mean().backward()
     without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
@@ -209,14 +178,14 @@ def test_recycling_passes_no_gradient_but_changes_the_structure(batch: Batch):
 
 def test_recomputed_activations_give_the_same_gradients(batch: Batch):
     trunk = replace(TINY.model.evoformer, dropout_msa=0.0, dropout_pair=0.0)
-    language_model = replace(TINY.model.language_model, checkpoint=True)
+    language_model = replace(TINY.model.language_model, recompute=True)
     structure = replace(TINY.model.structure, dropout=0.0)
     plain = replace(TINY, model=replace(TINY.model, evoformer=trunk, structure=structure))
     saved = replace(
         plain,
         model=replace(
             plain.model,
-            evoformer=replace(trunk, checkpoint=True),
+            evoformer=replace(trunk, recompute=True),
             language_model=language_model,
         ),
     )

@@ -1,10 +1,9 @@
-"""Laws of the language model: tokens, padding, precision, checkpointing."""
+"""Laws of the language model: tokens, padding, precision, recomputing."""
 
 import pytest
 import torch
 
-from esmfold_peft.adapters.base import AttentionShape
-from esmfold_peft.adapters.sizes import SIZES
+from esmfold_peft.adapters.base import SIZES, AttentionShape
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 from esmfold_peft.protein.residues import RESIDUES_X, encode
@@ -88,11 +87,18 @@ def test_every_parameter_has_a_gradient(lm):
     assert without == []
 
 
-def test_checkpointing_changes_no_gradient(lm):
-    again = LanguageModel.random(SHAPE, checkpoint=True)
+def test_recomputing_changes_no_gradient_and_keeps_less(lm):
+    again, kept = LanguageModel.random(SHAPE, recompute=True), []
     aatype, mask = chains(11, 7)
     for model in (lm, again):
-        model(aatype, mask)[mask].square().mean().backward()
+        numbers: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, numbers=numbers: numbers.append(x.numel()) or x, lambda x: x
+        ):
+            found = model(aatype, mask)[mask]
+        kept.append(sum(numbers))
+        found.square().mean().backward()
+    assert kept[1] < kept[0] / 4
     for (name, p), q in zip(lm.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
 

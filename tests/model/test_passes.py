@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from esmfold_peft.model.dropout import PassDropout
-from esmfold_peft.model.folding import FoldingModel
+from esmfold_peft.model.folding import FoldingModel, PassInputs
 from esmfold_peft.model.output import FoldOutput
 from tests.waits import no_waits
 
@@ -22,20 +22,20 @@ RECYCLES = 2
 
 def in_parts(model: FoldingModel, dropout: list[PassDropout | None]) -> list[FoldOutput]:
     """The predictions of each part, with the factors of all passes for the whole batch."""
-    m, weights, outputs = model.read(AATYPE, MASK), model.pack(), []
+    m, packed, outputs = model.read(AATYPE, MASK), model.pack(), []
     for part, n in PARTS:
         given = [tensor[part, :n] for tensor in (m, AATYPE, INDEX, MASK)]
         factors = [drawn and drawn.rows(part, n) for drawn in dropout]
         previous = None
         for drawn in factors[:-1]:
-            previous = model.recycle(*given, previous, weights, drawn)
+            previous = model.recycle(PassInputs(*given, previous, packed, drawn))
             assert not any(tensor.requires_grad for tensor in previous)
-        outputs.append(model.last_pass(*given, previous, weights, factors[-1]))
+        outputs.append(model.last_pass(PassInputs(*given, previous, packed, factors[-1])))
     return outputs
 
 
 def seen(output: FoldOutput, row: int, n: int) -> dict[str, Tensor]:
-    """What is predicted of the residues of a chain."""
+    """The predictions of the residues of a chain."""
     assert output.distogram_logits is not None
     assert output.plddt_logits is not None
     assert output.pae_logits is not None

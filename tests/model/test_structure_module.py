@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esmfold_peft.config import StructureConfig
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
 from esmfold_peft.geometry.tables import _tables
-from esmfold_peft.model.attention import InvariantPointAttention
 from esmfold_peft.model.dropout import draw_factors
+from esmfold_peft.model.invariant_point_attention import InvariantPointAttention
 from esmfold_peft.model.structure_module import StructureModule, StructureModuleOutput
 
 B, N, C_S, C_Z = 2, 12, 24, 16
@@ -23,7 +24,8 @@ def randomize(module: nn.Module, scale: float = 0.3) -> nn.Module:
 @pytest.fixture
 def module() -> StructureModule:
     torch.manual_seed(0)
-    return StructureModule(c_s=C_S, c_z=C_Z, heads=3, layers=3, c_angle=16)
+    config = StructureConfig(heads=3, layers=3, c_angle=16)
+    return StructureModule(config, c_s=C_S, c_z=C_Z)
 
 
 @pytest.fixture
@@ -86,7 +88,8 @@ def test_translations_scale_with_the_unit_of_length(inputs):
     outputs = []
     for scale in (10.0, 1.0):
         torch.manual_seed(0)
-        module = StructureModule(c_s=C_S, c_z=C_Z, layers=2, translation_scale=scale)
+        config = StructureConfig(layers=2)
+        module = StructureModule(config, c_s=C_S, c_z=C_Z, translation_scale=scale)
         outputs.append(randomize(module).eval()(*inputs))
     ten, one = outputs
     assert one.frames.translation.abs().max() > 0.1
@@ -137,9 +140,8 @@ def test_permuted_residues_fold_to_permuted_positions(module, inputs):
 
 def test_attention_does_not_see_a_rigid_motion_of_all_frames():
     torch.manual_seed(0)
-    ipa = InvariantPointAttention(
-        c_s=C_S, c_z=C_Z, c_hidden=8, heads=3, query_points=4, value_points=5
-    )
+    config = StructureConfig(c_ipa=8, heads=3, query_points=4, value_points=5)
+    ipa = InvariantPointAttention(config, c_s=C_S, c_z=C_Z)
     randomize(ipa, 1.0)
     s, z = torch.randn(B, N, C_S), torch.randn(B, N, N, C_Z)
     mask = torch.ones(B, N, dtype=torch.bool)
@@ -232,7 +234,7 @@ def test_dropout_only_in_training(module, inputs):
 
 def test_more_layers_have_no_more_parameters():
     def count(layers: int) -> int:
-        module = StructureModule(c_s=384, c_z=128, layers=layers)
+        module = StructureModule(StructureConfig(layers=layers), c_s=384, c_z=128)
         return sum(parameter.numel() for parameter in module.parameters())
 
     assert count(1) == count(8) == 2_019_116

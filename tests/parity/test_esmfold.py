@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import EsmConfig, EsmForProteinFolding
+from transformers import EsmForProteinFolding
 from transformers.models.esm.openfold_utils.loss import compute_tm
 
 from esmfold_peft.config import (
@@ -24,6 +24,7 @@ from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.protein.residues import encode
 from esmfold_peft.runs.build import build_model
+from tests.published import esm_config, roughen
 
 SEQUENCES = ("MQIFVKTLTGKTITLEVEPSDTIENVKAKIQ", "GWHCYRDEFTSKPNL", "MKV")
 COORDINATES = 1e-3  # Å
@@ -52,28 +53,9 @@ def reference_model() -> EsmForProteinFolding:
         "structure_module": structure,
     }
     torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        num_hidden_layers=3,
-        hidden_size=40,
-        num_attention_heads=5,
-        intermediate_size=160,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-5,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        is_folding_model=True,
-        esmfold_config={"fp16_esm": False, "lddt_head_hid_dim": 20, "trunk": trunk},
-    )
-    model = EsmForProteinFolding(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+    settings = {"fp16_esm": False, "lddt_head_hid_dim": 20, "trunk": trunk}
+    config = esm_config(3, 40, 5, is_folding_model=True, esmfold_config=settings)
+    return roughen(EsmForProteinFolding(config))
 
 
 def our_config(folder: str, adapter: AdapterConfig) -> TrainConfig:

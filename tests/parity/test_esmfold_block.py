@@ -88,7 +88,7 @@ def test_outputs(sizes, lengths):
 def gradients(
     module: nn.Module, s: Tensor, z: Tensor, mask: Tensor, real: Tensor, **options: int | None
 ) -> dict[str, Tensor | None]:
-    """Of a random weighting of what exists, by each parameter and input."""
+    """Gradients of a randomly weighted sum over existing residues, by parameter and input."""
     module.zero_grad()
     s, z = s.clone().requires_grad_(), z.clone().requires_grad_()
     out_s, out_z = module(s, z, mask, **options)

@@ -14,9 +14,9 @@ from transformers.models.esm.modeling_esmfold import (
     EsmFoldTriangleMultiplicativeUpdate,
 )
 
-from esmfold_peft.config import EvoformerConfig, Kernels
+from esmfold_peft.config import EvoformerConfig, Kernels, ModelConfig
 from esmfold_peft.model.dropout import draw_factors
-from esmfold_peft.model.trunks import packed
+from esmfold_peft.model.trunks import packing
 from esmfold_peft.model.trunks.openfold import Evoformer
 from esmfold_peft.model.trunks.triangles import attend_triangles, multiply_triangles
 
@@ -34,7 +34,7 @@ SIZES = EvoformerConfig(
     transition=2,
     dropout_msa=0.15,
     dropout_pair=0.25,
-    checkpoint=False,
+    recompute=False,
 )
 LENGTHS = (19, 26)
 UNSEEN = "msa_att_row.layer_norm_z.bias"
@@ -44,7 +44,7 @@ UNSEEN = "msa_att_row.layer_norm_z.bias"
 def evoformer(kernels: Kernels = "fused", sizes: EvoformerConfig = SIZES) -> Evoformer:
     """With weights everywhere: layers that start at zero would hide what is before them."""
     torch.manual_seed(0)
-    model = Evoformer(sizes, kernels=kernels)
+    model = Evoformer(ModelConfig(evoformer=sizes, kernels=kernels))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,11 +62,12 @@ def tracks(sizes: EvoformerConfig = SIZES) -> tuple[Tensor, Tensor, Tensor]:
 def trained(
     model: Evoformer, sizes: EvoformerConfig = SIZES
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What all blocks make of the residues of two chains, and the gradients of everything."""
+    """The output of all blocks for the residues of two chains, and all gradients."""
     m, z, mask = tracks(sizes)
     m, z = m.requires_grad_(), z.requires_grad_()
     model.zero_grad()
-    sites = Evoformer(sizes).dropout_sites(mask.shape[1]) if model.training else None
+    fused = Evoformer(ModelConfig(evoformer=sizes))
+    sites = fused.dropout_sites(mask.shape[1]) if model.training else None
     torch.manual_seed(7)
     drawn = draw_factors(sites, len(mask), mask.device)
     given = iter(tree_leaves(drawn))
@@ -106,7 +107,7 @@ def assert_same(
 def test_the_fused_blocks_are_openfold3s(training: bool, chunk: int | None, recompute: bool):
     # With dropout too: both have the same factors, in the same order.
     expected = trained(evoformer("openfold").train(training))
-    model = evoformer(sizes=replace(SIZES, checkpoint=recompute)).train(training)
+    model = evoformer(sizes=replace(SIZES, recompute=recompute)).train(training)
     model.chunk = chunk
     assert_same(trained(model), expected)
 
@@ -114,13 +115,13 @@ def test_the_fused_blocks_are_openfold3s(training: bool, chunk: int | None, reco
 def test_what_a_compiled_block_computes_again_is_the_same():
     model = evoformer()
     model.compiled, model.recompute = True, False
-    assert model.lean
+    assert model.selective
     assert_same(trained(model), trained(evoformer("openfold")))
 
 
 @pytest.mark.slow
 def test_a_fused_block_of_the_papers_size_is_openfold3s():
-    sizes = EvoformerConfig(blocks=1, checkpoint=False)
+    sizes = EvoformerConfig(blocks=1, recompute=False)
     expected = trained(evoformer("openfold", sizes), sizes)
     assert_same(trained(evoformer("fused", sizes), sizes), expected)
 
@@ -208,7 +209,7 @@ def test_triangle_attention_is_that_of_transformers(starting: bool):
     _, z, mask = tracks()
     pair_mask = (mask[:, :, None] & mask[:, None, :]).float()
     expected = reference(z, pair_mask)
-    weights = packed.attention(ours.layer_norm, ours.linear_z, ours.mha, torch.float32)
+    weights = packing.attention(ours.layer_norm, ours.linear_z, ours.mha, torch.float32)
     found = attend_triangles(weights, z, mask, None, None, ending=not starting) - z
     swap = (lambda x: x) if starting else (lambda x: x.transpose(1, 2))
     theirs = ours(swap(z), mask=swap(pair_mask), transpose_bias=not starting)
@@ -229,7 +230,7 @@ def test_triangle_multiplication_is_that_of_transformers(outgoing: bool):
     copied(reference, ours, lambda name: name)
     _, z, mask = tracks()
     expected = reference(z, (mask[:, :, None] & mask[:, None, :]).float())
-    weights = packed.multiplication(ours, torch.float32)
+    weights = packing.multiplication(ours, torch.float32)
     found = multiply_triangles(weights, z, mask, None, None, outgoing) - z
     for row, n in enumerate(LENGTHS):
         torch.testing.assert_close(found[row, :n, :n], expected[row, :n, :n], atol=1e-5, rtol=1e-5)

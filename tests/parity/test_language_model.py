@@ -6,11 +6,12 @@ import pytest
 import torch
 from esm.model.esm2 import ESM2
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, EsmForMaskedLM, EsmModel
+from transformers import EsmForMaskedLM, EsmModel
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 from esmfold_peft.weights.esm2_weights import load_esm2
+from tests.published import esm_config, roughen
 
 SHAPE = AttentionShape(layers=3, width=60, heads=5)
 
@@ -18,36 +19,14 @@ SHAPE = AttentionShape(layers=3, width=60, heads=5)
 @pytest.fixture(scope="module")
 def fair_esm():
     torch.manual_seed(0)
-    return roughen(ESM2(SHAPE.layers, SHAPE.width, SHAPE.heads).eval())
+    return roughen(ESM2(SHAPE.layers, SHAPE.width, SHAPE.heads))
 
 
 @pytest.fixture(scope="module")
 def hugging_face():
     torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=SHAPE.width,
-        num_hidden_layers=SHAPE.layers,
-        num_attention_heads=SHAPE.heads,
-        intermediate_size=4 * SHAPE.width,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return roughen(EsmForMaskedLM(config).eval())
-
-
-@torch.no_grad()
-def roughen(model):
-    """Moves every weight, so that no bias is zero and no norm is the identity."""
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    config = esm_config(SHAPE.layers, SHAPE.width, SHAPE.heads)
+    return roughen(EsmForMaskedLM(config))
 
 
 def chains():
@@ -105,8 +84,8 @@ def test_hidden_residues_are_fair_esms_masks(fair_esm, tmp_path):
     with torch.no_grad():
         theirs = fair_esm(tokens, repr_layers=range(SHAPE.layers + 1))["representations"]
         reference = torch.stack([theirs[k][:, 1:-1] for k in range(SHAPE.layers + 1)], dim=2)
-        assert_all_levels_agree(ours(aatype, mask, hidden=hidden), reference, mask)
-        nothing = ours(aatype, mask, hidden=torch.zeros_like(hidden))
+        assert_all_levels_agree(ours(aatype, mask, masked=hidden), reference, mask)
+        nothing = ours(aatype, mask, masked=torch.zeros_like(hidden))
         assert torch.equal(nothing, ours(aatype, mask))
 
 
@@ -135,7 +114,7 @@ def test_rotary_frequencies_are_those_of_the_file(tmp_path):
     # ESM-2 was trained with frequencies in float16: its files hold them rounded. At position 500
     # that turns some channels by 0.1 radians, which a sharp attention sees.
     torch.manual_seed(0)
-    fair_esm = roughen(ESM2(SHAPE.layers, SHAPE.width, SHAPE.heads).eval())
+    fair_esm = roughen(ESM2(SHAPE.layers, SHAPE.width, SHAPE.heads))
     exact = fair_esm.layers[0].self_attn.rot_emb.inv_freq.clone()
     for layer in fair_esm.layers:
         layer.self_attn.rot_emb.inv_freq.copy_(exact.half())

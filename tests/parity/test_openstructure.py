@@ -80,7 +80,7 @@ def pairs(shared_structures: Path) -> list[Pair]:
 
 
 def folded(reference: ProteinStructure) -> ProteinStructure:
-    """What a tiny model of random weights makes of the sequence, without OXT."""
+    """The prediction of a tiny model with random weights, without OXT."""
     sizes = LanguageModelConfig(name="custom", weights="random", layers=1, width=16, heads=2)
     config = ModelConfig(
         language_model=sizes,

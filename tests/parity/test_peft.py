@@ -9,7 +9,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import EsmConfig, EsmForMaskedLM
+from transformers import EsmForMaskedLM
 
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import attach_adapter, insert_adapter
@@ -17,6 +17,7 @@ from esmfold_peft.adapters.peft_files import read_peft, write_peft
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.weights.esm2_weights import load_esm2
+from tests.published import esm_config
 
 SHAPE = AttentionShape(layers=3, width=40, heads=4)
 ALL = ("query", "key", "value", "output", "fc1", "fc2")
@@ -55,21 +56,7 @@ SAVED = {name: case for name, case in CASES.items() if case[2].get("scaling") !=
 @pytest.fixture(scope="module")
 def hugging_face():
     torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=SHAPE.width,
-        num_hidden_layers=SHAPE.layers,
-        num_attention_heads=SHAPE.heads,
-        intermediate_size=4 * SHAPE.width,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = esm_config(SHAPE.layers, SHAPE.width, SHAPE.heads)
     return moved(EsmForMaskedLM(config), 0.1).eval()
 
 

@@ -41,7 +41,7 @@ Row = dict[str, str]
 
 @dataclass
 class Expected:
-    """What a chain has to be read as.
+    """How a chain must be read.
 
     Attributes:
         atoms: x, y, z and B-factor of (place in the sequence, atom).

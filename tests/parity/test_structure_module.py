@@ -8,11 +8,12 @@ from transformers.models.esm.modeling_esmfold import EsmFoldStructureModule
 from transformers.models.esm.openfold_utils.rigid_utils import Rigid as ReferenceRigid
 from transformers.models.esm.openfold_utils.rigid_utils import Rotation
 
+from esmfold_peft.config import StructureConfig
 from esmfold_peft.geometry.rigid import Rigid, rotation_from_quaternion
 from esmfold_peft.model.structure_module import StructureModule
 
 STANDARD = 20
-"""transformers gives X no atoms, so it is left out here."""
+"""Without X, because transformers gives it no atoms."""
 
 
 def randomize(module: nn.Module) -> None:
@@ -32,9 +33,7 @@ def pair(**sizes: int) -> tuple[StructureModule, EsmFoldStructureModule]:
     config = StructureModuleConfig(**sizes)
     reference = EsmFoldStructureModule(config).eval()
     randomize(reference)
-    ours = StructureModule(
-        c_s=config.sequence_dim,
-        c_z=config.pairwise_dim,
+    ours_config = StructureConfig(
         c_ipa=config.ipa_dim,
         heads=config.num_heads_ipa,
         query_points=config.num_qk_points,
@@ -42,8 +41,13 @@ def pair(**sizes: int) -> tuple[StructureModule, EsmFoldStructureModule]:
         layers=config.num_blocks,
         c_angle=config.resnet_dim,
         angle_blocks=config.num_resnet_blocks,
-        transition_layers=config.num_transition_layers,
         dropout=config.dropout_rate,
+    )
+    ours = StructureModule(
+        ours_config,
+        c_s=config.sequence_dim,
+        c_z=config.pairwise_dim,
+        transition_layers=config.num_transition_layers,
         translation_scale=float(config.trans_scale_factor),
     ).eval()
     ours.load_state_dict(reference.state_dict())  # strict: every name and shape is the same

@@ -63,7 +63,7 @@ def test_tm_score_is_that_of_tmtools(pairs: list[Pair]):
             s.positions[chosen, CA].astype(np.float64)
             for s, chosen in ((prediction, common), (reference, resolved))
         )
-        # The correspondence is known: tmtools shall not look for another.
+        # The correspondence is known: tmtools must not search for another.
         names = "A" * len(x), "A" * len(y)
         alignment = ["".join("A" if there else "-" for there in common[resolved]), names[1]]
         expected = tmtools.tm_align(x, y, *names, alignment=alignment).tm_norm_chain2

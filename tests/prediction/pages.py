@@ -1,35 +1,31 @@
-"""A record for pages: a real chain with pLDDT of all bands, and what a browser makes of a page."""
+"""A prediction for pages: a real chain with pLDDT of all bands; and how a browser reads a page."""
 
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 
-from esmfold_peft.prediction.page import PageRecord
+from esmfold_peft.prediction.result import Prediction
 from esmfold_peft.protein.read import read_structure
-from esmfold_peft.protein.write import to_pdb
+
+FILES = ("1oai_A.pdb", "1oai_A.cif")
 
 
-def real_record(example: Path, header: str = "1oai_A nuclear export factor") -> PageRecord:
-    """A chain of 59 residues as if it were predicted, numbered from 1."""
+def real_prediction(example: Path, name: str = "1oai_A", header: str = "1oai_A x") -> Prediction:
+    """A chain of 59 residues as if it were predicted."""
     chain = read_structure(example / "held_out" / "1oai_A.cif.gz")
     count = len(chain)
     plddt = (70 + 28 * np.cos(np.arange(count) / 9)).astype(np.float32)
-    predicted = replace(
-        chain, b_factors=np.repeat(plddt[:, None], 37, 1), residue_names=("",) * count
-    )
-    return PageRecord(
-        name="1oai_A",
+    return Prediction(
+        name=name,
         header=header,
         chains=(chain.sequence,),
-        pdb_text=to_pdb(predicted),
-        plddt=plddt,
+        positions=chain.positions,
+        atom_mask=chain.atom_mask,
+        atom_plddt=np.repeat(plddt[:, None], 37, 1),
         pae=np.random.default_rng(0).uniform(0, 31.75, (count, count)).astype(np.float32),
         largest_pae=31.75,
         ptm=0.81,
-        facts={"recycles": "3"},
-        files=("1oai_A.pdb", "1oai_A.cif"),
     )
 
 

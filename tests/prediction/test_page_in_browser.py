@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esmfold_peft.prediction.page import BANDS, record_page
-from tests.prediction.pages import real_record
+from esmfold_peft.prediction.pages import page_html
+from esmfold_peft.prediction.result import BANDS
+from tests.prediction.pages import real_prediction
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
@@ -103,7 +104,7 @@ def without_policy(source: str) -> str:
 
 
 def test_the_page_shows_the_structure_and_asks_for_nothing(example: Path, tmp_path: Path):
-    source = record_page(real_record(example))
+    source = page_html(real_prediction(example))
     seen = browse(source, tmp_path / "page", WITH_WEBGL)
     assert min(coloured(seen.pixels)) > 300
     assert seen.requests == set()
@@ -112,7 +113,7 @@ def test_the_page_shows_the_structure_and_asks_for_nothing(example: Path, tmp_pa
 
 
 def test_what_came_through_unescaped_would_not_run(example: Path, tmp_path: Path):
-    source = with_intruder(record_page(real_record(example)))
+    source = with_intruder(page_html(real_prediction(example)))
     seen = browse(source, tmp_path / "refused", WITHOUT_WEBGL)
     assert "Content Security Policy" in seen.console
     assert np.ptp(seen.pixels) > 100, "the page was not emptied"
@@ -120,13 +121,13 @@ def test_what_came_through_unescaped_would_not_run(example: Path, tmp_path: Path
 
 
 def test_without_the_policy_it_would_run(example: Path, tmp_path: Path):
-    source = without_policy(with_intruder(record_page(real_record(example))))
+    source = without_policy(with_intruder(page_html(real_prediction(example))))
     seen = browse(source, tmp_path / "emptied", WITHOUT_WEBGL)
     assert np.ptp(seen.pixels) == 0
 
 
 def test_without_webgl_no_colours_and_a_request_would_be_found(example: Path, tmp_path: Path):
-    source = record_page(real_record(example))
+    source = page_html(real_prediction(example))
     picture = f"</header><img src='{NOBODY}picture.png'>"
     source = without_policy(source).replace("</header>", picture)
     seen = browse(source, tmp_path / "bare", WITHOUT_WEBGL)

@@ -115,7 +115,7 @@ def test_pae_of_few_bins_keeps_to_the_maximum_that_its_file_states(tmp_path: Pat
 
 
 def test_seeds_hide_other_residues_and_give_the_same_again(model: Predictor):
-    hidden = [query("x", [SEQUENCES[3]], seed).hidden for seed in (1, 2, 1)]
+    hidden = [query("x", [SEQUENCES[3]], seed).masked for seed in (1, 2, 1)]
     assert hidden[0].sum() == round(0.15 * len(SEQUENCES[3]))
     assert (hidden[0] == hidden[2]).all()
     assert (hidden[0] != hidden[1]).any()
@@ -125,7 +125,7 @@ def test_seeds_hide_other_residues_and_give_the_same_again(model: Predictor):
         assert np.abs(predictions[one].positions - predictions[other].positions).max() > 1e-3
     # A linker, which is no residue of the protein, is never hidden.
     asked = query("y", ["MKTAY", "WW", "GAVLK"] * 4, 1)
-    assert asked.hidden[asked.kept].sum() == asked.hidden.sum() == round(0.15 * 48)
+    assert asked.masked[asked.kept].sum() == asked.masked.sum() == round(0.15 * 48)
 
 
 @pytest.mark.parametrize(

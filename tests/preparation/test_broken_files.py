@@ -191,9 +191,9 @@ def test_a_file_that_changes_under_the_reader_is_not_half_read(
 ):
     shutil.copy(example / "train" / "3nir_A.cif.gz", tmp_path)
     (item,) = list_items((tmp_path,), None)
-    assert len(changed(lambda file: None, item).entries) == 1
+    assert len(changed(lambda file: None, item).chains) == 1
     found = changed(change, item)
-    assert not found.entries
+    assert not found.chains
     assert (found.rejected[0].kind, reason in found.rejected[0].reason) == ("unreadable", True)
 
 

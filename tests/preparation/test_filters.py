@@ -115,6 +115,6 @@ def test_predictions_must_be_sure_of_themselves(chain, value: float, reason: str
 
 @pytest.mark.parametrize("text", ["yesterday", "20110101", "2011-13-01", "2011-W02-1"])
 def test_a_date_is_a_date(text: str):
-    with pytest.raises(UserError, match=f"filters.max_date: '{text}' is no date like"):
+    with pytest.raises(UserError, match=f"filters.max_date: '{text}' is not a date like"):
         FilterConfig(max_date=text)
     assert FilterConfig(max_date=date(2011, 1, 1).isoformat()).max_date == "2011-01-01"

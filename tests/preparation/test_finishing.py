@@ -82,9 +82,12 @@ def test_a_file_about_other_chains_is_refused(prepare, example: Path, tmp_path: 
         prepare(example / "train", clusters=str(file))
     with pytest.raises(UserError, match=r"clusters: .*nothing\.txt: no such file"):
         prepare(example / "train", clusters=str(tmp_path / "nothing.txt"))
+    nothing_left = FilterConfig(min_length=10_000)
+    with pytest.raises(UserError, match="no usable chain in 5 files"):
+        prepare(example / "train", clusters=str(file), filters=nothing_left, output=tmp_path / "b")
 
 
-def test_without_mmseqs_it_is_said_what_to_do(prepare, example: Path, monkeypatch, capsys):
+def test_without_mmseqs_the_report_advises(prepare, example: Path, monkeypatch, capsys):
     monkeypatch.setattr(clustering, "mmseqs_program", lambda: None)
     store = prepare(example / "train", clusters="auto")
     assert {size for _, size in clusters(store).values()} == {1}
@@ -147,7 +150,7 @@ def test_a_cache_of_openfold_fills_in_what_files_do_not_state(
         ("clusters", "mmseqs", "clusters: mmseqs is not installed"),
         ("chain_data_cache", Path("none.json"), "chain_data_cache: none.json: no such file"),
         ("held_out", Path("nowhere"), "nowhere: no such store"),
-        ("held_out", Path("store"), "held_out: store is the store that is being made"),
+        ("held_out", Path("store"), "held_out: store is the output; choose another"),
     ],
 )
 def test_what_is_missing_is_found_before_anything_is_read(
@@ -164,5 +167,5 @@ def test_what_is_missing_is_found_before_anything_is_read(
 
 
 def test_duplicates_need_a_file_of_clusters(example: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="duplicates: only of use with a file of clusters"):
+    with pytest.raises(UserError, match="duplicates: needs a file of clusters"):
         PrepareConfig((example / "train",), tmp_path / "x", duplicates=tmp_path / "d.txt")

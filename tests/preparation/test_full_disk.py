@@ -15,7 +15,7 @@ from esmfold_peft.errors import UserError
 from tests.preparation.conftest import contents
 from tests.preparation.runs import TABLES, finished, require_nobody_left, same_store, start
 
-_FULL = r"chains\.lmdb: the disk is full or fails \(.*\); what was done so far is kept: make space"
+_FULL = r"chains\.lmdb: the disk is full or fails \(.*\); what was done so far is kept: free space"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# A file is begun with two pages of 4096 bytes; of a write that fits in part LMDB says other things.
+# A new file has two pages of 4096 bytes; LMDB reports another error if a write fits in part.
 @pytest.mark.parametrize("size", [0, 5000, 8192, 9000, 16_384, 60_000, 100_000])
 def test_a_write_that_fails_loses_nothing(again, truth: Path, size: int, tmp_path: Path):
     with files_of_at_most(size), pytest.raises(UserError, match=_FULL) as failure:

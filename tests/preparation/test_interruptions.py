@@ -134,7 +134,7 @@ def test_ctrl_c_ends_it_at_once_and_in_one_line(source: Path, whole, tmp_path: P
     os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does
     said, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 130
-    assert said == ("esmfold-peft prepare: interrupted; give the same command again to go on\n")
+    assert said == ("esmfold-peft prepare: interrupted; resume with the same command\n")
     require_nobody_left(stopped.pid)
     finished(source, output=store, workers=1)
     assert same_store(store, truth)

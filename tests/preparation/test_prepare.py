@@ -229,12 +229,12 @@ def test_another_command_does_not_write_into_a_store(prepare, example: Path, tmp
     source = tmp_path / "in"
     shutil.copytree(example / "train", source)
     store = prepare(source)
-    with pytest.raises(UserError, match=r"begun with another setting of filters; choose another"):
+    with pytest.raises(UserError, match=r"started with another setting of filters; choose another"):
         prepare(source, filters=FilterConfig(min_resolved=11))
-    with pytest.raises(UserError, match=r"begun with another setting of predicted"):
+    with pytest.raises(UserError, match=r"started with another setting of predicted"):
         prepare(source, predicted=True)
     (source / "new.cif").write_text("data_")
-    with pytest.raises(UserError, match=r"begun with other files than the sources have now"):
+    with pytest.raises(UserError, match=r"started with other files than the sources have now"):
         prepare(source)
     assert len(Store(store)) == 5
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.runs.adam_moments import AdamMoments
 from esmfold_peft.runs.checkpoint import (
+    AdamMoments,
     Best,
     Checkpoint,
     State,
@@ -21,7 +21,6 @@ from esmfold_peft.runs.checkpoint import (
     mark_validated,
     prune_checkpoints,
     read_checkpoint,
-    read_state,
     read_weights,
     write_checkpoint,
 )
@@ -55,7 +54,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path):
     written = checkpoint(3, Best(2, 0.1))
     write_checkpoint(tmp_path, written)
     found = read_checkpoint(tmp_path, 3)
-    assert found.state == written.state == read_state(tmp_path, 3)
+    assert found.state == written.state
     for part in ("weights", "average"):
         ours, theirs = getattr(found, part), getattr(written, part)
         assert ours.keys() == theirs.keys()
@@ -96,8 +95,9 @@ def test_checkpoints_have_names(tmp_path: Path):
         tmp_path, replace(STATE, step=4, validated=True, best=Best(2, 0.5), guard={"x": 1})
     )
     assert [find_step(tmp_path, name) for name in ("last", "best", "2")] == [4, 2, 2]
-    assert read_state(tmp_path, 4).validated
-    assert read_checkpoint(tmp_path, 4).state.guard == {"x": 1}
+    state = read_checkpoint(tmp_path, 4).state
+    assert state.validated
+    assert state.guard == {"x": 1}
     with pytest.raises(UserError, match="checkpoint: 3 is not last, best or one of 2, 4"):
         find_step(tmp_path, "3")
 

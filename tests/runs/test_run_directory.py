@@ -1,5 +1,6 @@
 """A run's folder rebuilds its model, and refuses to rebuild another."""
 
+import importlib.metadata
 import json
 import re
 from dataclasses import replace
@@ -9,36 +10,32 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from esmfold_peft import __version__
 from esmfold_peft.cli import main
 from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.commands.train import _describe
 from esmfold_peft.config import AdapterConfig, PrepareConfig, TrainConfig
 from esmfold_peft.config.parsing import config_parser, to_config
-from esmfold_peft.datasets.collate import collate
-from esmfold_peft.disk.files import lock_folder
+from esmfold_peft.datasets.batch import collate
+from esmfold_peft.disk.locks import lock_folder
 from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import sequence_features
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.runs.build import build_model
 from esmfold_peft.runs.checkpoint import Best
+from esmfold_peft.runs.ready import load_model
 from esmfold_peft.runs.run_directory import (
     begin_session,
     create_run,
     export_model,
     kept_tensors,
-    load_model,
     refuse_existing_run,
     restore_provenance,
     run_config,
 )
-from esmfold_peft.runs.status import (
-    Status,
-    ended_status,
-    read_status,
-    whole_status,
-    write_status,
-)
+from esmfold_peft.runs.status import Status, ended_status, read_status, whole_status, write_status
+from esmfold_peft.runs.versions import installed_versions
 from esmfold_peft.training.beginning import load_start, require_same_run
 
 ROOT = Path(__file__).parents[2]
@@ -80,9 +77,7 @@ def folded(model: FoldingModel) -> FoldOutput:
 
 def test_how_a_run_was_made_fast_does_not_bind_who_loads_it(config: TrainConfig):
     fast = replace(
-        config,
-        model=replace(config.model, chunk=3),
-        engine=replace(config.engine, compile=True),
+        config, model=replace(config.model, chunk=3), engine=replace(config.engine, compile=True)
     )
     model, base = build_model(fast)
     create_run(fast, model, base)
@@ -94,15 +89,17 @@ def test_how_a_run_was_made_fast_does_not_bind_who_loads_it(config: TrainConfig)
 
 
 @pytest.mark.parametrize("kernels", ["none", "deepspeed", "cuequivariance", "triton"])
-def test_runs_with_the_kernels_of_earlier_versions_are_read(kernels: str, config: TrainConfig):
+def test_runs_with_the_settings_of_earlier_versions_are_read(kernels: str, config: TrainConfig):
     model, base = build_model(config)
     create_run(config, model, base)
     file = config.run / "config.yaml"
     text = file.read_text()
     assert "  kernels: fused\n" in text
     earlier = text.replace("  kernels: fused\n", f"  kernels: {kernels}\n")
-    file.write_text(earlier.replace("  pair_track: bf16\n", ""))
+    earlier = earlier.replace("  pair_track: bf16\n", "")
+    file.write_text(earlier.replace("    recompute: ", "    checkpoint: "))
     model = run_config(config.run).model
+    assert model.evoformer.recompute is config.model.evoformer.recompute
     assert (model.kernels, model.pair_track) == ("fused", "float32")
     require_same_run(config, None)  # in float32 both pair tracks are the same
     file.write_text(file.read_text().replace("  precision: float32\n", "  precision: bf16\n"))
@@ -202,8 +199,7 @@ def test_a_truncated_checkpoint_is_refused(config: TrainConfig):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"{}", b"[]", b'{"language_model_sha256": null}', b'{"\xff": 1}'],
+    "content", [b"", b"{", b"{}", b"[]", b'{"language_model_sha256": null}', b'{"\xff": 1}']
 )
 def test_a_damaged_provenance_is_refused_and_a_resume_writes_it_anew(
     content: bytes, config: TrainConfig, capsys: pytest.CaptureFixture[str]
@@ -299,7 +295,7 @@ def test_a_run_that_another_process_has_or_has_just_begun_ends_with_a_code_of_it
     """By this code, and not by words, a search waits for what it lost sight of."""
     config.run.mkdir()
     (config.run / "config.yaml").write_text("begun")
-    with pytest.raises(BusyError, match="by another process"):
+    with pytest.raises(BusyError, match="another process has just started"):
         refuse_existing_run(replace(config, resume="auto"))
     words = ["train", "--run", str(config.run), "--data.train", str(config.data.train)]
     with lock_folder(config.run):
@@ -317,3 +313,17 @@ def test_the_start_of_a_run_warns_of_a_rank_that_the_adapter_cannot_use(
         said = " ".join(capsys.readouterr().err.split())
         warning = f"adapter.rank: {rank} is more than lora can use here; above {width} no further"
         assert (warning in said) == (rank > width)
+
+
+def test_a_checkout_that_is_not_installed_has_its_own_version(monkeypatch: pytest.MonkeyPatch):
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("esmfold_peft.runs.versions.version", nothing)
+    found = installed_versions(("esmfold-peft", "torch"))
+    assert found == {"esmfold-peft": __version__, "torch": None}
+
+
+def test_versions_are_those_of_the_metadata():
+    assert installed_versions(["torch"])["torch"] == importlib.metadata.version("torch")
+    assert torch.__version__.startswith(importlib.metadata.version("torch").partition("+")[0])

@@ -20,7 +20,8 @@ def test_a_wrong_id_is_named_before_anything_is_fetched(fetch, server, capsys, t
     assert fetch(f"1ubq\n\n{word}\n") == 2
     error = capsys.readouterr().err
     assert error == (
-        f"fetch_pdb: error: {tmp_path}/ids.txt:3: {word!r} is no id of a PDB entry or chain\n"
+        f"fetch_pdb: error: {tmp_path}/ids.txt:3: {word!r} is not the id of a PDB entry or chain,"
+        " such as 1ubq or 1ubq_A\n"
     )
     assert not server.requests
     assert not (tmp_path / "mmcif").exists()
@@ -28,7 +29,7 @@ def test_a_wrong_id_is_named_before_anything_is_fetched(fetch, server, capsys, t
 
 def test_a_list_without_ids_is_an_error(fetch, capsys):
     assert fetch("# nothing\n") == 2
-    assert "no ids in it" in capsys.readouterr().err
+    assert "holds no ids" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

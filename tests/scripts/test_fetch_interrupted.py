@@ -45,7 +45,7 @@ def test_a_second_command_on_the_same_folder_is_refused(fetch, server, output, c
     assert not server.requests
 
 
-def test_a_killed_command_goes_on_with_what_is_missing(server, words, output, structure):
+def test_a_killed_command_resumes_with_the_missing_files(server, words, output, structure):
     for id in ("1aaa", "1bbb"):
         server.plan(f"/{id}.cif.gz", server.whole(structure))
     server.plan("/1ccc.cif.gz", server.stalled(structure, 4000), server.whole(structure))
@@ -72,4 +72,4 @@ def test_ctrl_c_stops_at_once_with_one_line(server, words, output, structure):
     running.send_signal(signal.SIGINT)
     _, error = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert error == "fetch_pdb: stopped; the same command goes on from here\n"
+    assert error == "fetch_pdb: stopped; run the same command again to resume\n"

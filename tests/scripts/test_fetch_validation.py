@@ -104,7 +104,7 @@ def test_what_is_no_id_is_left_out_and_said(listed, server, capsys):
     rows = [target("7ocj", "G", "2022-10-22"), target("7ocj", "", "2022-10-22")]
     answer(server, TARGETS, {"aaData": rows})
     assert ids(listed()[1]) == ["7ocj_G"]
-    assert capsys.readouterr().err == "left out, for they are no ids of chains: 7ocj_\n"
+    assert capsys.readouterr().err == "skipped, because they are not ids of chains: 7ocj_\n"
 
 
 def test_more_than_a_year_is_an_error(listed, server, capsys):

@@ -1,11 +1,8 @@
 """All of scripts/gpu_check.py at tiny sizes on a CPU, and what its verdicts rest on."""
 
-import importlib
 import json
 import signal
 import time
-import warnings
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmfold_peft.config import EvoformerConfig
+from esmfold_peft.config import EvoformerConfig, ModelConfig
 from esmfold_peft.model.trunks.openfold import Evoformer
 from esmfold_peft.model.trunks.tiling import Tiles, read_tiles, tiles_on, write_tiles
 
@@ -21,20 +18,14 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 HARDWARE_OR_PACKAGE = ("absent: ", "not installed", "no peak is known", "tiny: ")
 
 
-@pytest.fixture(scope="module")
-def script():
-    """Imports a script, or a file of its checks, by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        yield importlib.import_module
-
-
 @pytest.fixture
 def context(script, tmp_path):
     """What checks share, at tiny sizes on a CPU; what they change is forgotten."""
-    running, sizes = script("gpu_checks.running"), script("gpu_checks.sizes").tiny_sizes()
+    running, report = script("gpu_checks.running"), script("gpu_checks.report")
+    sizes, tiles = script("gpu_checks.models").TINY, tmp_path / "tiles" / "cpu.json"
+    found = report.Report(tmp_path / "found.json")
     tiles_on.cache_clear()
-    yield running.Context(torch.device("cpu"), sizes, tmp_path, tmp_path / "tiles" / "cpu.json")
+    yield running.Context(torch.device("cpu"), sizes, tmp_path, found, tiles)
     tiles_on.cache_clear()
 
 
@@ -63,15 +54,17 @@ def test_everything_runs_at_tiny_sizes_on_a_cpu(script, tiny):
     assert [row for row in rows.values() if row["status"] == "failed"] == []
     skipped = [row for row in rows.values() if row["status"] == "skipped"]
     assert all(row["detail"].startswith(HARDWARE_OR_PACKAGE) for row in skipped)
-    # Triton, cuEquivariance, the peak, a block and a step compiled, CUDA graphs twice, memory,
-    # PEFT, the profile's busy share, waits.
-    assert len(skipped) <= 11
+    # Kernels of 12 kinds, memory twice, waits compiled; cuEquivariance, the peak, a block and a
+    # step compiled, CUDA graphs twice, PEFT, the profile's busy share.
+    assert len(skipped) <= 12 + 2 + 1 + 8
     assert code == 0
     assert found["environment"]["torch"] == torch.__version__
     checks = [check.name for check in script("gpu_check").CHECKS]
-    assert found["ended"] == checks
-    # In the order of the checks, each of which has rows.
-    assert list(dict.fromkeys(row["check"] for row in rows.values())) == checks
+    assert [name for name in found["ended"] if "::" not in name] == checks
+    # In the order of the checks, each of which has rows; the tests have names of their own.
+    own = dict.fromkeys(row["check"].partition("/")[0] for row in rows.values())
+    assert list(own) == checks
+    assert "positions " in rows["parity: float32 is the cpus[small-positions]"]["detail"]
 
 
 @pytest.mark.proof
@@ -84,7 +77,7 @@ def test_the_step_and_the_goals_have_their_rows(tiny):
     mean = rows["step, 2 x 12, plain, mean over 0 to 3 recycles"]["value"]
     by_recycles = [once + k * (twice - once) for k in range(4)]
     assert mean == pytest.approx(sum(by_recycles) / 4)
-    goals = {name: row["limit"] for name, row in rows.items() if row["relation"] == "goal"}
+    goals = {name: row["limit"] for name, row in rows.items() if row["limit"] is not None}
     assert goals == {
         "step, 2 x 12, plain, mean over 0 to 3 recycles": 2.5,
         "ESM-2 tiny, 1 x 8, bf16: lora / frozen": 1.1,
@@ -99,62 +92,6 @@ def test_the_package_reads_the_tiles_that_a_sweep_writes(tiny):
     default = tiles_on(torch.device("cpu"))
     found = read_tiles(tiny[2] / "tiles" / "cpu.json", default)
     assert found.keys() == {key for key in default if key[1] == torch.bfloat16}
-
-
-@pytest.fixture
-def results(script):
-    """Made-up results of a model."""
-    generator = torch.Generator().manual_seed(0)
-    logits = {"distogram": torch.randn(1, 3, 3, 4, generator=generator)}
-    return script("gpu_checks.parity").Results(
-        positions=10 * torch.randn(1, 3, 14, 3, generator=generator),
-        logits=logits,
-        terms={"chi": torch.tensor([1.5]), "plddt": torch.tensor([4.0])},
-        gradients={"trunk.w": torch.ones(4), "plddt_head.w": torch.full((2,), 0.1)},
-    )
-
-
-def statuses(script, found, expected) -> dict[str, str]:
-    """Status of each row of the comparison."""
-    parity = script("gpu_checks.parity")
-    rows = parity.compare("x", found, expected, parity.FLOAT32)
-    return {row.name.removeprefix("x: "): row.status for row in rows}
-
-
-def test_equal_results_pass(script, results):
-    assert set(statuses(script, results, results).values()) == {"passed"}
-
-
-@pytest.mark.parametrize(
-    ("part", "key", "error", "row"),
-    [
-        ("positions", None, 0.002, "positions"),
-        ("logits", "distogram", 0.002, "logits"),
-        ("terms", "chi", 3e-4, "losses"),
-        ("terms", "plddt", 8e-3, "losses by bins"),
-        ("gradients", "trunk.w", 2e-3, "gradients"),
-        ("gradients", "plddt_head.w", 4e-3, "gradients of bins"),
-        ("gradients", "trunk.w", float("nan"), "gradients"),
-        ("positions", None, float("nan"), "positions"),
-    ],
-)
-def test_one_wrong_number_fails_its_row_alone(script, results, part, key, error, row):
-    value = getattr(results, part)
-    wrong = (value if key is None else value[key]).clone()
-    wrong.view(-1)[0] += error * (2 if part == "gradients" else 1)
-    found = replace(results, **{part: wrong if key is None else value | {key: wrong}})
-    failed = {name for name, s in statuses(script, found, results).items() if s == "failed"}
-    assert failed == {row}
-
-
-def test_weights_are_compared_with_how_far_they_moved(script):
-    share = script("gpu_checks.training").share
-    start, end = {"w": torch.zeros(4)}, {"w": torch.full((4,), 2.0)}
-    assert share(end, end, start) == 0
-    assert share({"w": end["w"] + torch.tensor([0.0, 0.0, 0.0, 0.4])}, end, start) == (
-        pytest.approx(0.1)
-    )
-    assert not share(end, start, start) <= 1e9  # nothing moved: no number passes
 
 
 def block_flops(c: EvoformerConfig, n: int) -> int:
@@ -176,7 +113,7 @@ def test_operations_of_the_evoformer_are_those_counted_by_hand(script, n):
         c_m=24, c_z=16, c_s=20, heads_msa=3, c_head_msa=5, heads_pair=2, c_head_pair=6,
         c_opm=4, c_mul=10, transition=2, blocks=1,
     )  # fmt: skip
-    evoformer = Evoformer(config)
+    evoformer = Evoformer(ModelConfig(evoformer=config))
 
     @torch.no_grad()
     def fold():
@@ -184,15 +121,12 @@ def test_operations_of_the_evoformer_are_those_counted_by_hand(script, n):
         evoformer(torch.randn(1, n, config.c_m), torch.randn(1, n, n, config.c_z), mask, None)
 
     single = 2 * n * config.c_m * config.c_s
-    assert script("gpu_checks.flops").counted(fold) == block_flops(config, n) + single
+    assert script("gpu_checks.card").counted(fold) == block_flops(config, n) + single
 
 
 def test_operations_of_two_blocks_give_those_of_all(script):
-    flops, models, paper = (
-        script(f"gpu_checks.{name}") for name in ("flops", "models", "paper_step")
-    )
-    sizes = script("gpu_checks.sizes")
-    model = models.shaken_model(sizes.settings(sizes.small_model(3, 1)))
+    flops, models, paper = (script(f"gpu_checks.{name}") for name in ("card", "models", "step"))
+    model = models.shaken_model(models.settings(models.small_model(3, 1)))
     training = paper.training_of(model, models.real_batch(6, 1), 0)
     found = flops.model_flops(training)
 
@@ -218,55 +152,13 @@ def test_operations_of_two_blocks_give_those_of_all(script):
     ],
 )
 def test_peaks_of_a_card_by_its_name(script, name, tflops, gigabytes):
-    found = script("gpu_checks.flops").peaks_of(name)
+    found = script("gpu_checks.card").peaks_of(name)
     assert found == pytest.approx((tflops * 1e12, gigabytes * 1e9))
 
 
 def test_no_peak_is_made_up(script):
     for name in ("CPU", "NVIDIA H1000", "NVIDIA L400", "NVIDIA GeForce RTX 4080"):
-        assert script("gpu_checks.flops").peaks_of(name) == (None, None)
-
-
-@pytest.mark.parametrize("wrong", ["gate", "scale", "mask", "bias", "nothing"])
-def test_a_wrong_attention_fails_its_rows(script, context, monkeypatch, wrong):
-    attention = script("gpu_checks.attention")
-
-    def broken(qkvg, bias):
-        q, k, v, gate = qkvg.chunk(4, -1)
-        gate = gate * (wrong != "gate")
-        q = q * (2 if wrong == "scale" else 1)
-        bias = bias.clamp(min=-2) if wrong == "mask" else bias
-        bias = bias.detach() + 0 * bias if wrong == "bias" else bias
-        return attention.formula(torch.cat([q, k, v, gate], -1), bias)
-
-    monkeypatch.setattr(attention, "gated_attention", broken)
-    rows = list(attention.attention_kernel(context))
-    assert [row.status for row in rows] == ["skipped"] + 8 * [
-        "passed" if wrong == "nothing" else "failed"
-    ]
-
-
-@pytest.mark.parametrize(("wrong", "status"), [(torch.bfloat16, "failed"), (None, "passed")])
-def test_a_kernel_that_is_left_for_the_plain_path_fails(script, monkeypatch, wrong, status):
-    attention = script("gpu_checks.attention")
-    kernels = lambda device, width, dtype, block: None if dtype == wrong else attention  # noqa: E731
-    monkeypatch.setattr(attention, "checked_kernels", kernels)
-    row = attention.uses_kernels("x", torch.device("cpu"))
-    assert (row.status, row.value) == (status, 6 if wrong else 0)
-    assert ("32 channels bf16 in blocks" in row.detail) == (status == "failed")
-
-
-def test_all_attentions_are_the_same(script, context):
-    attention = script("gpu_checks.attention")
-    given = attention.inputs(5, 16, torch.float32, context, padding=3)
-    expected = attention.output_and_gradients(attention.formula, *given)
-    with warnings.catch_warnings(record=True):  # openfold3's autocast is for another device
-        for name, other in attention.contenders().items():
-            if name == "cuEquivariance":  # computes on GPUs only
-                continue
-            found = attention.output_and_gradients(other, *given)
-            for part, value in expected.items():
-                assert attention.distance(found[part], value) < 1e-5, (name, part)
+        assert script("gpu_checks.card").peaks_of(name) == (None, None)
 
 
 def test_only_the_checks_that_are_named_are_run(script):
@@ -275,41 +167,12 @@ def test_only_the_checks_that_are_named_are_run(script):
     def chosen(names, call):
         return [each.name for each in check.chosen_checks(names, call)]
 
-    assert chosen(["step", "parity"], None) == ["parity", "step"]
-    assert chosen(["step", "parity"], 2) == ["step"]
+    assert chosen(["step", "card"], None) == ["card", "step"]
+    assert chosen(["step", "card"], 2) == ["step"]
     assert check.chosen_checks(None, None) == check.CHECKS
     assert chosen(None, 1) + chosen(None, 2) == [each.name for each in check.CHECKS]
     with pytest.raises(SystemExit, match='no check is named "steps"; there are: environment, '):
         check.main(["--only", "steps", "--tiny"])
-
-
-def test_waits_are_counted_by_the_line_of_the_package_that_made_them(script, monkeypatch):
-    from esmfold_peft.model.trunks.blocks import run_blocks
-
-    profiling = script("gpu_checks.profiling")
-
-    def wait(weights, *tracks_and_dropout):
-        warnings.warn(profiling.SYNCHRONIZED, stacklevel=1)
-        return tracks_and_dropout[:2]
-
-    def step():
-        tracks = torch.ones(1), torch.ones(1)
-        run_blocks(wait, [None] * 2, [None] * 2, *tracks, recompute=False)
-        wait(None)
-        warnings.warn("of something else", stacklevel=1)
-
-    found = profiling.waits(step)
-    (place,) = found.keys() - {"elsewhere"}
-    assert place.startswith("model/trunks/blocks.py:")
-    assert (found[place], found["elsewhere"]) == (2, 1)
-    row = profiling.waits_row(step)
-    assert (row.status, row.value, row.limit) == ("failed", 3, 0)
-    assert place in row.detail
-    assert profiling.waits_row(lambda: None).status == "passed"
-    for fetches, status in ((1, "passed"), (2, "failed")):  # a step fetches its summary once
-        fetched = Counter({f"{profiling.SUMMARY}59": fetches})
-        monkeypatch.setattr(profiling, "waits", lambda step, fetched=fetched: fetched)
-        assert profiling.waits_row(step).status == status
 
 
 def test_full_sizes_are_not_begun_without_a_gpu(script, monkeypatch):
@@ -345,18 +208,17 @@ def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, context, t
         written = json.loads(path.read_text())["rows"]
         yield report.measured("rows written before", len(written))
 
-    check = partial(running.Check, call=1)
+    check = partial(running.Check, call=1, seconds=60)
     checks = [
-        check("breaks", run=breaks, seconds=60),
-        check("sleeps", run=sleeps, seconds=60, benchmark=True),
-        check("sleeps too", run=sleeps, seconds=60),
-        check("last", run=last, seconds=60),
-        check("long", run=last, seconds=60, benchmark=True, needs=1e6),
-        check("also long", run=last, seconds=60, needs=1e6),
+        check("breaks", run=breaks),
+        check("sleeps", run=sleeps),
+        check("sleeps too", run=sleeps, required=True),
+        check("last", run=last),
+        check("long", run=last, needs=1e6),
+        check("also long", run=last, needs=1e6, required=True),
     ]
-    found = report.Report(path)
     deadline = time.monotonic() + 1000
-    running.run_checks(checks, context, found, deadline=deadline, say=lambda row: None)
+    running.run_checks(checks, context, deadline=deadline, say=lambda row: None)
     written = json.loads(path.read_text())
     assert [(row["name"], row["status"], row["value"]) for row in written["rows"]] == [
         ("before", "passed", 1.0),
@@ -373,6 +235,51 @@ def test_a_check_that_breaks_or_takes_too_long_loses_no_other(script, context, t
     assert written["rows"][7]["detail"] == "no time left"
     assert written["counts"] == {"passed": 4, "failed": 3, "skipped": 2}
     assert written["ended"] == ["breaks", "last"]
+
+
+GPU_TESTS = """
+import os
+import signal
+
+def test_passes():
+    pass
+
+def test_fails():
+    assert 1 == 2
+
+def test_breaks():
+    os.kill(os.getpid(), signal.SIGKILL) if not os.path.exists("mended") else None
+
+def test_last():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_gpu_tests_that_ended_are_not_run_again(script, context, monkeypatch, tmp_path):
+    running = script("gpu_checks.running")
+    folder = tmp_path / "tests" / "gpu"
+    folder.mkdir(parents=True)
+    hook = (SCRIPTS.parent / "tests" / "gpu" / "conftest.py").read_text().partition("Limit = ")[2]
+    imports = (
+        "import json, os, pytest\nfrom pathlib import Path\nfrom collections.abc import Callable"
+    )
+    (folder / "conftest.py").write_text(f"{imports}\nLimit = {hook}")
+    (folder / "test_x.py").write_text("import pytest\npytestmark = pytest.mark.gpu\n" + GPU_TESTS)
+    monkeypatch.setattr(running, "ROOT", tmp_path)
+    check = running.Check("tests", 1, running.gpu_tests, 100, required=True)
+
+    def run() -> list[tuple[str, str]]:
+        before = len(context.report.rows)
+        running.run_checks([check], context, deadline=time.monotonic() + 100, say=lambda row: None)
+        return [(row.name, row.status) for row in context.report.rows[before:]]
+
+    assert run() == [("x: passes", "passed"), ("x: fails", "failed"), ("pytest", "failed")]
+    assert "assert 1 == 2" in context.report.rows[1].detail
+    assert "ended with code -9" in context.report.rows[2].detail
+    (tmp_path / "mended").touch()
+    context.report.ended.remove("tests")  # as if the call had been stopped
+    assert run() == [("x: breaks", "passed"), ("x: last", "passed")]
 
 
 def test_a_resumed_report_runs_again_only_what_had_not_ended(script, tmp_path, monkeypatch):
@@ -427,7 +334,7 @@ def test_a_report_of_another_card_is_not_resumed(script, tmp_path):
 
 
 def test_a_sweep_takes_the_fastest_tiles_that_are_right(script, context, monkeypatch):
-    sweeps = script("gpu_checks.sweeps")
+    sweeps = script("gpu_checks.kernels")
     key, table = ("key", torch.bfloat16, True), tiles_on(context.device)
     usual, fast, faster, wrong, broken = table[key], *(Tiles(16, w, 1) for w in (1, 2, 4, 8))
     times = {usual: 5.0, fast: 3.0, faster: 2.0, wrong: 1.0}
@@ -463,7 +370,7 @@ def test_the_tiles_of_an_earlier_call_are_used(script, context):
 
 
 def test_a_sweep_tries_twelve_tiles_at_most(script):
-    sweeps = script("gpu_checks.sweeps")
+    sweeps = script("gpu_checks.kernels")
     default = tiles_on(torch.device("cpu"))
     for (kernel, whole), shapes in sweeps.SHAPES.items():
         usual = default[kernel, torch.bfloat16, whole]

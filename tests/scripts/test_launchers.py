@@ -116,7 +116,7 @@ def test_every_launcher_starts_the_same_training(chains: Path, slurm: dict, tmp_
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (3, False), (75, True)])
-def test_a_job_is_requeued_exactly_when_it_can_go_on(
+def test_a_job_is_requeued_exactly_when_it_can_be_resumed(
     code: int, requeued: bool, slurm: dict, tmp_path: Path
 ):
     program, calls = tmp_path / "python", tmp_path / "calls"

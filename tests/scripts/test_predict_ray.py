@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.commands.predict import run as predict
 from esmfold_peft.config import PredictConfig
-from tests.prediction.conftest import make_run
-from tests.prediction.test_predict import assert_same, predict
+from tests.prediction.conftest import assert_same, make_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict_ray.py"
 SEQUENCES = {"a": "MKTAYIAKQR", "b": "GSHMW", "bad": "MK1", "c": "ACDEFGHIKLMNPQRSTVWY:GG"}
@@ -39,7 +39,7 @@ def test_workers_do_what_one_process_does(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_before_ray_starts(tmp_path: Path):
+def test_a_wrong_flag_is_reported_before_ray_starts(tmp_path: Path):
     done = on_ray("--workers", 0, "x.fasta", "--run", "r", "--output", "o")
     assert done.returncode == 2
-    assert "--workers: less than 1" in done.stderr
+    assert "--workers: 0 is less than 1" in done.stderr

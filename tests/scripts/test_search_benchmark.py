@@ -93,7 +93,7 @@ def test_steps_that_are_counted(benchmark):
     assert pair.steps(both, guarded=False) == 1_700_000
     assert pair.steps(both, guarded=True) == 851_000
     parts = (Trial(256.0, 85_000), Trial(128.0, 85_000), Trial(128.0, 850_000))
-    # The part of the one that goes on is not run again.
+    # The first part of the trial that continues is not run again.
     assert benchmark.Climbed(parts, 128.0).steps(both, guarded=True) == 851_000
     none = fates(benchmark, x256=0, x128=0)
     assert benchmark.Climbed(parts, 128.0).steps(none, guarded=True) == 935_000

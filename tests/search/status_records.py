@@ -10,8 +10,8 @@ from esmfold_peft.config import (
     SearchConfig,
 )
 from esmfold_peft.search.grid import Arm
-from esmfold_peft.search.ladder import Trial
-from esmfold_peft.search.records import LadderRecord, SearchRecord, State, TrialRecord
+from esmfold_peft.search.ladder import StepsLeft, Trial
+from esmfold_peft.search.search_record import LadderRecord, SearchRecord, State, TrialRecord
 
 STEPS = 1000
 HALF = 100
@@ -49,7 +49,7 @@ def config(concurrent: int = 1, halve_at: int | None = None, **engine) -> Search
 
 
 def record(*ladders: LadderRecord, **settings) -> SearchRecord:
-    return SearchRecord(Path("out"), config(**settings), ladders)
+    return SearchRecord(config(**settings), ladders)
 
 
 def won() -> LadderRecord:
@@ -72,7 +72,7 @@ def climbing() -> LadderRecord:
         trial(LORA, 64.0, "running", 500, 1500.0, score=0.41),
         trial(LORA, 32.0, "interrupted", 300, 900.0),
     )
-    return LadderRecord(LORA, trials, steps_left=(2000, 2000))
+    return LadderRecord(LORA, trials, rung=1, steps_left=StepsLeft(1200, 1200, 700, 700))
 
 
 def exhausted() -> LadderRecord:
@@ -83,4 +83,4 @@ def exhausted() -> LadderRecord:
 
 def waiting() -> LadderRecord:
     """Full fine-tuning, which has one trial and no α, is not begun."""
-    return LadderRecord(FULL, (), steps_left=(1000, 1000))
+    return LadderRecord(FULL, (), steps_left=StepsLeft(*[1000] * 4))

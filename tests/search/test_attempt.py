@@ -38,7 +38,7 @@ def trainings(folder: Path) -> list[Path]:
     return found
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -14,23 +14,13 @@ from esmfold_peft.search.ladder import (
     Trial,
     decide,
     judged,
-    steps_needed,
 )
+from tests.search.test_ladder import DIVERGED, HALF, STEPS, needed, part, whole
 
-STEPS, HALF = 100, 10
 FROZEN_RULES = Rules(((1.0,),), STEPS)
 LADDER = Rules(((256.0, 128.0), (64.0, 32.0)), STEPS)
 HALVED = Rules(LADDER.rungs, STEPS, HALF)
-DIVERGED = Outcome("diverged")
 ALL_OUT = Decision((), 1)
-
-
-def whole(*multiples: float) -> tuple[Trial, ...]:
-    return tuple(Trial(float(multiple), STEPS) for multiple in multiples)
-
-
-def part(*multiples: float) -> tuple[Trial, ...]:
-    return tuple(Trial(float(multiple), HALF) for multiple in multiples)
 
 
 def scored(trials: tuple[Trial, ...], *scores: float | None) -> dict[Trial, Outcome]:
@@ -133,21 +123,21 @@ def test_the_frozen_ladder_stops_at_the_halving_and_goes_on():
     rules = Rules(FROZEN_RULES.rungs, STEPS, HALF)
     assert decide(rules, {}).asked == part(1)
     assert decide(rules, frozen(0.3, HALF)).asked == whole(1)
-    assert steps_needed(rules, {}) == (STEPS, STEPS)
-    assert steps_needed(rules, frozen(0.3, HALF)) == (STEPS - HALF, STEPS - HALF)
+    assert needed(rules, {}) == (STEPS, STEPS)
+    assert needed(rules, frozen(0.3, HALF)) == (STEPS - HALF, STEPS - HALF)
     both = frozen(0.3, HALF) | frozen(0.5)
     assert decide(rules, both).winner == whole(1)[0]
 
 
 def test_steps_that_are_left_of_a_ladder_that_waits():
     ended = scored(whole(256, 128), 0.6, 0.7)
-    assert steps_needed(LADDER, ended, {}) == (0, 2 * STEPS)
-    assert steps_needed(LADDER, ended, frozen(0.5)) == (0, 0)
-    assert steps_needed(LADDER, ended, frozen(0.7)) == (2 * STEPS, 2 * STEPS)
+    assert needed(LADDER, ended, {}) == (0, 2 * STEPS)
+    assert needed(LADDER, ended, frozen(0.5)) == (0, 0)
+    assert needed(LADDER, ended, frozen(0.7)) == (2 * STEPS, 2 * STEPS)
     parts = scored(part(256, 128), 0.6, 0.7)
-    assert steps_needed(HALVED, parts, {}) == (90, 90 + 90 + 200)
-    assert steps_needed(HALVED, parts, frozen(0.6, HALF)) == (90, 90 + 200)
-    assert steps_needed(HALVED, parts | scored(whole(128), 0.9), frozen(0.6, HALF)) == (0, 200)
+    assert needed(HALVED, parts, {}) == (90, 90 + 90 + 200)
+    assert needed(HALVED, parts, frozen(0.6, HALF)) == (90, 90 + 200)
+    assert needed(HALVED, parts | scored(whole(128), 0.9), frozen(0.6, HALF)) == (0, 200)
 
 
 endings = st.sampled_from(["converged", "converged", "plateau", "diverged"])
@@ -183,7 +173,7 @@ def search(fates: dict[Trial, Outcome], halve_at: int | None, seed: int):
         ]
         if not asked:
             return decision, frozenset(ended[2]), moments, done
-        moments.append((steps_needed(rules[2], ended[2], ended[1])[1], done))
+        moments.append((needed(rules[2], ended[2], ended[1])[1], done))
         which, trial = chance.choice(asked)
         assert trial not in ended[which]
         ended[which][trial] = fates[trial]

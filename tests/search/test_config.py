@@ -44,7 +44,7 @@ OUT_OF_BOUNDS = {
     "floor nan": ({"ladder.floor": math.nan}, "ladder.floor: nan is not above 0"),
     "floor above the first pair": (
         {"ladder.floor": 200},
-        "ladder.floor: 200 is above 128 of the first multiples, which would not be tried",
+        "ladder.floor: 200 is above 128, one of the ladder.multiples",
     ),
     "halving at once": ({"ladder.halve_at": 0}, "ladder.halve_at: 0 is less than 1"),
     "halving at the end": (
@@ -60,15 +60,15 @@ OUT_OF_BOUNDS = {
     "retries": ({"executor.retries": -1}, "executor.retries: -1 is less than 0"),
     "poll": ({"executor.poll_seconds": -0.5}, "executor.poll_seconds: -0.5 is less than 0"),
     "gpus": ({"executor.gpus": -1}, "executor.gpus: -1.0 is less than 0"),
-    "empty grid": ({"grid": {}}, "grid: no adapters"),
+    "empty grid": ({"grid": {}}, "grid: empty; name at least one kind"),
     "unknown adapter": ({"grid": {"lorra": [1]}}, "grid: 'lorra' is none of none, full, lora"),
-    "rank where there is none": ({"grid": {"full": [1]}}, "grid.full: [1]: it has no rank"),
-    "no ranks": ({"grid": {"lora": []}}, "grid.lora: no ranks"),
-    "rank 0": ({"grid": {"lora": [1, 0]}}, "grid.lora: [1, 0]: a rank twice, or below 1"),
-    "rank twice": ({"grid": {"lora": [8, 8]}}, "grid.lora: [8, 8]: a rank twice, or below 1"),
-    "no seeds": ({"seeds": []}, "seeds: []: none, one twice, or below 0"),
-    "seed twice": ({"seeds": [1, 1]}, "seeds: [1, 1]: none, one twice, or below 0"),
-    "seed below 0": ({"seeds": [0, -1]}, "seeds: [0, -1]: none, one twice, or below 0"),
+    "rank where there is none": ({"grid": {"full": [1]}}, "grid.full: [1]: this kind has no rank"),
+    "no ranks": ({"grid": {"lora": []}}, "grid.lora: empty"),
+    "rank 0": ({"grid": {"lora": [1, 0]}}, "grid.lora: [1, 0]: give each rank once"),
+    "rank twice": ({"grid": {"lora": [8, 8]}}, "grid.lora: [8, 8]: give each rank once"),
+    "no seeds": ({"seeds": []}, "seeds: []: give at least one, each once, from 0 on"),
+    "seed twice": ({"seeds": [1, 1]}, "seeds: [1, 1]: give at least one, each once, from 0 on"),
+    "seed below 0": ({"seeds": [0, -1]}, "seeds: [0, -1]: give at least one, each once, from 0 on"),
     "start of another": ({"init": {"dora": "paper"}}, "init: dora is not in the grid"),
     "start that a kind lacks": (
         {"grid": {"tt_lora": [1], "lora": [1]}, "init": {"lora": "direct"}},
@@ -76,9 +76,9 @@ OUT_OF_BOUNDS = {
     ),
     "no validation chains": (
         {"data.validation": None},
-        "data.validation: a search needs validation chains to choose by",
+        "data.validation: missing",
     ),
-    "no steps": ({"engine.steps": 0}, "engine.steps: 0: a trial has at least 1"),
+    "no steps": ({"engine.steps": 0}, "engine.steps: 0: a trial needs at least 1"),
 }
 
 OF_ANOTHER_KIND = {

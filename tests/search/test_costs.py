@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from esmfold_peft.config import ExecutorConfig
-from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, counted_devices, time_left
-from esmfold_peft.search.records import LadderRecord
+from esmfold_peft.search.costs import Costs, TimeLeft, costs_of, time_left
+from esmfold_peft.search.ladder import StepsLeft
+from esmfold_peft.search.search_record import LadderRecord, counted_devices
 from tests.search.status_records import (
     FULL,
     HALF,
@@ -71,12 +72,12 @@ def test_a_search_that_is_over_has_no_time_left():
 
 def test_before_the_first_step_the_time_left_is_not_known():
     assert time_left(record(waiting())) is None
-    begun = LadderRecord(LORA, (trial(LORA, 256.0, "running", 0, 5.0),), steps_left=(2000, 4000))
+    begun = LadderRecord(LORA, (trial(LORA, 256.0, "running", 0, 5.0),))
     assert time_left(record(begun)) is None
 
 
-def test_steps_that_are_done_are_not_left_also_of_one_that_was_interrupted():
-    # 2,000 steps less 500 and 300, at 3,000 GPU-seconds in 1,000 steps.
+def test_the_time_left_is_that_of_the_steps_left():
+    # 1,200 steps at 3,000 GPU-seconds in 1,000 steps.
     assert time_left(record(climbing())) == TimeLeft(1200 * 3.0, 1200 * 3.0)
 
 
@@ -86,17 +87,17 @@ def test_an_adapter_without_a_trial_has_the_mean_of_the_search():
     assert left.least == left.most == pytest.approx(1000 * 5000 / 2450)
 
 
-def pair(state_of_other: str = "running") -> LadderRecord:
+def pair() -> LadderRecord:
     """The first pair at step 100, at 2 GPU-seconds a step."""
     trials = (trial(LORA, 256.0, "running", 100, 200.0), trial(LORA, 128.0, "running", 100, 200.0))
-    return LadderRecord(LORA, trials, steps_left=(2000, 4000))
+    return LadderRecord(LORA, trials, steps_left=StepsLeft(1800, 3800, 900, 1900))
 
 
 def test_two_at_a_time_take_half_as_long():
     assert time_left(record(pair())) == TimeLeft(1800 * 2.0, 3800 * 2.0)
     two = time_left(record(pair(), concurrent=2))
-    # 900 steps at least. At most 3,800 shared by two, and half of two rungs of 1,000 steps.
-    assert two == TimeLeft(900 * 2.0, (1900 + 1000) * 2.0)
+    # 900 steps at least. At most 3,800 shared by two, and half of two rungs: 900 and 1,000 steps.
+    assert two == TimeLeft(900 * 2.0, (1900 + 950) * 2.0)
 
 
 def test_more_places_than_trials_do_not_help():
@@ -104,23 +105,6 @@ def test_more_places_than_trials_do_not_help():
     assert left is not None
     assert left.least == 900 * 2.0
     assert left.most >= 1900 * 2.0
-
-
-def test_the_other_of_a_pair_cannot_be_shared_out():
-    trials = (diverged(LORA, 256.0, 100, 200.0), trial(LORA, 128.0, "running", 500, 1000.0))
-    left = time_left(record(LadderRecord(LORA, trials, steps_left=(1000, 3000)), concurrent=2))
-    assert left is not None
-    assert left.least == 500 * 2.0
-
-
-def test_after_the_halving_one_goes_on_alone():
-    beaten = trial(LORA, 128.0, "converged", HALF, 200.0, steps=HALF, beaten=True)
-    ladder = LadderRecord(
-        LORA, (trial(LORA, 256.0, "running", 500, 1000.0), beaten), steps_left=(900, 3800)
-    )
-    left = time_left(record(ladder, halve_at=HALF, concurrent=2))
-    assert left is not None
-    assert left.least == 500 * 2.0
 
 
 def test_a_part_below_frozen_saves_the_rest_of_it_as_halving_does():
@@ -133,14 +117,14 @@ def test_a_part_below_frozen_saves_the_rest_of_it_as_halving_does():
 def waits_for(frozen: LadderRecord, concurrent: int) -> TimeLeft | None:
     """Of a ladder whose first rung has ended, with a second below it, at 2 GPU-seconds a step."""
     ended = tuple(trial(LORA, m, "converged", 1000, 2000.0, score=0.5) for m in (256.0, 128.0))
-    ladder = LadderRecord(LORA, ended, waits=True, steps_left=(0, 2000))
+    ladder = LadderRecord(LORA, ended, waits=True, steps_left=StepsLeft(0, 2000, 0, 1000))
     search = record(ladder, frozen, concurrent=concurrent)
     return time_left(replace(search, config=replace(search.config, grid={"lora": [1], "none": []})))
 
 
 def test_a_ladder_that_waits_for_the_frozen_trial_goes_on_after_it():
     running = trial(NONE, 1.0, "running", 400, 800.0)
-    frozen = LadderRecord(NONE, (running,), steps_left=(1000, 1000))
+    frozen = LadderRecord(NONE, (running,), steps_left=StepsLeft(*[600] * 4))
     assert waits_for(frozen, 1) == TimeLeft(600 * 2.0, (600 + 2000) * 2.0)
     left = waits_for(frozen, 100)
     # The rung below may begin when the frozen trial has ended: 600 steps, and 1,000.
@@ -151,7 +135,7 @@ def test_a_ladder_that_waits_for_the_frozen_trial_goes_on_after_it():
 
 def test_a_ladder_that_waits_may_have_nothing_left():
     failed = trial(NONE, 1.0, "failed", 1000, 2000.0)
-    left = waits_for(LadderRecord(NONE, (failed,), steps_left=(1000, 1000)), 2)
+    left = waits_for(LadderRecord(NONE, (failed,), steps_left=StepsLeft()), 2)
     assert left is not None
     assert left.least == 0.0
 
@@ -170,22 +154,3 @@ def test_seconds_of_several_devices_are_gpu_seconds_shared_out():
     on_cpu = replace(config(devices=2), executor=ExecutorConfig(kind="ray", gpus=0.0))
     assert counted_devices(on_cpu) == 2
     assert time_left(record(pair(), devices=4)) == TimeLeft(1800 * 0.5, 3800 * 0.5)
-
-
-def test_steps_before_halving_are_left_out_once():
-    """The ladder counts 900 steps of the better one; it has 400 beyond its part."""
-    beaten = trial(LORA, 128.0, "converged", HALF, 200.0, steps=HALF, beaten=True)
-    goes_on = trial(LORA, 256.0, "running", 500, 1000.0)
-    ladder = LadderRecord(LORA, (goes_on, beaten), steps_left=(900, 900 + 900 + 2000))
-    left = time_left(record(ladder, halve_at=HALF))
-    assert left == TimeLeft(500 * 2.0, (500 + 900 + 2000) * 2.0)
-
-
-def test_parts_before_halving_run_at_the_same_time_and_their_better_one_after_them():
-    parts = tuple(trial(LORA, m, "running", 50, 100.0, steps=HALF) for m in (256.0, 128.0))
-    ladder = LadderRecord(LORA, parts, steps_left=(1100, 4000))
-    left = time_left(record(ladder, halve_at=HALF, concurrent=8))
-    # 50 steps to the halving, 900 after it; all 3,900 one after the other at the worst.
-    assert left is not None
-    assert left.least == (50 + 1000 - HALF) * 2.0
-    assert left.most <= 3900 * 2.0

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from esmfold_peft.config import DataConfig, ExecutorConfig, LadderConfig, SearchConfig
 from esmfold_peft.errors import BusyError
 from esmfold_peft.runs.status import Status, write_status
+from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.driver import Driver, Summary
-from esmfold_peft.search.executors.protocol import Executor, Handle, Job
-from esmfold_peft.search.grid import RUN, Arm, trial_folder
-from esmfold_peft.search.ladder import Trial
-from esmfold_peft.search.ledger import Ledger, read_ledger
-from esmfold_peft.search.reading import read_search
+from esmfold_peft.search.executors import Executor, Handle, job_name
+from esmfold_peft.search.grid import Arm, trial_folder
+from esmfold_peft.search.ladder import NO_STEPS, Trial
+from esmfold_peft.search.ledger import read_ledger
+from esmfold_peft.search.search_record import read_search
 from esmfold_peft.training.leak_guard import LEAK_CHECK
 
 MULTIPLES = (256.0, 128.0, 64.0, 32.0, 16.0, 8.0)
@@ -52,38 +53,39 @@ class FakeExecutor:
         self.jobs: dict[str, int] = {}
         self.calls, self.kill_at = 0, None
 
-    def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        self.together.append(len(jobs))
-        return [self._start(job) for job in jobs]
+    def start(self, folders: Sequence[Path]) -> list[Handle]:
+        self.together.append(len(folders))
+        return [self._start(folder) for folder in folders]
 
-    def _start(self, job: Job) -> Handle:
+    def _start(self, folder: Path) -> Handle:
         self._call()
-        assert job.name not in self.jobs  # never twice at a time
-        self.begun.append(self._multiple(job))
-        self.jobs[job.name] = 0
-        note(job.folder, '{"began": 3.0}')
+        name = job_name(folder)
+        assert name not in self.jobs  # never twice at a time
+        self.begun.append(self._multiple(folder))
+        self.jobs[name] = 0
+        note(folder, '{"began": 3.0}')
         self._call()
         return {"pid": 1}
 
-    def adopt(self, job: Job, handle: Handle) -> None:
+    def adopt(self, folder: Path, handle: Handle) -> None:
         self._call()
 
-    def alive(self, job: Job) -> bool:
+    def alive(self, folder: Path) -> bool:
         self._call()
-        if job.name not in self.jobs:
+        name = job_name(folder)
+        if name not in self.jobs:
             return False
-        self.jobs[job.name] += 1
-        if self.jobs[job.name] < 2:
+        self.jobs[name] += 1
+        if self.jobs[name] < 2:
             return True
-        del self.jobs[job.name]
-        multiple = self._multiple(job)
-        status, score = self.endings[multiple].pop(0)
+        del self.jobs[name]
+        status, score = self.endings[self._multiple(folder)].pop(0)
         if status in SAID:
             code = BusyError.exit_code if status == "busy" else 2
-            note(job.folder, f'{{"ended": 4.0, "code": {code}}}')
-            (job.folder / "train.log").write_text(f"first\n{SAID[status]}\n")
+            note(folder, f'{{"ended": 4.0, "code": {code}}}')
+            (folder / "train.log").write_text(f"first\n{SAID[status]}\n")
         else:
-            write_end(job.folder, status, score)
+            write_end(folder, status, score)
         return False
 
     def stop(self) -> None:
@@ -95,8 +97,8 @@ class FakeExecutor:
             raise KilledError
 
     @staticmethod
-    def _multiple(job: Job) -> float:
-        return float(job.folder.name.removeprefix("alpha_").replace("run", "1")) / ARM.rank
+    def _multiple(folder: Path) -> float:
+        return float(folder.name.removeprefix("alpha_").replace("run", "1")) / ARM.rank
 
 
 def note(folder: Path, line: str) -> None:
@@ -128,8 +130,7 @@ def search_config(output: Path, **executor) -> SearchConfig:
 
 
 def driver(config: SearchConfig, executor: FakeExecutor, say=lambda line: None) -> Driver:
-    ledger, events = Ledger(config.output), read_ledger(config.output)
-    return Driver(config, executor, ledger, events, devices=0, say=say)
+    return Driver(config, executor, say)
 
 
 def searched(config: SearchConfig, executor: FakeExecutor, kills: list[int]) -> Summary:
@@ -317,9 +318,36 @@ def test_the_reader_finds_what_the_search_has_done(tmp_path: Path):
         (2048.0, "diverged", "loss", 7),
         (1024.0, "converged", None, 10),
     ]
-    assert ladder.steps_left == (0, 0)
+    assert ladder.steps_left == NO_STEPS
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines][-1] == "winner"
+
+
+BEFORE = """\
+{"time": 1.0, "event": "starting", "kind": "lorta", "rank": 8, "seed": 0, "alpha": 2048.0, \
+"multiple": 256.0, "steps": 10, "attempt": 1}
+{"time": 1.1, "event": "started", "kind": "lorta", "rank": 8, "seed": 0, "alpha": 2048.0, \
+"multiple": 256.0, "steps": 10, "handle": {"pid": 7, "gpus": ""}}
+{"time": 2.0, "event": "ended", "kind": "lorta", "rank": 8, "seed": 0, "alpha": 2048.0, \
+"multiple": 256.0, "steps": 10, "ending": "converged", "score": 0.7, "step": 10, "rule": null, \
+"message": null}
+{"time": 2.1, "event": "starting", "kind": "lorta", "rank": 8, "seed": 0, "alpha": 1024.0, \
+"multiple": 128.0, "steps": 10, "attempt": 1}
+{"time": 2.2, "event": "lost", "kind": "lorta", "rank": 8, "seed": 0, "alpha": 1024.0, \
+"multiple": 128.0, "steps": 10, "message": "its process was killed"}
+"""
+"""Lines as searches wrote them before; their format stays."""
+
+
+def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path):
+    (tmp_path / "ledger.jsonl").write_text(BEFORE)
+    config = search_config(tmp_path)
+    first, second = read_search_of(config).ladders[0].trials
+    assert (first.state, first.alpha, second.state) == ("converged", 2048.0, "interrupted")
+    executor = FakeExecutor({128.0: [("converged", 0.6)]})
+    assert searched(config, executor, []).winners[ARM].multiple == 256.0
+    assert executor.begun == [128.0]
+    assert (tmp_path / "ledger.jsonl").read_text().startswith(BEFORE)
 
 
 def read_search_of(config: SearchConfig):

@@ -14,7 +14,7 @@ from esmfold_peft.search.costs import time_left
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
 from esmfold_peft.search.ledger import read_ledger
-from esmfold_peft.search.records import LadderRecord, SearchRecord
+from esmfold_peft.search.search_record import LadderRecord, SearchRecord
 from esmfold_peft.search.status_view import status_json, status_text
 from tests.search.test_driver import (
     ARM,
@@ -146,8 +146,8 @@ def test_a_frozen_trial_that_was_given_up_leaves_the_ladders_open(tmp_path: Path
         ("climbing", 1),
     ]
     said: list[str] = []
-    monkeypatch.setattr(command, "report", said.append)
-    command._conclude(config, summary)
+    monkeypatch.setattr(command, "tell", said.append)
+    command._conclude(tmp_path, 2, summary)
     assert said[0].startswith(f"search {tmp_path}: 0 of 2 ladders have a winner; trials that have")
     assert said[1] == (
         "these ladders wait for the frozen trial of their seed, which has failed: lorta r=8 seed 0;"

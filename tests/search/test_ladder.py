@@ -11,20 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmfold_peft.config import LadderConfig
-from esmfold_peft.search.ladder import Decision, Outcome, Rules, Trial, decide, rungs_of
-from esmfold_peft.search.ladder import steps_needed as needed
+from esmfold_peft.search.ladder import (
+    Decision,
+    Outcome,
+    Rules,
+    StepsLeft,
+    Trial,
+    decide,
+    rungs_of,
+    steps_left,
+)
 
 STEPS, HALF = 100, 10
 PAPER = rungs_of(LadderConfig())
 many = settings(deadline=None, max_examples=100)
 
 
+def needed(*given) -> tuple[float, float]:
+    """Steps that are left at least and at most; see `steps_left`."""
+    return steps_left(*given)[:2]
+
+
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a scale, whoever runs it.
+    """How a multiple ends, whoever runs it.
 
     Attributes:
-        diverges: the step of it; None if it never does.
+        diverges: at this step; None if it never does.
         ending: of a whole trial that does not diverge.
         score: of the whole trial.
         early: score at HALF.
@@ -42,7 +55,7 @@ class Fate:
         return Outcome(self.ending, self.score if steps == STEPS else self.early)
 
     def cost(self, steps: int) -> int:
-        """Optimizer steps that it does of so many."""
+        """Optimizer steps that it does, of so many."""
         return min(steps, self.diverges or steps)
 
 
@@ -356,6 +369,25 @@ def test_steps_that_are_left_with_halving():
     assert needed(ladder, ended) == (90, 90 + 90 + 200)  # 128 goes on if 256 diverges
     ended[whole(256)[0]] = DIVERGED
     assert needed(ladder, ended) == (90, 90 + 200)
+
+
+def test_steps_that_trials_have_done_are_not_left():
+    ladder = rules((256, 128), (64, 32))
+    both = steps_left(ladder, {}, None, {256.0: 10, 128.0: 40})
+    assert both == StepsLeft(90 + 60, 90 + 60 + 200, 90, 90 + 100)
+    # The other of a pair cannot be shared out.
+    lone = steps_left(ladder, {whole(256)[0]: DIVERGED}, None, {128.0: 50})
+    assert lone == StepsLeft(50, 250, 50, 150)
+
+
+def test_steps_up_to_the_halving_are_left_out_once():
+    ladder = rules((256, 128), (64, 32), halve_at=HALF)
+    # Parts up to the halving run at the same time, and the better one after them.
+    parts = steps_left(ladder, {}, None, {256.0: 5, 128.0: 4})
+    assert parts == StepsLeft(5 + 6 + 90, 400 - 9, 6 + 90, 400 - 9)
+    ended = {part(256)[0]: Outcome("converged", 0.5), part(128)[0]: Outcome("converged", 0.4)}
+    goes_on = steps_left(ladder, ended, None, {256.0: 50})
+    assert goes_on == StepsLeft(50, 50 + 90 + 200, 50, 50 + 90 + 200)
 
 
 @many

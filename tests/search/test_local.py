@@ -2,17 +2,18 @@
 
 import fcntl
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from esmfold_peft.commands import search as command
 from esmfold_peft.errors import UserError
-from esmfold_peft.search.executors import choice, local
+from esmfold_peft.search import attempt
+from esmfold_peft.search.executors import local
 from esmfold_peft.search.executors.local import LocalExecutor
-from esmfold_peft.search.executors.protocol import Job
+from tests.search.test_attempt import until
 from tests.search.test_driver import search_config
 
 STAND_IN = """#!/bin/sh
@@ -22,77 +23,71 @@ exec sleep 60
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes jobs, whose process only says which GPUs it sees."""
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes folders of trials, whose process only says which GPUs it sees."""
     program = tmp_path / "python"
     program.write_text(STAND_IN)
     program.chmod(0o755)
-    monkeypatch.setattr(local.sys, "executable", str(program))
+    monkeypatch.setattr(attempt.sys, "executable", str(program))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
-    made: list[Job] = []
+    made: list[Path] = []
 
-    def make(devices: int) -> Job:
-        folder = tmp_path / f"trial_{len(made)}"
-        folder.mkdir()
-        made.append(Job(folder.name, folder, devices))
+    def make() -> Path:
+        made.append(tmp_path / f"trial_{len(made)}")
+        made[-1].mkdir()
         return made[-1]
 
     yield make
-    for job in made:
-        if local.is_alive(job.folder):
-            local._terminate(local._said(job.folder)[1])
+    for folder in made:
+        if local.is_alive(folder):
+            end(folder)
 
 
-def seen(job: Job) -> str:
-    until(lambda: (job.folder / "gpus").is_file() and (job.folder / "gpus").read_text() != "")
-    return (job.folder / "gpus").read_text().strip()
+def end(folder: Path) -> None:
+    local._terminate(local._gpus_and_process(folder)[1])
 
 
-def until(condition) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def seen(folder: Path) -> str:
+    until(lambda: (folder / "gpus").is_file() and (folder / "gpus").read_text() != "")
+    return (folder / "gpus").read_text().strip()
 
 
-def test_each_trial_has_gpus_of_its_own_also_after_a_restart_with_others(jobs):
-    first, second = jobs(1), jobs(1)
-    executor = LocalExecutor(("4", "6", "7", "5"))
-    for job in (first, second):
-        executor.start([job])
+def test_each_trial_has_gpus_of_its_own_also_after_a_restart_with_others(trials):
+    first, second, third, fourth = (trials() for _ in range(4))
+    LocalExecutor(("4", "6", "7", "5"), 1).start([first, second])
     assert (seen(first), seen(second)) == ("4", "6")
-    later = LocalExecutor(("6", "4", "7", "5"))
-    for job in (first, second):
-        later.adopt(job, {})
-    pair, one = jobs(2), jobs(1)
-    later.start([pair])
-    assert seen(pair) == "7,5"
-    with pytest.raises(UserError, match="trial_3: it needs 1 GPUs, and trials that still run lea"):
-        later.start([one])
-    local._terminate(local._said(first.folder)[1])
-    until(lambda: not later.alive(first))
-    later.start([one])
-    assert seen(one) == "4"
+    later = LocalExecutor(("6", "4", "7", "5"), 2)
+    for folder in (first, second):
+        later.adopt(folder, {})
+    later.start([third])
+    assert seen(third) == "7,5"
+    with pytest.raises(UserError, match="trial_3: it needs 2 GPUs, and trials that still run lea"):
+        later.start([fourth])
+    end(first)
+    end(second)
+    until(lambda: not later.alive(first) and not later.alive(second))
+    later.start([fourth])
+    assert seen(fourth) == "6,4"
 
 
-def test_on_a_cpu_a_trial_sees_what_the_search_sees(jobs):
-    job = jobs(0)
-    LocalExecutor().start([job])
-    assert seen(job) == "all"
+def test_on_a_cpu_a_trial_sees_what_the_search_sees(trials):
+    folder = trials()
+    LocalExecutor().start([folder])
+    assert seen(folder) == "all"
 
 
-def test_looking_at_a_trial_neither_stops_nor_doubles_it(jobs):
-    job = jobs(0)
-    path = job.folder / ".attempt"
+def test_looking_at_a_trial_neither_stops_nor_doubles_it(trials):
+    folder = trials()
+    path = folder / ".attempt"
     path.touch()
     with path.open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert not local.is_alive(job.folder)
+        assert not local.is_alive(folder)
         threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
-        LocalExecutor().start([job])
-    assert local.is_alive(job.folder)
+        LocalExecutor().start([folder])
+    assert local.is_alive(folder)
     with pytest.raises(UserError, match="a process of this trial is running"):
-        LocalExecutor().start([job])
+        LocalExecutor().start([folder])
 
 
 def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path):
@@ -108,22 +103,22 @@ def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path):
 def test_a_trial_takes_the_devices_of_its_engine(
     accelerator, devices, gpus, expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(choice, "_gpus", lambda: list(map(str, range(gpus))))
+    monkeypatch.setattr(command, "_gpus", lambda: list(map(str, range(gpus))))
     config = search_config(tmp_path)
     engine = replace(config.engine, accelerator=accelerator, devices=devices)
-    assert choice.gpus_of(replace(config, engine=engine)) == expected
+    assert command.gpus_of(replace(config, engine=engine)) == expected
 
 
 def test_more_trials_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(choice, "_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(command, "_gpus", lambda: ["0", "1", "2"])
     config = search_config(tmp_path, concurrent=2)
     config = replace(config, engine=replace(config.engine, accelerator="gpu", devices=2))
     said = "executor.concurrent: 2 trials of 2 GPUs need 4, this machine has 3"
     with pytest.raises(UserError, match=said):
-        choice.build_executor(config)
+        command.build_executor(config)
     several = replace(config, engine=replace(config.engine, nodes=2))
     with pytest.raises(UserError, match=r"engine.nodes: 2: a trial runs on one machine"):
-        choice.build_executor(several)
+        command.build_executor(several)
 
 
 @pytest.mark.parametrize(
@@ -137,4 +132,4 @@ def test_gpus_are_named_as_this_process_sees_them(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert choice._gpus() == expected
+    assert command._gpus() == expected

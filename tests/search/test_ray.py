@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from esmfold_peft.config import ExecutorConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.search.executors.protocol import Job
 from esmfold_peft.search.executors.ray import RayExecutor
 
 
@@ -58,11 +56,11 @@ class Cluster:
 
 def executor(cluster: Cluster) -> RayExecutor:
     made = RayExecutor.__new__(RayExecutor)
-    made._ray, made._config, made._prefix = cluster, ExecutorConfig(kind="ray"), "search"
+    made._ray, made._resources, made._search = cluster, {}, "search"
     return made
 
 
-JOB = Job("a", Path("/trial"), 1)
+TRIAL = Path("/trials/a/alpha_1")
 
 
 @pytest.mark.parametrize(
@@ -78,15 +76,15 @@ JOB = Job("a", Path("/trial"), 1)
 def test_a_trial_is_lost_only_when_its_actor_is(answer, alive: bool, killed: int):
     cluster = Cluster()
     cluster.answer = answer
-    assert executor(cluster).alive(JOB) is alive
+    assert executor(cluster).alive(TRIAL) is alive
     assert cluster.killed == killed
 
 
 def test_an_actor_that_nobody_knows_is_gone():
-    assert not executor(Cluster(known=False)).alive(JOB)
+    assert not executor(Cluster(known=False)).alive(TRIAL)
 
 
 def test_an_actor_that_is_there_is_not_begun_again():
-    assert executor(Cluster()).start([JOB]) == [{"actor": "search/a"}]
+    assert executor(Cluster()).start([TRIAL]) == [{"actor": "search/a/alpha_1"}]
     with pytest.raises(UserError, match=r"^executor: ray: The name is taken$"):
-        executor(Cluster(known=False)).start([JOB])
+        executor(Cluster(known=False)).start([TRIAL])

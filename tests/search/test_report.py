@@ -13,16 +13,16 @@ from esmfold_peft.config import SearchConfig
 from esmfold_peft.config.training import DataConfig
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
-from esmfold_peft.search.outcomes import column
-from esmfold_peft.search.records import LadderRecord, SearchRecord, TrialRecord
-from esmfold_peft.search.report import curves, figure, write_report
+from esmfold_peft.search.report import figures, write_report
+from esmfold_peft.search.search_record import LadderRecord, SearchRecord, TrialRecord
+from esmfold_peft.search.trial_files import column, metrics_rows
 
 GRID = {"lora": [1], "lorta": [1, 8], "none": []}
 
 
 def record_of(output: Path, ladders: tuple[LadderRecord, ...]) -> SearchRecord:
     data = DataConfig(Path("t"), Path("v"))
-    return SearchRecord(output, SearchConfig(output, data, GRID, seeds=(0, 1)), ladders)
+    return SearchRecord(SearchConfig(output, data, GRID, seeds=(0, 1)), ladders)
 
 
 def won(folder: Path, kind: str, rank: int | None, seed: int, score: float, parameters: int):
@@ -85,20 +85,21 @@ def test_text_of_others_is_escaped_and_the_rule_is_told(report: Path):
 
 def test_metrics_without_empty_cells_nan_and_a_cut_line(tmp_path: Path):
     won(tmp_path, "lora", 1, 0, 0.6, 1)
-    assert column(tmp_path / "lora_r1_seed0", "train/loss") == [(10, 3.0)]
-    assert column(tmp_path / "lora_r1_seed0", "validation/lddt_ca") == [(20, 0.5)]
+    rows = metrics_rows(tmp_path / "lora_r1_seed0")
+    assert column(rows, "train/loss") == [(10, 3.0)]
+    assert column(rows, "validation/lddt_ca") == [(20, 0.5)]
 
 
 def test_a_search_with_nothing_done_says_so(tmp_path: Path):
     write_report(record_of(tmp_path, (LadderRecord(Arm("lora", 1, 0), ()),)))
-    assert "No trial has been begun yet." in (tmp_path / "report" / "index.html").read_text()
+    assert "No trial has started yet." in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_a_search_on_a_cpu_has_cost_no_gpu_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     record = record_of(tmp_path, (won(tmp_path, "lora", 1, 0, 0.6, 34_560),))
-    config = replace(record.config, engine=replace(record.config.engine, accelerator="cpu"))
+    engine = replace(record.config.engine, accelerator="cpu")
     monkeypatch.chdir(tmp_path)
-    write_report(replace(record, config=config, output=Path()))
+    write_report(replace(record, config=replace(record.config, engine=engine, output=Path())))
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"<h1>Search {tmp_path.name}</h1>" in page
     for text in (page, (tmp_path / "report" / "table10.md").read_text()):
@@ -106,11 +107,37 @@ def test_a_search_on_a_cpu_has_cost_no_gpu_hours(tmp_path: Path, monkeypatch: py
         assert "GPU-hours" not in text
 
 
-def drawn(record: SearchRecord, monkeypatch: pytest.MonkeyPatch, module, draw) -> Figure:
+def test_a_wide_table_scrolls_in_its_box_and_breaks_no_word(report: Path):
+    page = (report / "index.html").read_text()
+    assert page.count("<table>") == page.count('<div class="wide"><table>') == 4
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert ".wide { overflow-x: auto; }" in style
+    assert ".wide td { overflow-wrap: normal; }" in style
+    assert "<td>converged</td>" in page
+    assert '<td class="long">not begun (seed 0), no survivor' in page
+
+
+def test_paths_are_shown_relative_to_the_working_folder(tmp_path: Path, monkeypatch):
+    record = record_of(tmp_path, (won(tmp_path, "lorta", 8, 0, 0.6, 4312),))
+    data = replace(record.config.data, train=Path("/data/t"), validation=tmp_path / "chains/v")
+    lost, kept = record.ladders[0].trials
+    lost = replace(lost, message=f"'{tmp_path}/x.yaml' and /other{tmp_path}/y")
+    monkeypatch.chdir(tmp_path)
+    record = replace(record, ladders=(replace(record.ladders[0], trials=(lost, kept)),))
+    write_report(replace(record, config=replace(record.config, data=data, output=Path("."))))
+    page, text = ((tmp_path / "report" / n).read_text() for n in ("index.html", "table10.md"))
+    for shown in (page, text):
+        assert "850,000 steps, on chains/v, the mean over seeds" in shown
+        assert f"x.yaml' and /other{tmp_path}/y" in shown.replace("&#x27;", "'")
+        assert f"'{tmp_path}" not in shown.replace("&#x27;", "'")
+    assert "train: /data/t\n  validation: chains/v" in page
+
+
+def drawn(record: SearchRecord, monkeypatch: pytest.MonkeyPatch, draw) -> Figure:
     """The figure itself, laid out."""
     kept: list[Figure] = []
-    rendered = module.rendered
-    monkeypatch.setattr(module, "rendered", lambda figure: kept.append(figure) or rendered(figure))
+    rendered = figures.rendered
+    monkeypatch.setattr(figures, "rendered", lambda figure: kept.append(figure) or rendered(figure))
     draw(record)
     return kept[0]
 
@@ -119,7 +146,7 @@ def test_a_panel_without_scores_leaves_the_other_one_alone(tmp_path: Path, monke
     one = won(tmp_path, "lora", 1, 0, 0.6, 34_560)
     kept = replace(one.trials[0], train_score=None)
     record = record_of(tmp_path, (LadderRecord(one.arm, (kept,), kept),))
-    train, held_out = drawn(record, monkeypatch, figure, figure.draw_figure5).axes
+    train, held_out = drawn(record, monkeypatch, figures.draw_figure5).axes
     assert [text.get_text() for text in train.texts] == ["no score"]
     low, high = held_out.get_xlim()
     assert low < 34_560 < high
@@ -132,7 +159,7 @@ def test_the_axis_of_parameters_has_numbers_and_not_too_many(
     parameters, tmp_path: Path, monkeypatch
 ):
     ladders = tuple(won(tmp_path, "lorta", k, 0, 0.6, p) for k, p in enumerate(parameters, 1))
-    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figure, figure.draw_figure5).axes[0]
+    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figures.draw_figure5).axes[0]
     low, high = axes.get_xlim()
     places = [*axes.get_xticks(), *axes.get_xticks(minor=True)]
     labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
@@ -145,7 +172,7 @@ def test_labels_of_two_kinds_with_as_many_parameters_lie_apart(tmp_path: Path, m
         won(tmp_path, "lora", 1, 0, 0.66, 34_560),
         won(tmp_path, "lorta", 64, 0, 0.66, 34_560),
     )
-    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figure, figure.draw_figure5).axes[1]
+    axes = drawn(record_of(tmp_path, ladders), monkeypatch, figures.draw_figure5).axes[1]
     one, two = (text.get_window_extent() for text in axes.texts)
     assert not one.overlaps(two)
 
@@ -157,5 +184,5 @@ def test_a_loss_that_grew_does_not_flatten_the_others(tmp_path: Path, monkeypatc
     (other / "run").mkdir(parents=True)
     (other / "run" / "metrics.csv").write_text("step,train/loss\n10,4.0\n20,9000\n30,9000\n")
     ladder = replace(ladder, trials=(replace(lost, folder=other), kept))
-    _, loss = drawn(record_of(tmp_path, (ladder,)), monkeypatch, curves, curves.draw_curves).axes
+    _, loss = drawn(record_of(tmp_path, (ladder,)), monkeypatch, figures.draw_curves).axes
     assert 4 < loss.get_ylim()[1] < 5

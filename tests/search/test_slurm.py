@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from esmfold_peft.config import ExecutorConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.search.attempt import attempts
-from esmfold_peft.search.executors.protocol import Job
 from esmfold_peft.search.executors.slurm import SlurmExecutor
+from tests.search.test_attempt import until
 
 pytest.importorskip("submitit")
 
@@ -66,43 +65,36 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def job(tmp_path: Path, name: str) -> Job:
+def trial(tmp_path: Path, name: str) -> Path:
     """A trial whose training ends at once, with exit code 2: its settings are wrong."""
     folder = tmp_path / "trials" / name
     folder.mkdir(parents=True)
     (folder / "trial.yaml").write_text("wrong: true\n")
-    return Job(name, folder, 0)
-
-
-def until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    return folder
 
 
 def test_jobs_of_a_pair_are_an_array_that_a_restarted_search_finds(tmp_path: Path, cluster: Path):
     config = ExecutorConfig(kind="slurm", slurm={"slurm_partition": "gpu", "timeout_min": 60})
-    pair = [job(tmp_path, "a"), job(tmp_path, "b")]
-    handles = SlurmExecutor(config, tmp_path / "search").start(pair)
+    pair = [trial(tmp_path, "a"), trial(tmp_path, "b")]
+    handles = SlurmExecutor(config, tmp_path / "search", 0).start(pair)
     assert handles == [{"job_id": "100_0"}, {"job_id": "100_1"}]
     script = (cluster / "script_100").read_text()
     assert "--partition=gpu" in script
     assert "--time=60" in script
     assert "--gpus-per-node" not in script
-    later = SlurmExecutor(config, tmp_path / "search")
+    later = SlurmExecutor(config, tmp_path / "search", 0)
     assert not later.alive(pair[0])  # nobody has told it of them
     for each, handle in zip(pair, handles, strict=True):
         later.adopt(each, handle)
     assert all(later.alive(each) for each in pair)
     until(lambda: not any(later.alive(each) for each in pair))
-    assert [attempts(each.folder)[-1].code for each in pair] == [2, 2]
+    assert [attempts(each)[-1].code for each in pair] == [2, 2]
 
 
 def test_gpus_are_asked_for_and_a_forgotten_job_is_gone(tmp_path: Path, cluster: Path):
     config = ExecutorConfig(kind="slurm", cpus=3)
-    executor = SlurmExecutor(config, tmp_path / "search")
-    own = Job("a", job(tmp_path, "a").folder, 2)
+    executor = SlurmExecutor(config, tmp_path / "search", 2)
+    own = trial(tmp_path, "a")
     executor.start([own])
     script = (cluster / "script_100").read_text()
     assert "--gpus-per-node=2" in script
@@ -114,15 +106,15 @@ def test_gpus_are_asked_for_and_a_forgotten_job_is_gone(tmp_path: Path, cluster:
 
 def test_a_search_that_was_killed_while_it_submitted_finds_its_jobs(tmp_path: Path, cluster: Path):
     config = ExecutorConfig(kind="slurm")
-    one, two = job(tmp_path, "a"), job(tmp_path, "b")
-    SlurmExecutor(config, tmp_path / "search").start([one])
-    SlurmExecutor(config, tmp_path / "another search").start([two])
-    later = SlurmExecutor(config, tmp_path / "search")
+    one, two = trial(tmp_path, "a"), trial(tmp_path, "b")
+    SlurmExecutor(config, tmp_path / "search", 0).start([one])
+    SlurmExecutor(config, tmp_path / "another search", 0).start([two])
+    later = SlurmExecutor(config, tmp_path / "search", 0)
     later.adopt(one, {})
     assert later.alive(one)
     until(lambda: not later.alive(one))
-    assert attempts(one.folder)[-1].code == 2
-    known = SlurmExecutor(config, tmp_path / "another search")
+    assert attempts(one)[-1].code == 2
+    known = SlurmExecutor(config, tmp_path / "another search", 0)
     known.adopt(two, {"job_id": "101"})
     known.adopt(one, {})
     assert not known.alive(one)  # all jobs of that search are known
@@ -142,7 +134,7 @@ trial()
 
 def test_before_a_time_limit_a_trial_is_stopped_and_asked_for_again(tmp_path: Path):
     # As submitit does: in the thread that waits for the trial.
-    folder = job(tmp_path, "a").folder
+    folder = trial(tmp_path, "a")
     process = subprocess.Popen(
         [sys.executable, "-c", JOB, str(folder)], stdout=subprocess.PIPE, text=True
     )
@@ -154,7 +146,7 @@ def test_before_a_time_limit_a_trial_is_stopped_and_asked_for_again(tmp_path: Pa
 
 
 def test_jobs_have_the_name_of_their_search():
-    with pytest.raises(UserError, match=r"executor.slurm: the search names its jobs"):
+    with pytest.raises(UserError, match=r"executor.slurm: the search sets the name of its jobs"):
         ExecutorConfig(kind="slurm", slurm={"name": "mine"})
 
 
@@ -163,7 +155,7 @@ def test_jobs_have_the_name_of_their_search():
 )
 def test_a_wrong_option_is_one_line(options, said, tmp_path: Path, cluster: Path):
     with pytest.raises(UserError, match=said) as found:
-        SlurmExecutor(ExecutorConfig(kind="slurm", slurm=options), tmp_path)
+        SlurmExecutor(ExecutorConfig(kind="slurm", slurm=options), tmp_path, 0)
     assert str(found.value).startswith("executor.slurm: ")
     assert "\n" not in str(found.value)
 
@@ -171,7 +163,7 @@ def test_a_wrong_option_is_one_line(options, said, tmp_path: Path, cluster: Path
 def test_a_machine_without_slurm_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no sbatch on this machine"):
-        SlurmExecutor(ExecutorConfig(kind="slurm"), tmp_path)
+        SlurmExecutor(ExecutorConfig(kind="slurm"), tmp_path, 0)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'esmfold-peft\[slurm\]'"):
-        SlurmExecutor(ExecutorConfig(kind="slurm"), tmp_path)
+        SlurmExecutor(ExecutorConfig(kind="slurm"), tmp_path, 0)

@@ -1,12 +1,12 @@
 """What `search status` says of a search made by hand."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
 
-from esmfold_peft.search.records import LadderRecord, SearchRecord
+from esmfold_peft.search.ladder import StepsLeft
+from esmfold_peft.search.search_record import LadderRecord, SearchRecord
 from esmfold_peft.search.status_view import print_status, status_json, status_text, time_text
 from tests.search.status_records import (
     FULL,
@@ -46,10 +46,10 @@ def test_all_of_it():
         "│   ├── α=128 diverged at step 200 of 1,000, 0.167 GPU-hours; nonfinite",
         "│   ├── α=64 running at step 500 of 1,000, lDDT-Cα 0.410, 0.417 GPU-hours",
         "│   └── α=32 interrupted at step 300 of 1,000, 0.25 GPU-hours",
-        "└── in all",
+        "└── total",
         "    ├── trials: 1 running, 2 converged, 4 diverged, 1 interrupted",
         "    ├── 2.23 GPU-hours spent; 2.37 GPU-hours saved by early divergence",
-        "    └── time left: 35 minutes if no trial diverges from now on, at most 55 minutes;"
+        "    └── time left: 35 minutes if no trial diverges from now on, at most 47.5 minutes;"
         " 2 at a time",
     ]
 
@@ -84,7 +84,9 @@ def test_a_rung_below_frozen_is_left_and_the_time_left_counts_on_beating_it():
         diverged(LORA, 128.0, 10, 20.0),
         trial(LORA, 64.0, "running", 100, 200.0),
     )
-    search = record(LadderRecord(LORA, trials, steps_left=(2000, 2000)))
+    search = record(
+        LadderRecord(LORA, trials, rung=1, steps_left=StepsLeft(1900, 1900, 1000, 1000))
+    )
     grid = replace(search.config, grid={"lora": [1], "none": []})
     said = lines(replace(search, config=grid))
     assert "lora r=1, seed 0 — climbing, rung 2 of 2" in said
@@ -97,16 +99,10 @@ def test_a_rung_below_frozen_is_left_and_the_time_left_counts_on_beating_it():
     assert any("if no trial diverges from now on" in line for line in lines(search))
 
 
-def test_the_first_rung_is_left_when_all_of_it_has_diverged():
-    trials = climbing().trials
-    assert "climbing, rung 1 of 2" in lines(record(LadderRecord(LORA, trials[:1])))[1]
-    assert "climbing, rung 2 of 2" in lines(record(LadderRecord(LORA, trials[:2])))[1]
-
-
 def test_halving_is_told_where_there_is_some():
     beaten = trial(LORA, 256.0, "converged", HALF, 3600.0, steps=HALF, score=0.2, beaten=True)
     other = trial(LORA, 128.0, "running", 500, 18_000.0)
-    search = record(LadderRecord(LORA, (beaten, other), steps_left=(900, 3800)), halve_at=HALF)
+    search = record(LadderRecord(LORA, (beaten, other)), halve_at=HALF)
     said = lines(search)
     assert (
         "α=256 converged at step 100 of 1,000, lDDT-Cα 0.200, 1 GPU-hours, beaten: a better one"
@@ -121,18 +117,21 @@ def test_halving_is_told_where_there_is_some():
 def test_a_part_that_is_neither_beaten_nor_gone_on_with_waits():
     ended = trial(LORA, 256.0, "converged", HALF, 3600.0, steps=HALF)
     running = trial(LORA, 128.0, "running", 50, 1800.0, steps=HALF)
-    search = record(LadderRecord(LORA, (ended, running), steps_left=(1000, 3900)), halve_at=HALF)
+    search = record(
+        LadderRecord(LORA, (ended, running), steps_left=StepsLeft(950, 3850, 950, 3850)),
+        halve_at=HALF,
+    )
     said = lines(search)
     assert "α=256 converged at step 100 of 1,000, 1 GPU-hours, waits at the halving" in said
     assert "α=128 running at step 50 of 1,000, 0.5 GPU-hours" in said
-    # 1,000 steps less 50 at 36 GPU-seconds; 3,900 less 50.
+    # 950 and 3,850 steps at 36 GPU-seconds.
     assert any("9.5 hours if no trial diverges from now on, at most 38.5" in line for line in said)
 
 
 def test_the_end_and_a_search_that_nobody_drives():
     over = record(won(), exhausted())
     assert lines(over, False)[-1] == "finished"
-    assert "no process drives this search now" in lines(whole(), False)[-1]
+    assert "no process runs this search now" in lines(whole(), False)[-1]
     for driven in (True, None):  # None: nobody knows
         assert not any("no process" in line for line in lines(whole(), driven))
 
@@ -149,7 +148,7 @@ def test_a_trial_is_one_line_in_a_pipe_however_long_and_whatever_its_message_hol
     monkeypatch.setenv("COLUMNS", "40")
     message = "[red]chain :100:\nfailed[/red] " + "x" * 300
     failed = trial(LORA, 256.0, "failed", 3, 10.0, message=message)
-    print_status(record(LadderRecord(LORA, (failed,), steps_left=(2000, 4000))), True)
+    print_status(record(LadderRecord(LORA, (failed,))), True)
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "failed" in line and "α=256" in line]
     assert line.endswith("; [red]chain :100: failed[/red] " + "x" * 300)
@@ -209,8 +208,8 @@ def test_json_has_the_same_facts():
     assert found["seconds_left_at_least"] <= found["seconds_left_at_most"]
 
 
-def test_a_score_that_is_not_a_number_is_null_and_no_score():
-    only = trial(FULL, 1.0, "converged", 1000, 20.0, score=math.nan)
+def test_a_score_that_is_missing_is_null_and_no_score():
+    only = trial(FULL, 1.0, "converged", 1000, 20.0)
     ladder = LadderRecord(FULL, (only,), winner=only)
     assert status_json(record(ladder), True)["ladders"][0]["trials"][0]["score"] is None
     assert "full, seed 0 — trained (no score)" in lines(record(ladder))

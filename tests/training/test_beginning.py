@@ -1,4 +1,4 @@
-"""Going on with a run, and starting one from another's model."""
+"""Resuming a run, and starting one from another's model."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def refused(nursery: Nursery, *arguments: object) -> str:
     return printed.strip().splitlines()[-1]
 
 
-def test_a_run_is_gone_on_with_only_as_it_was_begun(
+def test_a_run_is_resumed_only_with_its_settings(
     nursery: Nursery, stores: Path, run: Path, tmp_path: Path
 ):
     again = [*words(stores, run, "--engine.steps", 6), "--resume", "auto"]
@@ -45,9 +45,7 @@ def test_a_run_is_gone_on_with_only_as_it_was_begun(
     assert {p: p.stat().st_mtime_ns for p in run.rglob("[!.]*")} == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    nursery: Nursery, stores: Path, run: Path, tmp_path: Path
-):
+def test_a_damaged_checkpoint_is_skipped(nursery: Nursery, stores: Path, run: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "checkpoints" / "step_00000004" / "adam.safetensors").write_bytes(b"x")
@@ -56,7 +54,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert json.loads((copy / "provenance.json").read_text())["sessions"][-1]["step"] == 2
 
 
-def test_broken_words_about_a_run_do_not_stop_a_resume(
+def test_a_damaged_status_and_provenance_do_not_stop_a_resume(
     nursery: Nursery, stores: Path, run: Path, tmp_path: Path
 ):
     copy = tmp_path / "copy"
@@ -110,7 +108,7 @@ def test_a_run_starts_from_the_average_of_another(
     assert all(torch.equal(ours[name], average[name]) for name in average)
 
 
-def test_an_adapter_starts_anew_on_the_trunk_of_a_frozen_run(
+def test_an_adapter_starts_untrained_on_the_trunk_of_a_frozen_run(
     nursery: Nursery, stores: Path, tmp_path: Path
 ):
     frozen, adapted = tmp_path / "frozen", tmp_path / "adapted"

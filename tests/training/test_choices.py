@@ -16,16 +16,15 @@ from esmfold_peft.training.engines.trainer import deepspeed_settings
 from tests.tiny import TINY
 
 AUTO = replace(
-    TINY,
-    model=replace(TINY.model, evoformer=replace(TINY.model.evoformer, checkpoint="auto")),
+    TINY, model=replace(TINY.model, evoformer=replace(TINY.model.evoformer, recompute="auto"))
 )
 
 
 def said(config: TrainConfig) -> tuple[tuple, str]:
-    """Compile, CUDA graphs, micro-batch and checkpoint as decided, and the line that says so."""
+    """Compile, CUDA graphs, micro-batch and recompute as decided, and the line about it."""
     found, line = decided(config)
-    engine, checkpoint = found.engine, found.model.evoformer.checkpoint
-    return (engine.compile, engine.cuda_graphs, engine.micro_batch, checkpoint), line
+    engine, recompute = found.engine, found.model.evoformer.recompute
+    return (engine.compile, engine.cuda_graphs, engine.micro_batch, recompute), line
 
 
 def of_engine(config: TrainConfig, **settings: object) -> TrainConfig:
@@ -86,7 +85,7 @@ def test_stage_3_has_no_trial_and_is_not_compiled(tmp_path: Path):
     line = f"engine.compile {why}; engine.cuda_graphs {why}"
     assert said(spread) == ((False, False, 1, True), line)
     for name in ("compile", "cuda_graphs"):
-        with pytest.raises(UserError, match=rf"^engine\.{name}: .*zero3.json spreads \(stage 3\)"):
+        with pytest.raises(UserError, match=rf"^engine\.{name}: .*stage 3 \(.*zero3.json\)"):
             deepspeed_settings(of_engine(spread, **{name: True}).engine)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esmfold_peft.runs.run_directory import load_model
+from esmfold_peft.runs.ready import load_model
 from tests.nursery import Nursery
 from tests.training.conftest import words
 

@@ -1,4 +1,4 @@
-"""Training chains that give validation chains away."""
+"""Training chains that leak validation chains."""
 
 import gzip
 import shutil
@@ -10,14 +10,14 @@ from esmfold_peft.cli import main
 from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.config import PrepareConfig
 from esmfold_peft.datasets import leaks
-from esmfold_peft.datasets.leaks import chain_list, find_leaks, what_was_compared
+from esmfold_peft.datasets.leaks import Leak, chain_list, find_leaks, what_was_compared
 from esmfold_peft.datasets.mmseqs import Hit, mmseqs_program
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.errors import UserError
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.protein.write import to_pdb
 from esmfold_peft.training import leak_guard
-from esmfold_peft.training.leak_guard import LEAK_CHECK, check_leaks, guard
+from esmfold_peft.training.leak_guard import LEAK_CHECK, check_leaks, refuse_leaks
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,13 @@ def store(folder: Path, *files: Path, **settings) -> Store:
     return Store(folder)
 
 
+def guard(
+    training: list[Store], validation: Store, *, allow: bool, known: Path | None = None
+) -> list[Leak]:
+    """As `train` looks for leaks."""
+    return refuse_leaks(check_leaks(training, validation, known), training, validation, allow)
+
+
 @pytest.fixture
 def held_out(example: Path, tmp_path: Path) -> Store:
     """4i6p_A of 2013-07-17, 3u8v_A of 2011-11-09, and 3dxs_A, which has no date."""
@@ -40,7 +47,7 @@ def held_out(example: Path, tmp_path: Path) -> Store:
     return store(tmp_path / "held_out", *files)
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
     """What was printed since, on one line."""
     return " ".join(capsys.readouterr().err.split())
 
@@ -136,7 +143,7 @@ def test_the_guard_refuses_and_names_the_chains(
     assert "leak: 4zey_A of" in capsys.readouterr().err
     (found,) = guard([training], held_out, allow=True)
     assert (found.chain, found.store) == ("4zey_A", str(training.path))
-    assert "1 chain leaks validation chains; that was allowed" in said(capsys)
+    assert "1 chain leaks validation chains; that was allowed" in printed(capsys)
 
 
 def test_a_check_is_done_once_for_the_same_chains(
@@ -163,7 +170,7 @@ def test_a_check_is_done_once_for_the_same_chains(
     ):
         known.write_text(text)
         assert guard(stores, held_out, allow=True, known=known)
-        assert "looking for training chains" in said(capsys)
+        assert "looking for training chains" in printed(capsys)
 
 
 def test_a_check_without_mmseqs_is_done_again_where_there_is_mmseqs(
@@ -185,28 +192,29 @@ def test_every_store_of_a_mix_is_guarded(
     files = [file(example, n) for n in ("4zey_A", "3u8v_A", "2pw8_C")]
     mixed = store(tmp_path / "distilled", *files)
     with pytest.raises(
-        UserError, match=r"^data\.mix: 2 chains leak validation chains, 4zey_A of .*distilled \("
+        UserError,
+        match=r"^data\.mix: 2 chains leak validation chains; the first is 4zey_A of .*distilled \(",
     ):
         guard([training, mixed], held_out, allow=False)
-    said(capsys)
+    printed(capsys)
     assert guard([training, store(tmp_path / "other", files[-1])], held_out, allow=False) == []
     # Two of train, one of the other store, one of the validation store; once, not for each store.
-    assert said(capsys).count("4 chains state no release date") == 1
+    assert printed(capsys).count("4 chains state no release date") == 1
 
 
-def test_what_could_not_be_compared_is_said(
+def test_what_could_not_be_compared_is_reported(
     example: Path, tmp_path: Path, held_out: Store, without_mmseqs, capsys
 ):
     training = store(tmp_path / "train", file(example, "3k2t_A"))
     assert guard([training], held_out, allow=False) == []
-    message = said(capsys)
+    message = printed(capsys)
     assert "no training chain leaks a validation chain" in message
     assert "2 chains state no release date" in message
     assert "mmseqs is not installed" in message
     assert "mmseqs" in what_was_compared(chain_list(training), chain_list(held_out))
 
 
-def test_prepare_leaves_out_what_would_leak(
+def test_prepare_rejects_chains_that_would_leak(
     example: Path, tmp_path: Path, held_out: Store, without_mmseqs
 ):
     names = ("1ubq_A", "3u8v_A", "4zey_A", "3nir_A")
@@ -217,7 +225,7 @@ def test_prepare_leaves_out_what_would_leak(
         held_out=held_out.path, clusters=str(clusters),
     )  # fmt: skip
     assert sorted(training.manifest.ids) == ["1ubq_A", "3nir_A"]
-    assert training.manifest.cluster_size.tolist() == [2, 2]  # without the one that is left out
+    assert training.manifest.cluster_size.tolist() == [2, 2]  # without the rejected one
     text = (tmp_path / "train" / "rejected.csv").read_text()
     assert '4zey_A,leak,"released on 2015-05-06' in text
     assert guard([training], held_out, allow=False) == []
@@ -236,18 +244,17 @@ def test_training_refuses_before_anything_is_written(
     assert "--allow-leaks" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
     assert main([*words, "--allow-leaks"]) == 0
-    assert "looking for" in said(capsys)
+    assert "looking for" in printed(capsys)
     assert "4zey_A" in (tmp_path / "run" / "leaks.csv").read_text()
     # A run from its settings does not allow them again by itself.
     assert "allow_leaks: false" in (tmp_path / "run" / "config.yaml").read_text()
     check = check_leaks([Store(tmp_path / "train")], held_out)
-    (tmp_path / LEAK_CHECK).write_text(
-        check.text()
-    )  # as a search leaves it beside its trials' runs
+    # As a search leaves it beside its trials' runs.
+    (tmp_path / LEAK_CHECK).write_text(check.text())
     words[words.index(str(tmp_path / "run"))] = str(tmp_path / "trial")
     capsys.readouterr()
     assert main([*words, "--allow-leaks"]) == 0
-    assert "looking for" not in said(capsys)
+    assert "looking for" not in printed(capsys)
 
 
 @pytest.mark.skipif(mmseqs_program() is None, reason="needs mmseqs (Debian package mmseqs2)")

@@ -1,6 +1,5 @@
-"""Learning rate, groups, recycling draws."""
+"""Learning rate and groups."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,14 @@ from esmfold_peft.adapters.insert import ADAPTERS
 from esmfold_peft.config import (
     AdapterConfig,
     DataConfig,
-    EngineConfig,
     EvoformerConfig,
     LanguageModelConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
-from esmfold_peft.errors import UserError
 from esmfold_peft.runs.build import build_model
-from esmfold_peft.training.engines.trainer import build_trainer
 from esmfold_peft.training.optim import build_optimizer, learning_rate_factor
-from esmfold_peft.training.step import recycles_at
 
 
 def test_the_warm_up_is_linear_from_zero():
@@ -129,26 +124,3 @@ def _config(adapter: AdapterConfig, folder: Path) -> TrainConfig:
         model=ModelConfig(language_model=language_model, evoformer=EvoformerConfig(blocks=1)),
         adapter=adapter,
     )
-
-
-def test_recycling_is_uniform_and_the_same_in_every_process():
-    counts = Counter(recycles_at(step, 3, seed=0) for step in range(8000))
-    assert sorted(counts) == [0, 1, 2, 3]
-    assert all(abs(count / 8000 - 0.25) < 0.02 for count in counts.values())
-    assert recycles_at(5, 0, seed=0) == 0
-
-
-def test_a_deepspeed_file_may_not_contradict_the_config(tmp_path: Path):
-    path = tmp_path / "ds.json"
-    path.write_text('{"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
-    engine = EngineConfig(accelerator="cpu", deepspeed=path, batch_size=1)
-    config = TrainConfig(run=tmp_path, data=DataConfig(train=tmp_path), engine=engine)
-    with pytest.raises(UserError, match="gradient_clipping"):
-        build_trainer(config, [], [])
-    for misspelt in ('{"zero_optimisation": {"stage": 1}}', "[]", '{"zero_optimization": 2}'):
-        path.write_text(misspelt)
-        with pytest.raises(UserError, match=r"zero_optimization\.stage"):
-            build_trainer(config, [], [])
-    path.write_text("{")
-    with pytest.raises(UserError, match="not a JSON file"):
-        build_trainer(config, [], [])

@@ -61,7 +61,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("value", ["torch.nan", "torch.inf"])
-def test_a_chain_whose_loss_is_not_finite_is_left_out_named_and_kept(
+def test_a_step_whose_loss_is_not_finite_is_skipped_named_and_kept(
     value: str, nursery: Nursery, stores: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_a_chain_whose_loss_is_not_finite_is_left_out_named_and_kept(
     assert "3nir_A: backbone_fape is" in again
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(evidence.read_bytes())
-    assert "is not where a run leaves it" in nursery.run("train", "--replay", moved, code=2)
+    assert "is not in the folder of a run" in nursery.run("train", "--replay", moved, code=2)
     # Without what breaks it, the step is done as it would have been.
     assert "all is finite this time" in nursery.run("train", "--replay", evidence)
 
@@ -102,7 +102,7 @@ def test_a_run_of_nothing_finite_has_diverged(nursery: Nursery, stores: Path, tm
     assert (found["status"], found["rule"]) == ("diverged", "nonfinite")
     assert (found["since"], found["step"], found["skipped_steps"]) == (1, 3, 3)
     assert "diverged at step 3" in printed
-    # It is over, also for whoever starts it again.
+    # It is over, also if the command is given again.
     again = nursery.run(*arguments, "--resume", "auto", code=3)
     assert "has ended before: diverged" in again
 
@@ -160,6 +160,6 @@ def test_too_little_memory_names_what_helps(nursery: Nursery, stores: Path, tmp_
     last = printed.strip().splitlines()[-1]
     assert "data.crop 16 and engine.micro_batch 2" in last
     assert "a smaller engine.micro_batch" in last
-    assert "model.evoformer.checkpoint true" in last
+    assert "model.evoformer.recompute true" in last
     assert "Traceback" not in printed
     assert status(run)["status"] == "failed"

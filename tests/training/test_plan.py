@@ -41,14 +41,14 @@ class Memory:
 
 def settings(folder: Path, **engine: object) -> TrainConfig:
     """Of eight chains, auto but for what is given."""
-    evoformer = replace(TINY.model.evoformer, checkpoint="auto")
+    evoformer = replace(TINY.model.evoformer, recompute="auto")
     model = replace(TINY.model, evoformer=evoformer)
     engine = {"accelerator": "cpu", "batch_size": 8, **engine}
     return replace(TINY, run=folder, model=model, engine=replace(TINY.engine, **engine))  # pyright: ignore
 
 
-def with_checkpoint(config: TrainConfig, value: bool) -> TrainConfig:
-    evoformer = replace(config.model.evoformer, checkpoint=value)
+def with_recompute(config: TrainConfig, value: bool) -> TrainConfig:
+    evoformer = replace(config.model.evoformer, recompute=value)
     return replace(config, model=replace(config.model, evoformer=evoformer))
 
 
@@ -86,7 +86,7 @@ def test_without_an_auto_nothing_is_tried(tmp_path: Path, capsys: pytest.Capture
     memory = Memory(0.0)
     for micro_batch, size in ((3, 3), (8, 8), (100, 8)):  # no more than the share of the device
         for again in (False, True):
-            config = with_checkpoint(settings(tmp_path, micro_batch=micro_batch), again)
+            config = with_recompute(settings(tmp_path, micro_batch=micro_batch), again)
             assert find_plan(config, CPU, memory.attempt) == Plan(size, size, again)
     assert memory.attempts == []
     assert not (tmp_path / PLAN).exists()
@@ -113,7 +113,7 @@ def test_a_plan_is_kept_for_the_same_conditions_only(tmp_path: Path, capsys: pyt
     longer = replace(config, data=replace(config.data, crop=config.data.crop + 1))
     for other in (
         longer, settings(tmp_path, batch_size=16), settings(tmp_path, compile=True),
-        with_checkpoint(config, True),
+        with_recompute(config, True),
     ):  # fmt: skip
         (tmp_path / PLAN).write_text(json.dumps(kept))
         assert find_plan(other, CPU, memory.attempt).micro_batch == other.engine.batch_size
@@ -125,13 +125,13 @@ def test_a_plan_is_kept_for_the_same_conditions_only(tmp_path: Path, capsys: pyt
 def test_where_nothing_fits_what_helps_is_named(tmp_path: Path):
     config, fixed = settings(tmp_path), settings(tmp_path, micro_batch=4)
     section, language_model = (
-        r"model\.evoformer\.checkpoint true",
-        r"model\.language_model\.checkpoint",
+        r"model\.evoformer\.recompute true",
+        r"model\.language_model\.recompute",
     )
     for asked, chains, first, second in (
         (config, 1, language_model, r"a smaller data\.crop"),
         (fixed, 4, r"a smaller engine\.micro_batch", language_model),
-        (with_checkpoint(config, False), 1, section, language_model),
+        (with_recompute(config, False), 1, section, language_model),
     ):
         start = rf"^not enough memory for data\.crop 256 and engine\.micro_batch {chains}: "
         with pytest.raises(UserError, match=rf"{start}{first}.* or {second}.* helps$"):

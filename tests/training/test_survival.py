@@ -1,4 +1,4 @@
-"""A training that is killed, stopped, or gone on with elsewhere ends as if nothing had happened.
+"""A training that is killed, stopped, or resumed elsewhere ends as if nothing had happened.
 
 What a step sees must be exactly the same. Tensors and scores may differ by rounding (`ROUNDING`):
 the order in which a processor adds may depend on where numbers lie in memory, and another process
@@ -41,7 +41,7 @@ from tests.training.launching import run_two, start_two
 
 RECORD = """
 import json, os, time
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.step import FoldingModule
 training_step = FoldingModule.training_step
 def recorded(self, batch, index):
     time.sleep(0.03)
@@ -54,7 +54,7 @@ FoldingModule.training_step = recorded
 """
 SLOW_VALIDATION = """
 import time
-from esmfold_peft.training.module import FoldingModule
+from esmfold_peft.training.step import FoldingModule
 validation_step = FoldingModule.validation_step
 def slow(self, batch, index):
     time.sleep(0.5)
@@ -77,7 +77,7 @@ def seen(path: Path) -> dict[tuple, list]:
 
 
 def written(path: Path) -> int:
-    """Steps that were begun so far."""
+    """Steps that were started so far."""
     return path.read_text().count("\n") if path.is_file() else 0
 
 
@@ -214,7 +214,7 @@ def _write_and_die(run: Path, checkpoint: Checkpoint, moment: int) -> None:
     os._exit(0)
 
 
-def test_sigterm_saves_and_says_that_it_can_go_on(
+def test_sigterm_saves_and_the_run_can_be_resumed(
     nursery: Nursery, stores: Path, whole: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -278,7 +278,7 @@ def test_two_processes_survive_the_loss_of_one(nursery: Nursery, stores: Path, t
         time.sleep(0.1 * chance.random())
         processes[lost].kill()
         assert processes[lost].wait() == -signal.SIGKILL
-        # The other one notices and says so, in one line.
+        # The other one reports it in one line.
         assert processes[1 - lost].wait() == 2
         last = processes[1 - lost].printed().strip().splitlines()[-1]
         assert "another process of the training was lost" in last
@@ -287,7 +287,7 @@ def test_two_processes_survive_the_loss_of_one(nursery: Nursery, stores: Path, t
 
 
 @pytest.mark.proof
-def test_another_number_of_processes_goes_on(
+def test_another_number_of_processes_resumes(
     nursery: Nursery, stores: Path, whole: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -314,7 +314,7 @@ def test_a_training_with_workers_ends_by_itself(stores: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
+def test_a_run_that_lost_its_checkpoints_is_not_started_again(
     nursery: Nursery, stores: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -324,7 +324,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(
         for path in run.glob("checkpoints/*/adam.safetensors"):
             damage(path)
         command = words(stores, run, "--engine.steps", 6, "--resume", "auto")
-        assert "no checkpoint of it can be read" in nursery.run(*command, code=2)
+        assert "none of its checkpoints can be read" in nursery.run(*command, code=2)
         assert len(rows(run)) == 4
         assert (run / "model.safetensors").read_bytes() == model
 

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import EsmConfig, EsmForProteinFolding
+from transformers import EsmForProteinFolding
 from transformers.utils import logging
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.weights.checkpoint_files import WEIGHTS
 from esmfold_peft.weights.esmfold_weights import folding_hash, load_esmfold
+from esmfold_peft.weights.layouts import official_settings
+from esmfold_peft.weights.tensor_files import WEIGHTS
+from tests.published import esm_config, roughen
 
 LAYOUTS = ("official", "safetensors", "sharded safetensors", "bin", "sharded bin")
 
@@ -40,29 +44,10 @@ def esmfold():
         "position_bins": 6,
         "structure_module": structure,
     }
-    config = EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=160,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        token_dropout=True,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        is_folding_model=True,
-        esmfold_config={"fp16_esm": True, "lddt_head_hid_dim": 20, "trunk": trunk},
-    )
+    settings = {"fp16_esm": True, "lddt_head_hid_dim": 20, "trunk": trunk}
+    config = esm_config(2, 40, 4, is_folding_model=True, esmfold_config=settings)
     torch.manual_seed(0)
-    model = EsmForProteinFolding(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+    return roughen(EsmForProteinFolding(config))
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +124,32 @@ def file(request, files):
 def folder(request, files):
     """Each of the files that have the language model."""
     return files[request.param]
+
+
+@pytest.fixture
+def official_esm2():
+    """Makes the content of an official ESM-2, as fair-esm publishes it (without the heads)."""
+
+    def make(lm, **settings):
+        cfg = Namespace(**official_settings(lm.shape) | settings)
+        tensors = {f"encoder.sentence_encoder.{n}": p for n, p in lm.official_tensors()}
+        return {"cfg": {"model": cfg}, "model": tensors}
+
+    return make
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty folder of torch.hub, and the addresses that were asked for."""
+    asked = []
+
+    def download(url, dst):
+        asked.append(url)
+        Path(dst).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    return tmp_path / "checkpoints", asked
 
 
 @pytest.fixture

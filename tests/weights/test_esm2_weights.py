@@ -1,7 +1,6 @@
 """Finding weights, refusing wrong ones, and their fingerprint."""
 
 import json
-from argparse import Namespace
 from urllib.error import URLError
 
 import pytest
@@ -13,25 +12,11 @@ from esmfold_peft.adapters.insert import insert_adapter
 from esmfold_peft.config import AdapterConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import LanguageModel
-from esmfold_peft.weights.esm2_weights import (
-    find_weights,
-    load_esm2,
-    weights_hash,
-)
+from esmfold_peft.weights.esm2_weights import find_weights, load_esm2, weights_hash
+from esmfold_peft.weights.esmfold_weights import find_esmfold
+from esmfold_peft.weights.layouts import hugging_face_settings
 
 SHAPE = AttentionShape(layers=2, width=40, heads=4)
-
-
-def official(lm, **settings):
-    """A checkpoint as fair-esm publishes it (without the language-model head)."""
-    cfg = {
-        "encoder_layers": lm.shape.layers,
-        "encoder_embed_dim": lm.shape.width,
-        "encoder_attention_heads": lm.shape.heads,
-        "token_dropout": True,
-    }
-    tensors = {f"encoder.sentence_encoder.{n}": p for n, p in lm.official_tensors()}
-    return {"cfg": {"model": Namespace(**cfg | settings)}, "model": tensors}
 
 
 def load_on_meta(path):
@@ -48,18 +33,18 @@ def lm():
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_an_official_file_fills_the_model(lm, tmp_path, zipped):
+def test_an_official_file_fills_the_model(lm, official_esm2, tmp_path, zipped):
     path = tmp_path / "esm2_tiny.pt"
-    torch.save(official(lm), path, _use_new_zipfile_serialization=zipped)
+    torch.save(official_esm2(lm), path, _use_new_zipfile_serialization=zipped)
     other = LanguageModel.random(SHAPE, seed=2)
     assert weights_hash(other) != weights_hash(lm)
     load_esm2(other, path)
     assert weights_hash(other) == weights_hash(lm)
 
 
-def test_loaded_weights_do_not_follow_the_file(lm, tmp_path):
+def test_loaded_weights_do_not_follow_the_file(lm, official_esm2, tmp_path):
     path = tmp_path / "esm2_tiny.pt"
-    torch.save(official(lm), path)
+    torch.save(official_esm2(lm), path)
     built = load_on_meta(path)
     path.write_bytes(b"\0" * path.stat().st_size)
     assert weights_hash(built) == weights_hash(lm)
@@ -67,9 +52,9 @@ def test_loaded_weights_do_not_follow_the_file(lm, tmp_path):
     assert not built.token_of_aatype.is_meta
 
 
-def test_half_precision_files_become_float32(lm, tmp_path):
+def test_half_precision_files_become_float32(lm, official_esm2, tmp_path):
     path = tmp_path / "esm2_tiny.pt"
-    content = official(lm)
+    content = official_esm2(lm)
     content["model"] = {name: t.half() for name, t in content["model"].items()}
     torch.save(content, path)
     built = load_on_meta(path)
@@ -114,8 +99,10 @@ def turn(content):
         (age, r"esm2_x\.pt: not an ESM-2 checkpoint"),
     ],
 )
-def test_a_wrong_official_file_is_refused_and_nothing_is_loaded(lm, tmp_path, damage, message):
-    content = official(LanguageModel.random(SHAPE, seed=2))
+def test_a_wrong_official_file_is_refused_and_nothing_is_loaded(
+    lm, official_esm2, tmp_path, damage, message
+):
+    content = official_esm2(LanguageModel.random(SHAPE, seed=2))
     damage(content)
     torch.save(content, tmp_path / "esm2_x.pt")
     before = weights_hash(lm)
@@ -149,19 +136,7 @@ def test_an_incomplete_hugging_face_folder_is_refused(lm, tmp_path):
 
 
 def test_sharded_safetensors_load_as_one(lm, tmp_path):
-    config = {
-        "model_type": "esm",
-        "num_hidden_layers": 2,
-        "hidden_size": 40,
-        "num_attention_heads": 4,
-        "intermediate_size": 160,
-        "vocab_size": 33,
-        "position_embedding_type": "rotary",
-        "token_dropout": True,
-        "emb_layer_norm_before": False,
-        "layer_norm_eps": 1e-5,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face_settings(SHAPE)))
     # fair-esm's names pass through the translation unchanged, so they serve for this test.
     tensors = {f"esm.{name}": p for name, p in lm.official_tensors()}
     weight_map = {}
@@ -189,26 +164,18 @@ def test_the_fingerprint_sees_every_weight_and_not_the_adapter(lm):
         before = after
 
 
-def test_pretrained_weights_are_looked_for_in_the_hub_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    asked = []
-
-    def download(url, dst):
-        asked.append(url)
-        with open(dst, "wb") as file:
-            file.write(b"weights")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esmfold_3B_v1"])
+def test_pretrained_weights_are_looked_for_in_the_hub_folder(name, hub):
+    folder, asked = hub
     for _ in range(2):
-        path = find_weights("esm2_t6_8M_UR50D", "pretrained")
-        assert path == tmp_path / "checkpoints" / "esm2_t6_8M_UR50D.pt"
+        esm2 = name.startswith("esm2")
+        path = find_weights(name, "pretrained") if esm2 else find_esmfold("pretrained")
+        assert path == folder / f"{name}.pt"
         assert path.read_bytes() == b"weights"
-    assert asked == ["https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t6_8M_UR50D.pt"]
+    assert asked == [f"https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"]
 
 
-def test_a_failed_download_says_where_the_file_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
+def test_a_failed_download_says_where_the_file_goes(hub, tmp_path, monkeypatch):
     def download(url, dst):
         raise URLError("no network")
 

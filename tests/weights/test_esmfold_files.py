@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from esmfold_peft.weights.esmfold_files import look_up, read_esmfold
 from esmfold_peft.weights.esmfold_weights import load_esmfold
+from esmfold_peft.weights.layouts import look_up, read_published
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_settings_of_omegaconf_are_read_without_it(
     omegaconf.forget()
     load_esmfold(folding_model(tiny), path)
     assert omegaconf.__name__ not in sys.modules
-    settings = read_esmfold(path).settings
+    settings = read_published(path, "ESMFold").esmfold_settings
     assert look_up(settings, "_name") == "ESMFoldConfig"
     assert look_up(settings, "trunk", "structure_module", "no_blocks") == 3
     assert look_up(settings, "trunk", "chunk_size") is None

@@ -10,7 +10,7 @@ from transformers import EsmModel
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.adapters.insert import insert_adapter
 from esmfold_peft.adapters.io import save_adapter
-from esmfold_peft.commands.adapters_merge import run as merge
+from esmfold_peft.commands.adapters import merge
 from esmfold_peft.config import AdapterConfig, LanguageModelConfig, MergeConfig
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.language_model import LanguageModel

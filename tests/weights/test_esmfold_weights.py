@@ -18,15 +18,14 @@ from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.protein.residues import RESIDUES_X
 from esmfold_peft.runs.build import build_language_model, build_model
-from esmfold_peft.weights.checkpoint_files import why_unused
 from esmfold_peft.weights.esm2_weights import load_esm2, weights_hash
-from esmfold_peft.weights.esmfold_files import UNUSED
 from esmfold_peft.weights.esmfold_weights import (
     find_esmfold,
     folding_hash,
     load_esmfold,
     released_tensors,
 )
+from esmfold_peft.weights.layouts import is_of_trunk, why_unused
 
 SHAPE = AttentionShape(layers=2, width=40, heads=4)
 
@@ -48,7 +47,7 @@ def test_every_tensor_of_every_layout_arrives_in_float32(file, esmfold, tiny, fo
     resolved = model.resolved_head.linear.weight.clone()
     load_esmfold(model, file)
     ours = dict(released_tensors(model))
-    theirs = {n: t for n, t in esmfold.state_dict().items() if not why_unused(n, UNUSED)}
+    theirs = {n: t for n, t in esmfold.state_dict().items() if is_of_trunk(n) and not why_unused(n)}
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == torch.float32
@@ -88,7 +87,7 @@ def test_the_published_model_has_the_names_of_the_published_file():
             esmfold_config={},
         )  # fmt: skip
         theirs = EsmForProteinFolding(config).state_dict()
-    theirs = {n: t.shape for n, t in theirs.items() if not why_unused(n, UNUSED)}
+    theirs = {n: t.shape for n, t in theirs.items() if is_of_trunk(n) and not why_unused(n)}
     assert {name: tensor.shape for name, tensor in released_tensors(model)} == theirs
     # The official file has 3,923 entries, eight of which are not used.
     assert len(theirs) == 3923 - 8
@@ -307,20 +306,6 @@ def test_a_hugging_face_folder_of_another_architecture_is_refused(
 
 
 # Where the file is
-
-
-def test_pretrained_weights_are_looked_for_in_the_hub_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    asked = []
-
-    def download(url, dst):
-        asked.append(url)
-        Path(dst).write_bytes(b"weights")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        assert find_esmfold("pretrained") == tmp_path / "checkpoints" / "esmfold_3B_v1.pt"
-    assert asked == ["https://dl.fbaipublicfiles.com/fair-esm/models/esmfold_3B_v1.pt"]
 
 
 def test_a_path_is_taken_as_it_is_and_must_exist(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from esmfold_peft.config import InspectConfig, TrainConfig
 from esmfold_peft.config.parsing import config_parser, to_config
 from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.runs.build import build_model
-from esmfold_peft.weights.esm2_files import hugging_face_settings
+from esmfold_peft.weights.layouts import hugging_face_settings
 
 PARTS = {"trunk", "structure module", "distogram head", "plddt head", "pae head"}
 
@@ -189,22 +188,12 @@ def test_settings_of_another_architecture_and_a_damaged_language_model_are_liste
     assert found["missing"] == ["layers.1.fc2.bias"]
 
 
-def official_esm2(path, lm):
-    cfg = Namespace(
-        encoder_layers=lm.shape.layers,
-        encoder_embed_dim=lm.shape.width,
-        encoder_attention_heads=lm.shape.heads,
-        token_dropout=True,
-    )
-    tensors = {f"encoder.sentence_encoder.{name}": t for name, t in lm.official_tensors()}
-    tensors["encoder.lm_head.bias"] = torch.zeros(33)
-    torch.save({"cfg": {"model": cfg}, "model": tensors}, path)
-
-
-def test_an_official_esm2_is_recognised_by_its_published_name(tmp_path, capsys):
+def test_an_official_esm2_is_recognised_by_its_published_name(official_esm2, tmp_path, capsys):
     path = tmp_path / "esm2_x.pt"
     lm = LanguageModel.random("esm2_t6_8M_UR50D")
-    official_esm2(path, lm)
+    content = official_esm2(lm)
+    content["model"]["encoder.lm_head.bias"] = torch.zeros(33)
+    torch.save(content, path)
     found = inspect(path, capsys)
     assert found["kind"] == "official ESM-2"
     name, weights = "esm2_t6_8M_UR50D", str(path)

@@ -1,4 +1,4 @@
-"""Gated attention along the rows of the pair track, whose rows share one bias.
+"""Gated attention along the rows of the pair track, with one bias for all rows of a chain.
 
 The operator and its gradients each stay one node under `torch.compile`. On CPUs they are PyTorch's
 attention and its recomputation in pieces of rows, on GPUs the kernels of `triton_attention` where
@@ -15,8 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esmfold_peft.errors import UserError
-from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
 from esmfold_peft.model.trunks.tiling import LONGEST_WHOLE
+
+MASKED_LOGIT = -1e9
+"""Finite, so that keys which are all padding have a softmax; in bfloat16 too."""
+
+NUMBERS_AT_ONCE = 2**28
+"""Largest intermediate that inference makes without being asked for chunks: 1 GiB in float32, and
+far from the 2^31 at which indices of 32 bits overflow."""
 
 CACHED_ELEMENTS = 2**20
 """Numbers at once on a CPU: 4 MB stay in the cache and need no new pages."""
@@ -27,8 +33,7 @@ KERNEL_WIDTHS = (16, 32)
 KERNEL_PRECISIONS = (torch.float32, torch.bfloat16)
 
 LARGEST_ERROR = 0.02
-"""Largest relative error. Rounding is far below it; a wrong kernel is off by about the size of its
-result."""
+"""Largest relative error. Rounding is far below it, a wrong kernel's error is about 1."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,22 +41,19 @@ _LOG = logging.getLogger(__name__)
 def gated_attention(
     qkvg: Float[Tensor, "b r n four_hd"], bias: Float[Tensor, "b h n n"]
 ) -> Float[Tensor, "b r n hd"]:
-    """Attention within each row of a chain, times the sigmoid of a gate.
+    """Attention within each row of a chain: softmax(q k / √d + bias) v, times sigmoid(gate).
 
     Args:
         qkvg: channels of query, key, value and gate, each ordered by head.
         bias: logits from pairs of query and key, the same in each row of a chain, in the precision
-            of `qkvg`. A masked key has a large negative, finite logit.
-
-    Returns:
-        softmax(q k / √d + bias) v, times sigmoid(gate).
+            of `qkvg`. Those of a masked key are `MASKED_LOGIT`.
     """
     return _attention(qkvg, bias)[0]
 
 
 @torch.library.custom_op("esmfold_peft::gated_attention", mutates_args=())
 def _attention(qkvg: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Also gives the logarithm of each query's sum of weights, which only kernels fill."""
+    """Also returns the logarithm of each query's sum of weights, which only kernels fill."""
     qkvg, bias = qkvg.detach(), bias.detach()
     with torch.autocast(qkvg.device.type, enabled=False):
         kernels = _kernels(qkvg, bias)
@@ -73,11 +75,6 @@ def _attention_backward(
         return kernels.backward(grad.contiguous(), qkvg, bias, out, lse)
 
 
-@_attention.register_fake
-def _(qkvg: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return _empty_results(qkvg, bias)
-
-
 @_attention_backward.register_fake
 def _(grad: Tensor, qkvg: Tensor, bias: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return qkvg.new_empty(qkvg.shape), bias.new_empty(bias.shape)
@@ -97,6 +94,7 @@ def _gradients(ctx, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | Non
 _attention.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
+@_attention.register_fake
 def _empty_results(qkvg: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     b, r, n, channels = qkvg.shape
     lse = qkvg.new_empty(b, r, bias.shape[1], n, dtype=torch.float32)
@@ -179,7 +177,6 @@ def _addressable(qkvg: Tensor) -> Tensor:
 
 
 def _kernels(qkvg: Tensor, bias: Tensor) -> ModuleType | None:
-    """The kernels to use for these arguments, if any."""
     if qkvg.device.type != "cuda":
         return None
     n, width = qkvg.shape[2], qkvg.shape[-1] // 4 // bias.shape[1]
@@ -191,10 +188,10 @@ def _kernels(qkvg: Tensor, bias: Tensor) -> ModuleType | None:
 def checked_kernels(
     device: torch.device, width: int, dtype: torch.dtype, block: int | None
 ) -> ModuleType | None:
-    """The kernels, if they run on a device and agree there; else a warning says what is wrong.
+    """The kernels, if they run on a device and are right there; else a warning says what is wrong.
 
     Args:
-        device: where they shall run.
+        device: where they run.
         width: channels of a head.
         dtype: precision of the arguments.
         block: size of the one block that holds a row, a power of 2; None for rows of several.
@@ -233,7 +230,7 @@ def _load_kernels() -> ModuleType:
 def _disagreement(
     kernels: ModuleType, device: torch.device, width: int, dtype: torch.dtype, block: int | None
 ) -> str | None:
-    """Says which result of the kernels is wrong, if any.
+    """Names the first wrong result of the kernels, if any.
 
     Each must lie within 2 % of the plain path's in float32, or within twice the error that the
     plain path has in the same precision.
@@ -260,14 +257,13 @@ def _probe(width: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     qkvg = torch.randn(b, r, n, 4 * heads * width, generator=generator)
     bias = torch.randn(b, heads, n, n, generator=generator)
-    bias[1, :, :, -3:] = -1e9
+    bias[1, :, :, -3:] = MASKED_LOGIT
     return qkvg, bias, torch.randn(b, r, n, heads * width, generator=generator)
 
 
 def _results(
     kernels: ModuleType | None, qkvg: Tensor, bias: Tensor, grad: Tensor
 ) -> dict[str, Tensor]:
-    """Output and gradients by what they are."""
     if kernels is None:
         out, _ = plain_attention(qkvg, bias)
         grad_qkvg, grad_bias = plain_backward(grad, qkvg, bias, out)

@@ -8,14 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from esmfold_peft.config import ModelConfig
-from esmfold_peft.model.compiling import compiled_for_inference
 from esmfold_peft.model.heads import AtomPLDDTHead, PLDDTHead
-from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE, Step
 
 
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    """What the trunk hands to the structure module and the heads and, detached, to its next pass.
+    """What the trunk gives to the structure module and the heads and, detached, to its next pass.
 
     Attributes:
         m: sequence track: the MSA track's row, or ESMFold's sequence state.
@@ -42,13 +40,14 @@ class Stack(nn.Module, ABC):
     The widths of the tracks are `config.section.widths`: the parts around the blocks are made, and
     draw their weights, before the blocks.
 
+    Args:
+        config: the model's settings; those of the trunk are `config.section`.
+        compile: compile the blocks for training.
+
     Attributes:
         chunk: rows of the pair track at a time; None chooses. Prediction lowers it for a chain that
             does not fit into memory.
         recompute: keep only the blocks' inputs for the backward pass; may be changed at any time.
-        compiled: whether the blocks are compiled for training.
-        step: a block in training.
-        inference_step: a block otherwise.
     """
 
     first_amino_acid: ClassVar[int] = 1
@@ -60,48 +59,24 @@ class Stack(nn.Module, ABC):
     plddt_head: ClassVar[type[PLDDTHead] | type[AtomPLDDTHead]] = PLDDTHead
     """The head of pLDDT: of residues, or of their atoms."""
 
-    chunk: int | None
-    recompute: bool
-    compiled: bool
-    step: Step
-    inference_step: Step
-
-    @classmethod
-    @abstractmethod
-    def of(cls, config: ModelConfig, *, compile: bool) -> "Stack":
-        """Makes the blocks with random weights from PyTorch's generator.
-
-        Args:
-            config: the model's settings; those of the trunk are `config.section`.
-            compile: compile the blocks for training.
-        """
+    def __init__(self, config: ModelConfig, *, compile: bool = False) -> None:
+        super().__init__()
+        self.chunk = config.chunk
+        self.recompute = config.section.recompute is not False
+        self.compiled = compile
 
     def pack(self) -> Any:
         """Prepares the weights once for all passes of a step. The default prepares nothing."""
         return None
 
-    @property
-    def lean(self) -> bool:
-        """Whether blocks keep less than autograd would: a compiler computes the rest again."""
-        return self.compiled and not self.recompute
-
     def compile_for_inference(self) -> None:
-        """Compiles the blocks for chains of all lengths of which a block needs no pieces."""
-        plain = self.inference_step
-        compiled = compiled_for_inference(plain)
-
-        def step(*given: Any) -> tuple[Tensor, Tensor]:
-            _, _, z, _, _, chunk, _ = given
-            whole = chunk is None and z.numel() <= NUMBERS_AT_ONCE
-            return (compiled if whole else plain)(*given)
-
-        self.inference_step = step
+        """Compiles the blocks for inference. The default compiles nothing."""
 
     def dropout_sites(self, residues: int) -> Any:
         """Where dropout acts in a pass: any nesting of `Site`; the default has none.
 
         Args:
-            residues: to which chains are padded.
+            residues: length to which chains are padded.
         """
         return None
 
@@ -111,7 +86,7 @@ class Stack(nn.Module, ABC):
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
-        weights: Any,
+        packed: Any,
         dropout: Any,
         /,
     ) -> Tracks:
@@ -121,6 +96,6 @@ class Stack(nn.Module, ABC):
             m: sequence track.
             z: pair track; without gradients it may be overwritten.
             mask: which residues exist; padding must not reach them.
-            weights: from `pack`.
+            packed: from `pack`.
             dropout: factors for `dropout_sites`.
         """

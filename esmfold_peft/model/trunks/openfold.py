@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esmfold_peft.config import EvoformerConfig, Kernels, ModelConfig
-from esmfold_peft.model.compiling import compiled_for_training
+from esmfold_peft.config import EvoformerConfig, ModelConfig
 from esmfold_peft.model.dropout import Factors, Site
-from esmfold_peft.model.trunks import packed
-from esmfold_peft.model.trunks.attention import gated_attention
-from esmfold_peft.model.trunks.base import Stack, Tracks
-from esmfold_peft.model.trunks.blocks import product_type, run_blocks
+from esmfold_peft.model.linear import product_type
+from esmfold_peft.model.trunks import packing
+from esmfold_peft.model.trunks.attention import MASKED_LOGIT, gated_attention
+from esmfold_peft.model.trunks.base import Tracks
+from esmfold_peft.model.trunks.blocks import BlockStack
 from esmfold_peft.model.trunks.triangles import (
     RowFunction,
     add,
@@ -31,15 +31,11 @@ from esmfold_peft.model.trunks.triangles import (
     update_pairs,
 )
 
-_INF = 1e9  # added to masked attention logits; finite in bfloat16
-_EPS = 1e-8
-_NO_DROPOUT: Factors = (None,) * 5
-
 
 class OuterProduct(NamedTuple):
     """The outer product mean of a single row (AF2 Suppl. Alg. 10); `half` is (c_z c_opm, c_opm)."""
 
-    one_two: packed.Affine
+    one_two: packing.Affine
     half: Tensor
     bias: Tensor
 
@@ -47,109 +43,53 @@ class OuterProduct(NamedTuple):
 class BlockWeights(NamedTuple):
     """A block's weights."""
 
-    row: packed.Attention
-    transition: packed.Transition
+    row: packing.Attention
+    transition: packing.Transition
     outer: OuterProduct
-    pairs: packed.PairUpdates
+    pairs: packing.PairUpdates
 
 
-class Evoformer(Stack):
+class Evoformer(BlockStack):
     """Evoformer blocks on one MSA row (AF2 Suppl. Alg. 6), without column attention.
 
     One row is what ESMFold has: row attention with pair bias, transition, outer product mean,
     triangle multiplications and triangle attention. Modules, names and initialisation are
-    openfold3's, and so is the definition of a block; the same is computed here with fewer and
-    larger operations. Weights are drawn from PyTorch's generator.
-
-    Args:
-        config: sizes, dropout and checkpointing.
-        chunk: rows of the pair track at a time; None chooses.
-        kernels: "fused", or openfold3's own forward pass ("openfold").
-        compile: compile the blocks for training.
+    openfold3's, and so is the definition of a block (`model.kernels: openfold`); the fused block
+    computes the same with fewer and larger operations.
     """
 
-    def __init__(
-        self,
-        config: EvoformerConfig,
-        *,
-        chunk: int | None = None,
-        kernels: Kernels = "fused",
-        compile: bool = False,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.chunk = chunk
-        self.kernels = kernels
-        self.recompute, self.compiled = config.checkpoint is not False, compile
-        self.step = compiled_for_training(fused_block) if compile else fused_block
-        self.inference_step = fused_block
+    def __init__(self, config: ModelConfig, *, compile: bool = False) -> None:
+        super().__init__(config, fused_block, dropouts=5, compile=compile)
+        self.config = config.evoformer
+        self.kernels = config.kernels
         with _quiet_import(), _numpy_seeded_by_torch():
-            stack = _stack(config)
+            stack = _stack(config.evoformer)
         self.blocks: nn.ModuleList = stack.blocks
         self.linear: nn.Linear = stack.linear
-        self.packing = packed.Packing(self._pack)
         # openfold3 names "cuda" in an autocast that it disables: on a CPU every call warns.
         warnings.filterwarnings("ignore", message="CUDA is not available or torch_xla")
 
-    @classmethod
-    def of(cls, config: ModelConfig, *, compile: bool) -> "Evoformer":
-        """Makes the blocks that the settings ask for."""
-        chunk, kernels = config.chunk, config.kernels
-        return cls(config.evoformer, chunk=chunk, kernels=kernels, compile=compile)
-
-    def pack(self) -> list[BlockWeights] | None:
-        """The blocks' weights for all passes of a step, in autocast's type where it is on."""
-        return self.packing.nested() if self.kernels == "fused" else None
-
-    def _pack(self) -> list[BlockWeights]:
+    def packed_blocks(self) -> list[BlockWeights]:  # noqa: D102
         dtype = product_type(self.linear.weight)
         return [_pack(block, dtype) for block in self.blocks]
+
+    def pack(self) -> list[BlockWeights] | None:  # noqa: D102
+        return super().pack() if self.kernels == "fused" else None
+
+    def tracks(self, m: Float[Tensor, "b n c_m"], z: Float[Tensor, "b n n c_z"]) -> Tracks:  # noqa: D102
+        return Tracks(m, z, self.linear(m), z)
 
     def forward(
         self,
         m: Float[Tensor, "b n c_m"],
         z: Float[Tensor, "b n n c_z"],
         mask: Bool[Tensor, "b n"],
-        weights: list[BlockWeights] | None = None,
+        packed: list[BlockWeights] | None = None,
         dropout: tuple[Factors, ...] | None = None,
     ) -> Tracks:
-        """Runs all blocks.
-
-        Args:
-            m: the single row of the MSA track.
-            z: the pair track; without gradients it is overwritten.
-            mask: which residues exist; padding does not reach them.
-            weights: from `pack`; None: they are packed here.
-            dropout: of the sites; None: there is none in our own blocks.
-        """
-        if self.kernels == "openfold":
-            m, z = self._by_definition(m, z, mask)
-        else:
-            step = self.step if self.training else self.inference_step
-            ready = self.packing.nested() if weights is None else weights
-            factors = [_NO_DROPOUT] * len(self.blocks) if dropout is None else dropout
-            shared = (mask, self.chunk, self.lean)
-            m, z = run_blocks(step, ready, factors, m, z, *shared, recompute=self.recompute)
-        return Tracks(m, z, self.linear(m), z)
-
-    def dropout_sites(self, residues: int) -> Any:
-        """Those of each block, in openfold3's order: the row, four triangle updates.
-
-        A residue's factors are shared by all pairs that it is the second of (AF2 Suppl. 1.11.6).
-        openfold3's own forward pass draws for itself.
-        """
-        c = self.config
-        row = Site((residues, c.c_m), c.dropout_msa)
-        pairs = Site((1, residues, c.c_z), c.dropout_pair)
-        return None if self.kernels == "openfold" else ((row, *(pairs,) * 4),) * c.blocks
-
-    def _by_definition(
-        self,
-        m: Float[Tensor, "b n c_m"],
-        z: Float[Tensor, "b n n c_z"],
-        mask: Bool[Tensor, "b n"],
-    ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
-        """By openfold3's own forward pass."""
+        """Runs all blocks; z is overwritten where no gradients are asked for."""
+        if self.kernels == "fused":
+            return super().forward(m, z, mask, packed, dropout)
         pairs = (mask[:, :, None] & mask[:, None, :]).to(z.dtype)
         row, m = mask[:, None].to(m.dtype), m[:, None]
         for block in self.blocks:
@@ -158,7 +98,18 @@ class Evoformer(Stack):
                 m, z = checkpoint(block, m, z, **masks, use_reentrant=False)
             else:
                 m, z = block(m, z, **masks)
-        return m[:, 0], z
+        return self.tracks(m[:, 0], z)
+
+    def dropout_sites(self, residues: int) -> Any:
+        """Those of each block, in openfold3's order: the row, four triangle updates.
+
+        All pairs with the same second residue share a factor (AF2 Suppl. 1.11.6).
+        openfold3's own forward pass draws for itself.
+        """
+        c = self.config
+        row = Site((residues, c.c_m), c.dropout_msa)
+        pairs = Site((1, residues, c.c_z), c.dropout_pair)
+        return None if self.kernels == "openfold" else ((row, *(pairs,) * 4),) * c.blocks
 
 
 def fused_block(
@@ -168,28 +119,28 @@ def fused_block(
     factors: Factors,
     mask: Bool[Tensor, "b n"],
     chunk: int | None,
-    lean: bool,
+    selective: bool,
 ) -> tuple[Float[Tensor, "b n c_m"], Float[Tensor, "b n n c_z"]]:
     """A block of openfold3 on a single row: a function of tensors alone, for the compiler.
 
     Args:
-        weights: of the block.
+        weights: packed.
         m: the row of the MSA track.
         z: pair track; where `changes_in_place`, it is overwritten.
         factors: dropout of the row's attention and of the four triangle updates.
         mask: which residues exist.
         chunk: rows of the pair track at a time at most.
-        lean: see `update_pairs`.
+        selective: see `update_pairs`.
     """
     of_row, *of_pairs = factors
     row = weights.row
-    bias = pair_bias(row.bias, z, mask, chunk, lean)
+    bias = pair_bias(row.bias, z, mask, chunk, selective)
     projected = F.linear(normalize(m, row.qkvg.weight.dtype, row.norm), *row.qkvg)
     mixed = gated_attention(projected[:, None], bias)[:, 0]
     m = add(m, F.linear(mixed, *row.out), of_row)
     m = m + transition(weights.transition, m)
     z = add_rows(z, _outer_product(weights.outer, m), row_slices(z, z.shape[-1], chunk))
-    return m, update_pairs(weights.pairs, z, mask, (*of_pairs, None), chunk, lean=lean)
+    return m, update_pairs(weights.pairs, z, mask, (*of_pairs, None), chunk, selective=selective)
 
 
 def _outer_product(weights: OuterProduct, m: Float[Tensor, "b n c_m"]) -> RowFunction:
@@ -211,20 +162,20 @@ def _outer_product(weights: OuterProduct, m: Float[Tensor, "b n c_m"]) -> RowFun
 
 def _pack(block: Any, dtype: torch.dtype) -> BlockWeights:
     row, outer, pairs = block.msa_att_row, block.outer_product_mean, block.pair_stack
-    # A mean over one row, whose number openfold3 and AF2 take as 1 + eps.
-    last = packed.affine(outer.linear_out, dtype=dtype)
+    # A mean over one row; openfold3 and AF2 divide by 1 + eps.
+    last = packing.affine(outer.linear_out, dtype=dtype)
     mean = 1 / (1 + outer.eps)
     return BlockWeights(
-        packed.attention(row.layer_norm_m, row.linear_z, row.mha, dtype, row.layer_norm_z),
+        packing.attention(row.layer_norm_m, row.linear_z, row.mha, dtype, row.layer_norm_z),
         _pack_transition(block.msa_transition, dtype, folded=False),
         OuterProduct(
-            packed.affine(outer.linear_1, outer.linear_2, dtype=dtype, norm=outer.layer_norm),
+            packing.affine(outer.linear_1, outer.linear_2, dtype=dtype, norm=outer.layer_norm),
             last.weight.view(-1, outer.c_hidden) * mean,
             last.bias * mean,
         ),
-        packed.PairUpdates(
-            packed.multiplication(pairs.tri_mul_out, dtype),
-            packed.multiplication(pairs.tri_mul_in, dtype),
+        packing.PairUpdates(
+            packing.multiplication(pairs.tri_mul_out, dtype),
+            packing.multiplication(pairs.tri_mul_in, dtype),
             _pack_attention(pairs.tri_att_start, dtype),
             _pack_attention(pairs.tri_att_end, dtype),
             _pack_transition(pairs.pair_transition, dtype, folded=True),
@@ -232,13 +183,13 @@ def _pack(block: Any, dtype: torch.dtype) -> BlockWeights:
     )
 
 
-def _pack_attention(layer: Any, dtype: torch.dtype) -> packed.Attention:
-    return packed.attention(layer.layer_norm, layer.linear_z, layer.mha, dtype)
+def _pack_attention(layer: Any, dtype: torch.dtype) -> packing.Attention:
+    return packing.attention(layer.layer_norm, layer.linear_z, layer.mha, dtype)
 
 
-def _pack_transition(layer: Any, dtype: torch.dtype, *, folded: bool) -> packed.Transition:
+def _pack_transition(layer: Any, dtype: torch.dtype, *, folded: bool) -> packing.Transition:
     (up,), down = layer.transition_mlp.layers, layer.transition_mlp.linear_out
-    return packed.transition(layer.layer_norm, up[0], down, dtype, folded=folded)
+    return packing.transition(layer.layer_norm, up[0], down, dtype, folded=folded)
 
 
 def _stack(config: EvoformerConfig) -> Any:
@@ -264,8 +215,8 @@ def _stack(config: EvoformerConfig) -> Any:
         fuse_projection_weights=False,
         blocks_per_ckpt=None,
         use_reentrant=False,
-        inf=_INF,
-        eps=_EPS,
+        inf=-MASKED_LOGIT,
+        eps=1e-8,
         linear_init_params=_alphafold2_init(),
     )
     for block in stack.blocks:
@@ -297,52 +248,38 @@ def _ending_node() -> type[nn.Module]:
 def _alphafold2_init():
     """Initialisation and biases of AlphaFold 2; openfold3's default leaves these biases out.
 
-    Built anew each time, because openfold3's own entries are shared objects.
+    Built again each time, because openfold3's own entries are shared objects.
     """
     from ml_collections import ConfigDict
 
-    def linear(init: str, bias: bool = True) -> dict:
-        return {"bias": bias, "init": init}
+    def layers(*, bias: bool = True, **init: str) -> dict:
+        return {f"linear_{name}": {"bias": bias, "init": how} for name, how in init.items()}
 
-    attention = {
-        "linear_z": linear("normal", bias=False),
-        "mha": {
-            "linear_q": linear("glorot", bias=False),
-            "linear_k": linear("glorot", bias=False),
-            "linear_v": linear("glorot", bias=False),
-            "linear_g": linear("gating"),
-            "linear_o": linear("final"),
-        },
-    }
-    transition = {"relu": {"layers": linear("relu"), "linear_out": linear("final")}}
-    multiplication = {
-        "linear_a_p": linear("default"),
-        "linear_a_g": linear("gating"),
-        "linear_b_p": linear("default"),
-        "linear_b_g": linear("gating"),
-        "linear_g": linear("gating"),
-        "linear_z": linear("final"),
-    }
-    outer = {
-        "linear_1": linear("default"),
-        "linear_2": linear("default"),
-        "linear_out": linear("final"),
-    }
-    pair = {"tri_mul": multiplication, "tri_att": attention, "pair_transition": transition}
+    projections = layers(q="glorot", k="glorot", v="glorot", bias=False)
+    mha = projections | layers(g="gating", o="final")
+    attention = layers(z="normal", bias=False) | {"mha": mha}
+    default = {"bias": True, "init": "default"}
+    transition = {"relu": {"layers": {"bias": True, "init": "relu"}, **layers(out="final")}}
+    sides = layers(a_p="default", a_g="gating", b_p="default", b_g="gating")
+    multiplication = sides | layers(g="gating", z="final")
     return ConfigDict(
         {
             "msa_row_att": attention,
             "msa_transition": transition,
-            "opm": outer,
-            "pair_block": pair,
-            "linear": linear("default"),
+            "opm": {"linear_1": default, "linear_2": default, **layers(out="final")},
+            "pair_block": {
+                "tri_mul": multiplication,
+                "tri_att": attention,
+                "pair_transition": transition,
+            },
+            "linear": default,
         }
     )
 
 
 @contextmanager
 def _quiet_import():
-    """Keeps to itself what importing openfold3 warns of, and its change of the warning filters."""
+    """Drops the warnings of importing openfold3, and its change of the warning filters."""
     if not torch.cuda.is_available():
         # openfold3 imports DeepSpeed, which otherwise reports at length that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).with_name("tiles")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 LONGEST_WHOLE = 256
-"""Residues of the longest row of which kernels hold all keys at once."""
+"""Residues; kernels hold all keys of a row at once if it is not longer."""
 
 Key = tuple[str, torch.dtype, bool]
 """Kernel, precision, and whether one block holds a row."""
@@ -35,7 +35,7 @@ ALLOWED = {"tile": SIZES, "warps": (1, 2, 4, 8, 16, 32), "stages": tuple(range(1
 class Tiles:
     """How a kernel cuts its work.
 
-    Args:
+    Attributes:
         tile: queries (or keys) of a program.
         warps: groups of 32 threads of a program.
         stages: loads under way at once.
@@ -52,9 +52,6 @@ class Tiles:
 def tiles_on(device: torch.device) -> dict[Key, Tiles]:
     """The tiles of a device: those of its card's file, and the default ones for the rest.
 
-    Args:
-        device: where kernels are launched.
-
     Raises:
         UserError: a file is not valid.
     """
@@ -64,32 +61,21 @@ def tiles_on(device: torch.device) -> dict[Key, Tiles]:
 
 
 def card(device: torch.device) -> str:
-    """The name of a GPU's model as CUDA gives it; cpu for what is none.
-
-    Args:
-        device: any.
-    """
+    """The name of a GPU's model as CUDA gives it; "cpu" for any other device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def file_name(card: str) -> str:
-    """The file of a card, such as nvidia_h100_80gb_hbm3.json.
-
-    Args:
-        card: its name.
-    """
+    """The file of a card, such as nvidia_h100_80gb_hbm3.json."""
     return re.sub(r"[^A-Za-z0-9]+", "_", card).strip("_").lower() + ".json"
 
 
 def read_tiles(file: Path, known: dict[Key, Tiles] | None) -> dict[Key, Tiles]:
-    """The entries of a file.
-
-    Args:
-        file: JSON, as `write_tiles` writes it.
-        known: the kernels that there are; None allows all.
+    """The entries of a file that `write_tiles` wrote.
 
     Raises:
-        UserError: it is not JSON, or an entry names an unknown kernel or impossible tiles.
+        UserError: it is not JSON, or an entry has impossible tiles or names a kernel that is not
+            `known` (None: all are).
     """
     tiles = {}
     try:
@@ -103,13 +89,7 @@ def read_tiles(file: Path, known: dict[Key, Tiles] | None) -> dict[Key, Tiles]:
 
 
 def write_tiles(file: Path, tiles: dict[Key, Tiles], about: dict[str, object]) -> None:
-    """Writes a card's file, an entry a line.
-
-    Args:
-        file: to write; its folder is made.
-        tiles: by kernel.
-        about: where they come from, for people.
-    """
+    """Writes a card's file, an entry a line; `about` tells people where the tiles come from."""
     names = {dtype: name for name, dtype in PRECISIONS.items()}
     entries = [
         json.dumps({"kernel": kernel, "precision": names[dtype], "whole": whole, **asdict(value)})

@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from esmfold_peft.model.dropout import Factors
-from esmfold_peft.model.trunks.attention import CACHED_ELEMENTS, gated_attention
-from esmfold_peft.model.trunks.blocks import NUMBERS_AT_ONCE
-from esmfold_peft.model.trunks.packed import (
+from esmfold_peft.model.trunks.attention import (
+    CACHED_ELEMENTS,
+    MASKED_LOGIT,
+    NUMBERS_AT_ONCE,
+    gated_attention,
+)
+from esmfold_peft.model.trunks.packing import (
     Affine,
     Attention,
     Multiplication,
@@ -22,9 +26,6 @@ from esmfold_peft.model.trunks.packed import (
     PairUpdates,
     Transition,
 )
-
-MASKED_LOGIT = -1e9
-"""Finite, so that keys which are all padding have a softmax."""
 
 _OF_TRACKS, _OF_WEIGHTS = torch.ops.aten.bmm, torch.ops.aten.addmm
 """Matrix products of two halves of the pair track, and with weights and a bias."""
@@ -40,35 +41,35 @@ def update_pairs(
     factors: Factors,
     chunk: int | None,
     *,
-    lean: bool,
+    selective: bool,
 ) -> Float[Tensor, "b n n c_z"]:
     """Triangle multiplications, triangle attentions and the transition (AF2 Suppl. Alg. 6).
 
     Args:
-        weights: of the block.
+        weights: packed.
         z: pair track; where `changes_in_place`, it is overwritten.
         mask: which residues exist; pairs with others do not change the rest.
         factors: dropout of the five updates; that of the ending node's attention is for the
             transposed track.
         chunk: rows at a time at most; None chooses.
-        lean: for the backward pass keep only z before each update, the sums over triangles, and
-            what attention reads and gives, and compute the rest again.
+        selective: for the backward pass keep only z before each update, the sums over triangles,
+            and what attention reads and gives; compute the rest again.
     """
     out, into, start, end, last = factors
-    lean = lean and torch.is_grad_enabled()
-    update = _again if lean else _once
+    selective = selective and torch.is_grad_enabled()
+    update: Callable[..., Any] = _again if selective else lambda function, *given: function(*given)
     z = update(multiply_triangles, weights.mul_out, z, mask, out, chunk, True)
     z = update(multiply_triangles, weights.mul_in, z, mask, into, chunk, False)
-    z = attend_triangles(weights.att_start, z, mask, start, chunk, lean)
-    z = attend_triangles(weights.att_end, z, mask, end, chunk, lean, ending=True)
+    z = attend_triangles(weights.att_start, z, mask, start, chunk, selective)
+    z = attend_triangles(weights.att_end, z, mask, end, chunk, selective, ending=True)
     return update(_add_transition, weights.transition, z, last, chunk)
 
 
 def changes_in_place() -> bool:
     """Whether the pair track is changed in place, in pieces of rows.
 
-    Autograd needs the old values. A compiler finds by itself what may be overwritten: of changes
-    in place it makes copies, and of each piece other kernels. Without gradients two chains of 256
+    Autograd needs the old values. A compiler finds by itself what may be overwritten; it would copy
+    for changes in place, and make other kernels for each piece. Without gradients two chains of 256
     are 50 kernels and 4.1 GB a block, by counts; in place they would be 110 and 10.5.
     """
     return not (_functional or torch.is_grad_enabled() or torch.compiler.is_compiling())
@@ -79,17 +80,13 @@ _functional = False
 
 @contextmanager
 def nothing_in_place() -> Iterator[None]:
-    """Inside, eager code needs as much memory as compiled code, or more."""
+    """Changes nothing in place inside, so that eager code needs at least compiled code's memory."""
     global _functional
     _functional = True
     try:
         yield
     finally:
         _functional = False
-
-
-def _once(function: Callable[..., Any], *arguments: object) -> Any:
-    return function(*arguments)
 
 
 def _again(function: Callable[..., Any], *arguments: object, keep: Any = _OF_TRACKS) -> Any:
@@ -116,14 +113,8 @@ def multiply_triangles(
 ) -> Float[Tensor, "b n n c_z"]:
     """Adds to each pair the sum, over all triangles, of the product of the two other sides.
 
-    Args:
-        weights: of the layer.
-        z: pair track; where `changes_in_place`, it is overwritten.
-        mask: which residues exist; no triangle has another corner.
-        factor: of the update (dropout).
-        chunk: rows at a time at most.
-        outgoing: whether the sides leave the pair's residues (AF2 Suppl. Alg. 11) or enter them
-            (Alg. 12).
+    The arguments are those of `update_pairs`. The sides leave the pair's residues (`outgoing`,
+    AF2 Suppl. Alg. 11) or enter them (Alg. 12).
     """
     pieces = row_slices(z, len(weights.sides.weight), chunk)
     normed = normalized_rows(z, weights.sides.weight.dtype)
@@ -148,7 +139,7 @@ def _triangles(
     outgoing: bool,
 ) -> Float[Tensor, "c b n n"]:
     """Sums over the third corner of the triangles."""
-    # Only the third corner matters: where another is missing the sum is of no pair.
+    # Only the third corner is masked: if another one is missing, the sum belongs to no pair.
     corner = mask[:, None, :] if outgoing else mask[:, :, None]
     present = corner.expand(-1, mask.shape[1], mask.shape[1])
 
@@ -157,11 +148,11 @@ def _triangles(
 
     if not changes_in_place():
         a, b = gather_rows(both, pieces, mask.shape[1], dim=2).chunk(2)
-        # A product is masked by one side; compiled, both in the pass that makes them are cheaper.
+        # One masked side is enough; in compiled code, to mask both where they are made is cheaper.
         a, b = a * present, b * present if torch.compiler.is_compiling() else b
         triangles = a @ b.mT if outgoing else a.mT @ b
         if triangles.requires_grad and not torch.compiler.is_compiling():
-            # It comes with channels last, of which each product would copy its matrices one by one.
+            # The gradient has its channels last; each product would copy its matrices one by one.
             triangles.register_hook(Tensor.contiguous)
         return triangles
     whole = sides.weight.new_empty(len(sides.weight) // 2, *present.shape)
@@ -181,21 +172,14 @@ def attend_triangles(
     mask: Bool[Tensor, "b n"],
     factor: Float[Tensor, "b _ _ c_z"] | None,
     chunk: int | None,
-    lean: bool = False,
+    selective: bool = False,
     *,
     ending: bool = False,
 ) -> Float[Tensor, "b n n c_z"]:
     """Adds attention along rows or columns of pairs, biased by the third side.
 
-    Args:
-        weights: of the layer.
-        z: pair track; where `changes_in_place`, it is overwritten.
-        mask: which residues exist; others are no keys.
-        factor: of the update (dropout); around the ending node, of the transposed one.
-        chunk: rows at a time at most.
-        lean: normalise z again in the backward pass instead of keeping the result.
-        ending: around the ending node (AF2 Suppl. Alg. 14), not the starting node (Alg. 13): the
-            same for the transposed track.
+    The arguments are those of `update_pairs`. Attention around the ending node (AF2 Suppl. Alg. 14)
+    is that around the starting node (Alg. 13) of the transposed track, and so is its dropout.
     """
     rows_of = z.transpose(1, 2) if ending else z
     if changes_in_place():
@@ -209,7 +193,7 @@ def attend_triangles(
 
         add_rows(rows_of, update, pieces, factor)
         return z
-    again = _normalize_again(lean, z, weights.qkvg)
+    again = _normalize_again(selective, z, weights.qkvg)
     project = partial(_again, _project, keep=_OF_WEIGHTS) if again else _project
     qkvg, bias = project(weights, rows_of, mask)
     change = F.linear(gated_attention(qkvg, bias), *weights.out)
@@ -219,9 +203,9 @@ def attend_triangles(
     return add(z, change, factor)
 
 
-def _normalize_again(lean: bool, z: Tensor, weights: Affine) -> bool:
-    """Not of a float32 track: to keep it normalised in bf16 costs less than to read it again."""
-    return lean and z.dtype == weights.weight.dtype
+def _normalize_again(selective: bool, z: Tensor, weights: Affine) -> bool:
+    """Whether backward normalises z again. If z is float32, its norm in bf16 is cheaper to keep."""
+    return selective and z.dtype == weights.weight.dtype
 
 
 def _project(
@@ -257,13 +241,10 @@ def pair_bias(
     z: Float[Tensor, "b n n c_z"],
     mask: Bool[Tensor, "b n"],
     chunk: int | None,
-    lean: bool,
+    selective: bool,
 ) -> Float[Tensor, "b h n n"]:
-    """Logits of the attention over the sequence, from the normalised pairs.
-
-    Its arguments are those of `attend_triangles`.
-    """
-    if torch.is_grad_enabled() and _normalize_again(lean, z, weights):
+    """Logits of the attention over the sequence, from the normalised pairs."""
+    if torch.is_grad_enabled() and _normalize_again(selective, z, weights):
         return _again(pair_bias, weights, z, mask, chunk, False, keep=_OF_WEIGHTS)
     pieces = row_slices(z, z.shape[-1], chunk)
     return attention_bias(normalized_rows(z, weights.weight.dtype), weights, mask, pieces)
@@ -283,7 +264,7 @@ def attention_bias(
 
 def transition(weights: Transition, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
     """The update of a transition."""
-    # Of a matrix, a linear layer is no view, and autograd lets it be changed in place.
+    # The product of a flattened track is no view: autograd lets ReLU change it in place.
     normed = normalize(x, weights.up.weight.dtype, weights.norm)
     hidden = F.linear(normed.flatten(0, -2), *weights.up)
     inplace = not torch.compiler.is_compiling()
@@ -293,13 +274,7 @@ def transition(weights: Transition, x: Float[Tensor, "*batch c"]) -> Float[Tenso
 def normalize(
     x: Float[Tensor, "*batch c"], dtype: torch.dtype, norm: Norm | None = None
 ) -> Float[Tensor, "*batch c"]:
-    """Layer norm in float32 at least, for products in a type.
-
-    Args:
-        x: a track.
-        dtype: of the products.
-        norm: scale and offset, unless the products have them.
-    """
+    """Layer norm in at least float32, cast to a type; without `norm` the products contain it."""
     exact = torch.promote_types(x.dtype, torch.float32)
     weight, bias = norm or (None, None)
     return F.layer_norm(x.to(exact), x.shape[-1:], weight, bias).to(dtype)
@@ -308,7 +283,7 @@ def normalize(
 def normalized_rows(
     z: Float[Tensor, "b n n c_z"], dtype: torch.dtype, norm: Norm | None = None
 ) -> RowFunction:
-    """Layer norm of the asked rows: once if it is kept or small, else anew each time."""
+    """Layer norm of some rows: computed once if it is kept or small, else each time."""
     if not changes_in_place() or z.numel() <= 2 * CACHED_ELEMENTS:
         whole = normalize(z, dtype, norm)
         return lambda rows: whole[:, rows]

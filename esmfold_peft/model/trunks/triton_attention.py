@@ -7,8 +7,8 @@ Where one block holds all keys, the tile of the bias, or the sum of its gradient
 stays in registers. Longer rows are read in blocks, and the gradient of the bias has a kernel of its
 own. Logits are in units of log 2, because GPUs compute powers of 2.
 
-Triton gives products that follow from each other a layout of 16 rows a warp, which overflows the
-registers where one block holds all keys. The branch `if rows > first` is always taken. It gives the
+If one product depends on another, Triton gives both a layout of 16 rows a warp. That overflows the
+registers where one block holds all keys. The branch `if rows > first` is always taken; it gives the
 second product a layout of its own.
 
 Chains (b), rows (r), heads (h), residues (n), and channels of a head (d) are as in `attention`.
@@ -63,6 +63,15 @@ def _store(x, value, residue, stride, n, WIDTH: tl.constexpr):
     channel = tl.arange(0, WIDTH)
     place = residue[:, None] * stride + channel[None, :]
     tl.store(x + place, value.to(x.dtype.element_ty), mask=residue[:, None] < n)
+
+
+@_kernel
+def _store_bias(grad_bias, change, query, key, n):
+    """Stores the gradient of the bias from one group of rows."""
+    part = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
+    place = part * n * n + query * n + key
+    there = (query < n) & (key < n)
+    tl.store(grad_bias + place, change.to(grad_bias.dtype.element_ty), mask=there)
 
 
 @_kernel
@@ -186,10 +195,7 @@ def query_kernel(
                 grad_q += _product(grad_logits, k, DOT)
         _store(to, grad_q * (scale / LOG2E), query, 4 * CHANNELS, n, WIDTH)
     if WHOLE:
-        part = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
-        place = part * n * n + query[:, None] * n + key[None, :]
-        there = (query[:, None] < n) & (key[None, :] < n)
-        tl.store(grad_bias + place, change.to(grad_bias.dtype.element_ty), mask=there)
+        _store_bias(grad_bias, change, query[:, None], key[None, :], n)
 
 
 @_kernel
@@ -276,10 +282,7 @@ def bias_kernel(
         sums = tl.load(delta + scalars, mask=query < n, other=0.0)
         weights = tl.exp2(_product(q, tl.trans(k), DOT) * scale + shared - logarithm[:, None])
         change += weights * (_product(g, tl.trans(v), DOT) - sums[:, None])
-    part = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
-    place = part * n * n + query[:, None] * n + key[None, :]
-    there = (query[:, None] < n) & (key[None, :] < n)
-    tl.store(grad_bias + place, change.to(grad_bias.dtype.element_ty), mask=there)
+    _store_bias(grad_bias, change, query[:, None], key[None, :], n)
 
 
 KERNELS = {"forward": forward_kernel, "query": query_kernel, "key": key_kernel, "bias": bias_kernel}
@@ -346,7 +349,7 @@ def _launch(name: str, qkvg: Tensor, bias: Tensor, others: tuple[Tensor, ...]) -
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:
-    """In which precision factors enter products, whose sums are in float32."""
+    """The precision of factors in products; sums are in float32."""
     return tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
 
 

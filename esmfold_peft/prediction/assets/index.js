@@ -4,7 +4,7 @@ const body = document.querySelector("tbody");
 const headings = [...document.querySelectorAll("thead th")];
 const collator = new Intl.Collator(undefined, { numeric: true });
 
-/** Numbers by size, words as people sort them; what is missing comes last in both directions. */
+/** Numbers by size, words in the order of the language; empty cells come last in both directions. */
 function compare(a, b, direction) {
   if (!a || !b) return !a - !b;
   const [x, y] = [Number(a), Number(b)];

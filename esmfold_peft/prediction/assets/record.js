@@ -47,10 +47,10 @@ function draw() {
 function choose(places, ofMap = null) {
   if (String(places) === String(chosen) && String(ofMap) === String(pair)) return;
   [chosen, pair] = [places, ofMap];
-  const said = places.map((place) => `${nameOf(place)}: pLDDT ${protein.plddt[place].toFixed(1)}`);
-  byId("chosen").textContent = said.join(", ");
+  const texts = places.map((place) => `${nameOf(place)}: pLDDT ${protein.plddt[place].toFixed(1)}`);
+  byId("chosen").textContent = texts.join(", ");
   byId("plddt").setAttribute("aria-valuenow", (places[0] ?? 0) + 1);
-  byId("plddt").setAttribute("aria-valuetext", said[0] ?? "none chosen");
+  byId("plddt").setAttribute("aria-valuetext", texts[0] ?? "none chosen");
   if (image) byId("chosen-pair").textContent = pair ? pairText(...pair) : "";
   requestAnimationFrame(() => {
     draw();

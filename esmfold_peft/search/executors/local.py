@@ -1,60 +1,59 @@
-"""Trials as processes of this machine, which outlive the search if that is killed."""
+"""Trials as processes of this machine, which outlive the search if that is killed.
+
+submitit's own local executor cannot do this: it finds its jobs only in the process that started
+them, stops them with Ctrl-C before they have saved, and gives each job the same first GPUs.
+"""
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from esmfold_peft.disk.files import is_held, lock_file
+from esmfold_peft.disk.locks import is_held, lock_file
 from esmfold_peft.errors import UserError
-from esmfold_peft.search.executors.protocol import Handle, Job
+from esmfold_peft.search.attempt import attempt_command
+from esmfold_peft.search.executors import Handle, job_name
 
 LOCK = ".attempt"
-"""File of a trial that its process holds locked, and that says which GPUs it has and which one it
-is."""
+"""File of a trial that its process holds locked. Its lines: the trial's GPUs, the process."""
 
 
 class LocalExecutor:
-    """Runs each trial in a session of its own; `engine.devices` GPUs each, where there are any.
+    """Runs each trial in a session of its own, on GPUs of its own.
 
     A trial is alive as long as its process, or the training below it, holds a lock that both
-    inherited: neither a reused process number nor a restart of the search can be mistaken for it.
+    inherited. A reused process number or a restarted search cannot be mistaken for it.
 
     Args:
         gpus: of this machine that trials may take, as CUDA_VISIBLE_DEVICES names them.
+        devices: GPUs that a trial takes; 0 on a CPU.
     """
 
-    def __init__(self, gpus: Sequence[str] = ()) -> None:
-        self._visible = tuple(gpus)
-        self._gpus: dict[str, tuple[str, ...]] = {}  # of the jobs that were alive when looked at
-        self._jobs: dict[str, Job] = {}
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+    def __init__(self, gpus: Sequence[str] = (), devices: int = 0) -> None:
+        self._gpus, self._devices = tuple(gpus), devices
+        self._jobs: dict[Path, subprocess.Popen[bytes] | None] = {}  # None: adopted
 
-    def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Begins each job on the first GPUs that no other job has.
+    def start(self, folders: Sequence[Path]) -> list[Handle]:
+        """Starts each trial on the first GPUs that no other trial has.
 
         Raises:
             UserError: a process of a trial is running, or too few GPUs are free.
         """
-        return [self._start(job) for job in jobs]
+        return [self._start(folder) for folder in folders]
 
-    def _start(self, job: Job) -> Handle:
-        own = self._free_gpus(job)
-        with _lock_of(job.folder) as lock:
-            # Before the process is there: a search that dies now finds what it has.
+    def _start(self, folder: Path) -> Handle:
+        own = self._free_gpus(folder)
+        with _lock_of(folder) as lock:
+            # Written before the process starts: a search that dies now finds which GPUs it has.
             lock.truncate(0)
             lock.write(",".join(own) + "\n")
             lock.flush()
             child = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "esmfold_peft.search.attempt"),
-                    *(str(job.folder), str(lock.fileno())),
-                ],
+                [*attempt_command(folder), str(lock.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -64,49 +63,44 @@ class LocalExecutor:
             )
             lock.write(f"{child.pid}\n")
             lock.flush()
-        self._jobs[job.name], self._gpus[job.name] = job, own
-        self._children[job.name] = child
+        self._jobs[folder] = child
         return {"pid": child.pid, "gpus": ",".join(own)}
 
-    def adopt(self, job: Job, handle: Handle) -> None:
-        """Takes over a job, if it is alive; what it says of itself is newer than the ledger."""
-        if is_alive(job.folder):
-            self._jobs[job.name], self._gpus[job.name] = job, _said(job.folder)[0]
+    def adopt(self, folder: Path, handle: Handle) -> None:
+        """Takes over a trial if it is alive; its lock file is newer than the handle."""
+        if is_alive(folder):
+            self._jobs[folder] = None
 
-    def alive(self, job: Job) -> bool:
-        """Whether a process of the job is there."""
-        if job.name in self._children:
-            self._children[job.name].poll()  # leaves no zombie
-        if job.name in self._jobs and is_alive(job.folder):
+    def alive(self, folder: Path) -> bool:
+        """Whether a process of the trial is there."""
+        if child := self._jobs.get(folder):
+            child.poll()  # leaves no zombie
+        if folder in self._jobs and is_alive(folder):
             return True
-        for known in (self._jobs, self._gpus, self._children):
-            known.pop(job.name, None)
+        self._jobs.pop(folder, None)
         return False
 
     def stop(self) -> None:
-        """Asks all jobs to save themselves and end, and waits for them."""
-        for job in list(self._jobs.values()):
-            if self.alive(job):
-                _terminate(_said(job.folder)[1])
-        while any(self.alive(job) for job in list(self._jobs.values())):
+        """Asks all trials to save themselves and end, and waits for them."""
+        for folder in list(self._jobs):
+            if self.alive(folder):
+                _terminate(_gpus_and_process(folder)[1])
+        while any(self.alive(folder) for folder in list(self._jobs)):
             time.sleep(0.1)
 
-    def _free_gpus(self, job: Job) -> tuple[str, ...]:
-        taken = {gpu for gpus in self._gpus.values() for gpu in gpus}
-        free = tuple(gpu for gpu in self._visible if gpu not in taken)
-        if len(free) < job.devices:
+    def _free_gpus(self, folder: Path) -> tuple[str, ...]:
+        taken = {gpu for job in self._jobs for gpu in _gpus_and_process(job)[0]}
+        free = tuple(gpu for gpu in self._gpus if gpu not in taken)
+        if len(free) < self._devices:
             raise UserError(
-                f"{job.name}: it needs {job.devices} GPUs, and trials that still run leave"
-                f" {len(free)} of {len(self._visible)}; go on when they have ended"
+                f"{job_name(folder)}: it needs {self._devices} GPUs, and trials that still run"
+                f" leave {len(free)} of {len(self._gpus)}; resume when they have ended"
             )
-        return free[: job.devices]
+        return free[: self._devices]
 
 
 def is_alive(folder: Path) -> bool:
     """Whether a process of this trial runs on this machine.
-
-    Args:
-        folder: of the trial.
 
     Raises:
         UserError: its lock cannot be read.
@@ -121,18 +115,18 @@ def _lock_of(folder: Path) -> IO[str]:
         lock_file(file)
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"{folder}: a process of this trial is running") from error
+        raise UserError(f"{folder}: a process of this trial is running; wait for it") from error
     return file
 
 
-def _said(folder: Path) -> tuple[tuple[str, ...], int]:
-    """GPUs and process of a trial; process 0 in the moment in which it begins."""
+def _gpus_and_process(folder: Path) -> tuple[tuple[str, ...], int]:
+    """GPUs and process of a trial; process 0 just before it starts."""
     gpus, _, process = (folder / LOCK).read_text().partition("\n")
     return tuple(gpu for gpu in gpus.split(",") if gpu), int(process.strip() or 0)
 
 
 def _terminate(process: int) -> None:
-    """Asks a trial's process to stop, or its training where the process itself is gone."""
+    """Asks a trial's process to stop, or its training if the process itself is gone."""
     if process:
         try:
             os.kill(process, signal.SIGTERM)

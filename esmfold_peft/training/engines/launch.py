@@ -1,61 +1,59 @@
 """The processes that train together, as Lightning is told of them.
 
-Those that a launcher has started (`world`), or those of one node that Lightning starts itself.
+A launcher has started them (`runs.world`), or Lightning starts them on one node.
 """
 
-from dataclasses import replace
+import os
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from esmfold_peft.config import EngineConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.runs.world import World, counted
+from esmfold_peft.runs.world import World, counted, launched_world
 
 
-def resolved_engine(engine: EngineConfig, world: World | None) -> EngineConfig:
-    """The engine's settings with the numbers of devices and nodes filled in.
+def devices_and_nodes(engine: EngineConfig, world: World | None) -> tuple[int, int]:
+    """Processes on each node, and nodes: the launcher's, which settings must not contradict.
 
-    Args:
-        engine: settings; null takes what there is.
-        world: what a launcher has started; None for Lightning, which starts processes on one node.
-
-    Raises:
-        UserError: a number is not the launcher's.
+    Without a launcher (`world` is None) Lightning starts processes on one node.
     """
     if world is None:
         if engine.nodes not in (None, 1):
             raise UserError(
-                f"engine.nodes: {engine.nodes}, but no launcher started processes on other nodes"
-                " (torchrun, srun and deepspeed do)"
+                f"engine.nodes: {engine.nodes}, but no launcher started processes on other nodes;"
+                " use torchrun, srun or deepspeed"
             )
-        return replace(engine, devices=engine.devices or 1, nodes=1)
-    if engine.devices not in (None, world.devices):
+        return engine.devices or 1, 1
+    for name, started in (("devices", world.devices), ("nodes", world.nodes)):
+        if getattr(engine, name) not in (None, started):
+            nodes = "1 node" if world.nodes == 1 else f"each of {world.nodes} nodes"
+            raise UserError(
+                f"engine.{name}: {getattr(engine, name)}, but {world.launcher} started"
+                f" {counted(world.devices)} on {nodes}; leave it null"
+            )
+    return world.devices, world.nodes
+
+
+def chains_of_device(engine: EngineConfig) -> int:
+    """Each device's share of the chains of an optimizer step, which must be a whole number."""
+    devices, nodes = devices_and_nodes(engine, launched_world(os.environ))
+    batch, total = engine.batch_size, devices * nodes
+    chains, rest = divmod(batch, total)
+    if rest:
+        below = f"{batch - rest} and {batch - rest + total} do"
         raise UserError(
-            f"engine.devices: {engine.devices}, but {world.launcher} started"
-            f" {counted(world.devices)} on each node"
+            f"engine.batch_size: {batch} does not divide by devices x nodes = {devices} x {nodes}"
+            f" = {total}; {below if chains else f'{total} does'}"
         )
-    if engine.nodes not in (None, world.nodes):
-        nodes = "1 node" if world.nodes == 1 else f"{world.nodes} nodes"
-        raise UserError(
-            f"engine.nodes: {engine.nodes}, but {world.launcher} started processes on {nodes}"
-        )
-    return replace(engine, devices=world.devices, nodes=world.nodes)
+    return chains
 
 
 def require_gpus(devices: int, visible: int, world: World | None) -> None:
-    """Checks that this process sees a GPU for each process on its node.
+    """Refuses fewer `visible` GPUs than processes (`devices`) on this process's node.
 
-    Process n takes the n-th GPU that it sees, so that hiding the others' (srun's `--gpus-per-task`)
-    would leave it without one.
-
-    Args:
-        devices: processes on each node.
-        visible: GPUs that this process sees.
-        world: what a launcher has started.
-
-    Raises:
-        UserError: there are fewer GPUs than processes.
+    Process n takes the n-th GPU that it sees; if the others' were hidden (srun's
+    `--gpus-per-task`), it would have none.
     """
     if devices <= visible:
         return
@@ -71,10 +69,10 @@ def require_gpus(devices: int, visible: int, world: World | None) -> None:
 
 
 def cluster_environment(world: World | None) -> ClusterEnvironment:
-    """What tells Lightning who it trains with, in place of its own guesses.
+    """Tells Lightning which processes train, in place of its own guesses.
 
-    Those take a batch script without srun for a task of srun, need `--ntasks-per-node`, requeue the
-    job themselves, and know the deepspeed launcher's first node only.
+    Its guesses take a batch script without srun for a task of srun, need `--ntasks-per-node`,
+    requeue the job themselves, and know only the first node of the deepspeed launcher.
     """
     return LightningEnvironment() if world is None else _Launched(world)
 

@@ -2,12 +2,11 @@
 
 import json
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.precision import DeepSpeedPrecision
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
@@ -17,35 +16,25 @@ from esmfold_peft.devices import choose_device
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.world import launched_world
 from esmfold_peft.training.engines.launch import (
+    chains_of_device,
     cluster_environment,
+    devices_and_nodes,
     require_gpus,
-    resolved_engine,
 )
-from esmfold_peft.training.plan import chains_of_device
 
 
 def build_trainer(
-    config: TrainConfig, callbacks: list[Callback], loggers: list[Logger], start: int = 0
+    config: TrainConfig, loggers: Sequence[Logger] = (), start: int = 0
 ) -> pl.Trainer:
-    """The Trainer of a run.
+    """The Trainer of a run of which `start` optimizer steps are done.
 
-    Lightning counts the steps of this process alone, and neither validates nor saves: a callback
-    does, so that a run can go on with other engines.
-
-    Args:
-        config: the run's settings.
-        callbacks: what happens between steps.
-        loggers: what losses and scores are written to.
-        start: optimizer steps done before.
-
-    Raises:
-        UserError: the settings do not fit each other, the launcher or the machine.
+    Lightning counts only the steps of this process. It neither validates nor saves: a callback
+    does, so that a run can resume with another engine. Raises UserError if the settings do not fit
+    each other, the launcher or the machine.
     """
     world = launched_world(os.environ)
-    engine = resolved_engine(config.engine, world)
-    devices, nodes = engine.devices, engine.nodes
-    assert devices is not None
-    assert nodes is not None
+    engine = config.engine
+    devices, nodes = devices_and_nodes(engine, world)
     chains = chains_of_device(engine)
     choose_device(engine.accelerator)
     if _on_gpu(engine):
@@ -67,11 +56,10 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=False,
         default_root_dir=config.run,  # where Lightning looks for checkpoints of its own
-        logger=loggers,
-        callbacks=callbacks,
+        logger=[*loggers],
     )
-    # Lightning's processes tell each other of a SIGTERM before every batch, and each waits for its
-    # GPU to hear it. Ours do so with the step's summary.
+    # Lightning's processes ask each other before every batch whether a SIGTERM has come, and wait
+    # for their GPUs. Ours ask in the step's summary.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     # Its handler sends messages wherever the signal finds it, and hangs if it comes to one process.
     trainer._signal_connector.register_signal_handlers = lambda: None
@@ -88,26 +76,19 @@ def _strategy(config: TrainConfig, processes: int, chains: int) -> Strategy | st
     return "auto"
 
 
-# Of DeepSpeed's settings those that this project could not save a training under, because they
-# keep parameters or moments in other places or forms, or take steps along a NaN.
+_SET_BY_CONFIG = "gradient_clipping gradient_accumulation_steps train_batch_size bf16 fp16".split()
+# DeepSpeed's settings under which this project cannot save a training: they keep parameters or
+# moments in other places or forms, or take steps along a NaN.
 _UNREADABLE = (
-    "compute_grad_norm",
-    "mics_shard_size",
-    "round_robin_gradients",
-    "zenflow",
-    "zero_hpz_partition_size",
-    "zero_quantized_nontrainable_weights",
-    "zero_quantized_weights",
-)
+    "compute_grad_norm mics_shard_size round_robin_gradients zenflow zero_hpz_partition_size"
+    " zero_quantized_nontrainable_weights zero_quantized_weights"
+).split()
 
 
 def _deepspeed(engine: EngineConfig, *, chains: int, clip_norm: float) -> DeepSpeedStrategy:
-    """DeepSpeed for steps of one backward pass; we add up micro-batches before it.
+    """DeepSpeed for steps of one backward pass, before which micro-batches are added up.
 
-    Args:
-        engine: its `deepspeed` names the file of its settings.
-        chains: of a device in a step.
-        clip_norm: largest norm of the gradient; 0 does not clip.
+    Each device has `chains` in a step; a `clip_norm` of 0 does not clip.
     """
     settings = deepspeed_settings(engine)
     settings |= {"train_micro_batch_size_per_gpu": chains, "gradient_clipping": clip_norm}
@@ -119,33 +100,12 @@ def _deepspeed(engine: EngineConfig, *, chains: int, clip_norm: float) -> DeepSp
 
 
 def deepspeed_settings(engine: EngineConfig) -> dict[str, Any]:
-    """Reads the file of DeepSpeed's settings.
+    """Reads the file that `engine.deepspeed` names.
 
-    Args:
-        engine: its `deepspeed` names the file.
-
-    Raises:
-        UserError: it is missing, or has what no training could be saved under or the run sets.
+    Refuses what the run's config sets, and settings under which no training can be saved.
     """
     path = engine.deepspeed
     assert path is not None
-    settings = _read_deepspeed(path)
-    for key in (
-        "gradient_clipping",
-        "gradient_accumulation_steps",
-        "train_batch_size",
-        "bf16",
-        "fp16",
-    ):
-        if key in settings:
-            raise UserError(f"{path}: {key} is set by the run's config; take it out of this file")
-    for name in ("compile", "cuda_graphs"):
-        if getattr(engine, name) is True and settings["zero_optimization"]["stage"] == 3:
-            raise UserError(f"engine.{name}: not with weights that {path} spreads (stage 3)")
-    return settings
-
-
-def _read_deepspeed(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -154,18 +114,22 @@ def _read_deepspeed(path: Path) -> dict[str, Any]:
     # DeepSpeed ignores keys that it does not know: a misspelt one would train without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
-    _check_zero(path, zero)
-    return settings
-
-
-def _check_zero(path: Path, zero: dict[str, Any]) -> None:
     for key in _UNREADABLE:
         if key in zero:
-            raise UserError(f"{path}: zero_optimization.{key}: no training can be saved under it")
+            raise UserError(
+                f"{path}: zero_optimization.{key}: no training can be saved under it; remove it"
+            )
     for key in ("offload_optimizer", "offload_param"):
         target = zero.get(key) or {}
         if not isinstance(target, dict) or target.get("device", "none") not in ("none", "cpu"):
             raise UserError(f'{path}: zero_optimization.{key}.device must be "cpu" or "none"')
+    for key in _SET_BY_CONFIG:
+        if key in settings:
+            raise UserError(f"{path}: {key} is set by the run's config; remove it from this file")
+    for name in ("compile", "cuda_graphs"):
+        if getattr(engine, name) is True and zero["stage"] == 3:
+            raise UserError(f"engine.{name}: not with ZeRO stage 3 ({path}); set it to false")
+    return settings
 
 
 def _on_gpu(engine: EngineConfig) -> bool:
@@ -173,10 +137,7 @@ def _on_gpu(engine: EngineConfig) -> bool:
 
 
 class _Untouched(DeepSpeedPrecision):
-    """Leaves batches and losses as they are.
-
-    Lightning's casting of a batch cannot take a frozen dataclass, and ours needs no cast.
-    """
+    """Leaves batches as they are: Lightning cannot cast a frozen dataclass, and need not."""
 
     def convert_input(self, data: Any) -> Any:
         return data

@@ -1,8 +1,11 @@
-"""DeepSpeed's ZeRO optimizer: where the parameters' moments and gradients lie in it.
+"""What a process holds of parameters, moments and gradients under DeepSpeed's ZeRO.
 
-All that is known here of its insides is of DeepSpeed 0.19. It joins the parameters of a group of
-torch's optimizer to one flat tensor, of which each process has a stretch; torch's Adam steps on
-these flat tensors. ZeRO stage 0 is torch's optimizer itself.
+Plainly and under DDP a process holds all of a parameter. ZeRO stage 3 flattens it and gives each
+process an equal stretch, padded at the end; stages 1 and 2 do so with Adam's moments only.
+
+This file alone knows DeepSpeed's insides, those of DeepSpeed 0.19. ZeRO joins the parameters of a
+group of torch's optimizer to one flat tensor, of which each process has a stretch; torch's Adam
+steps on these flat tensors. ZeRO stage 0 is torch's optimizer itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,26 +15,62 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn, optim
 
-from esmfold_peft.training.engines.shards import shard
+
+@dataclass(frozen=True)
+class Shard:
+    """What this process holds of a tensor.
+
+    Attributes:
+        values: a stretch of it, flat; it may be empty.
+        start: place of the first value in the flattened tensor.
+        shape: shape of the whole tensor.
+        spread: whether other processes hold the rest; the same in all processes.
+    """
+
+    values: Tensor
+    start: int
+    shape: torch.Size
+    spread: bool
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """The same stretch of a whole tensor, flat, in float32 and on this process's device."""
+        end = self.start + self.values.numel()
+        return whole.detach().flatten()[self.start : end].to(self.values.device, torch.float32)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where what this process steps of a parameter lies in a tensor that Adam has.
+    """Where this process's stretch of a parameter lies in a tensor of Adam's.
 
     Attributes:
         tensor: what Adam takes for a parameter.
         offset: place of the stretch in that tensor, flattened.
         start: place of the stretch in the parameter, flattened.
-        numel: length of the stretch; 0 where other processes have all of the parameter.
+        numel: length of the stretch; 0 if other processes have all of the parameter.
     """
 
     tensor: Tensor
     offset: int
     start: int
     numel: int
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this process keeps of a parameter or buffer: under stage 3 a flat stretch, padded."""
+    return getattr(tensor, "ds_tensor", tensor).detach()
+
+
+def shard(tensor: Any, values: Tensor | None = None) -> Shard:
+    """What this process holds of a parameter, or of `values` that are laid out like `held`."""
+    flat = held(tensor if values is None else values).flatten()
+    if not hasattr(tensor, "ds_tensor"):
+        return Shard(flat, 0, tensor.shape, spread=False)
+    start = dist.get_rank(tensor.ds_process_group) * flat.numel()
+    real = max(0, min(flat.numel(), tensor.ds_numel - start))
+    return Shard(flat[:real], start, tensor.ds_shape, spread=True)
 
 
 def zero_optimizer(trainer: pl.Trainer) -> Any | None:
@@ -74,9 +113,12 @@ def _place_in_stage_3(zero: Any, parameter: nn.Parameter) -> Place:
     return Place(zero.fp32_partitioned_groups_flat[group], offset, part.start, part.values.numel())
 
 
-def gradients(zero: Any) -> list[tuple[str, list[Tensor]]]:
-    """What this process has of the averaged gradients, by the names of the optimizer's groups."""
-    flats, names = _flat_tensors(zero), [group["name"] for group in zero.optimizer.param_groups]
+def gradients(trainer: pl.Trainer) -> list[tuple[str, list[Tensor]]]:
+    """This process's part of the averaged gradients, by the names of the optimizer's groups."""
+    zero, groups = zero_optimizer(trainer), adam(trainer).param_groups
+    if zero is None:
+        return [(g["name"], [p.grad for p in g["params"] if p.grad is not None]) for g in groups]
+    flats, names = _flat_tensors(zero), [group["name"] for group in groups]
     if _is_stage_3(zero):
         names = [names[zero.sub_group_to_group_id[i]] for i in range(len(flats))]
     if _offloads(zero):
@@ -86,11 +128,10 @@ def gradients(zero: Any) -> list[tuple[str, list[Tensor]]]:
 
 
 def discard(zero: Any) -> None:
-    """Makes ZeRO leave out the coming step.
+    """Makes ZeRO skip the coming step, as it does, in all processes alike, for a norm that is NaN.
 
-    It does so by itself, in all processes alike, when the norm of the gradient is not finite. Here
-    that is brought about in any case. What it would keep of the gradient is cleared: a parameter
-    that has no part in the next loss would find it there.
+    It also clears what ZeRO would keep of the gradient: a parameter that has no part in the next
+    loss would find it there.
     """
     if _offloads(zero):
         _wait_for_copies(zero)
@@ -106,7 +147,7 @@ def discard(zero: Any) -> None:
 
 
 def release_gathered(trainer: pl.Trainer) -> None:
-    """Frees the whole parameters that stage 3 keeps, of small ones for good, to fetch them anew."""
+    """Frees the small parameters that stage 3 keeps whole, so that it gathers them anew."""
     zero = zero_optimizer(trainer)
     if zero is not None and _is_stage_3(zero):
         zero.empty_partition_cache()
@@ -135,7 +176,7 @@ def _offloads(zero: Any) -> bool:
 
 
 def _wait_for_copies(zero: Any) -> None:
-    """Waits until the gradients have come to the CPU's memory; stage 3 has done that already."""
+    """Waits until the gradients are in the CPU's memory; stage 3 has done that already."""
     if not _is_stage_3(zero):
         zero._wait_for_offload_copies()
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from esmfold_peft.config import EsmfoldConfig
+from esmfold_peft.config import EsmfoldConfig, ModelConfig
 from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
 
@@ -21,8 +21,9 @@ class OneBlock(nn.Module):
     def __init__(self, c_s: int, c_z: int, heads: int, heads_pair: int, dropout: float) -> None:
         super().__init__()
         sizes = {"c_s": c_s, "c_z": c_z, "heads": heads, "heads_pair": heads_pair}
-        config = EsmfoldConfig(blocks=1, c_structure=4, dropout=dropout, checkpoint=False, **sizes)
-        self.__dict__["stack"] = EsmfoldStack(config)  # not a module of this one
+        config = EsmfoldConfig(blocks=1, c_structure=4, dropout=dropout, recompute=False, **sizes)
+        model = ModelConfig(trunk="esmfold_v1", esmfold=config)
+        self.__dict__["stack"] = EsmfoldStack(model)  # not a module of this one
         for name, module in self.stack.blocks[0].named_children():
             self.add_module(name, module)
 

@@ -7,29 +7,30 @@ from typing import Any
 import pytest
 import torch
 
-from esmfold_peft.config import EvoformerConfig
+from esmfold_peft.config import EvoformerConfig, ModelConfig
 from esmfold_peft.model.trunks.openfold import Evoformer
 
 COMPILED = """
 import functools, torch
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
-from esmfold_peft.config import EsmfoldConfig, EvoformerConfig
+from esmfold_peft.config import EsmfoldConfig, EvoformerConfig, ModelConfig
 from esmfold_peft.model.dropout import draw_factors
 from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldStack
 from esmfold_peft.model.trunks.openfold import Evoformer
 from torch._dynamo.utils import counters
 
-def stack(kind, compile, checkpoint):
+def stack(kind, compile, recompute):
     torch.manual_seed(0)
     if kind == "evoformer":
         sizes = dict(c_m=32, heads_msa=2, c_head_msa=8, c_head_pair=8, c_opm=4, c_mul=16)
         config = EvoformerConfig(blocks=3, c_z=16, c_s=24, heads_pair=2, transition=2,
-                                 dropout_msa=0.2, dropout_pair=0.3, checkpoint=checkpoint, **sizes)
-        made = Evoformer(config, compile=compile)
+                                 dropout_msa=0.2, dropout_pair=0.3, recompute=recompute, **sizes)
+        made = Evoformer(ModelConfig(evoformer=config), compile=compile)
     else:
         config = EsmfoldConfig(blocks=3, c_s=32, c_z=16, c_structure=24, heads=4, heads_pair=2,
-                               dropout=0.2, checkpoint=checkpoint)
-        made = EsmfoldStack(config, compile=compile)
+                               dropout=0.2, recompute=recompute)
+        model = ModelConfig(trunk="esmfold_v1", esmfold=config)
+        made = EsmfoldStack(model, compile=compile)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -50,14 +51,14 @@ def results(made, seed, n=12):
     return [recycled.s, recycled.z, m.grad, z.grad, *(p.grad for p in made.parameters())]
 
 for kind in ("evoformer", "esmfold_v1"):
-    for checkpoint in (True, False):
+    for recompute in (True, False):
         torch._dynamo.reset()
         counters.clear()
-        plain, fast = (stack(kind, compile, checkpoint) for compile in (False, True))
+        plain, fast = (stack(kind, compile, recompute) for compile in (False, True))
         for seed in range(2):
             for a, b in zip(results(fast, seed), results(plain, seed), strict=True):
                 error = (a - b).abs().max()
-                assert error <= 1e-3 * b.abs().max() + 1e-3, (kind, checkpoint, error)
+                assert error <= 1e-3 * b.abs().max() + 1e-3, (kind, recompute, error)
         # For three blocks and two batches: one graph with gradients and one without.
         assert counters["stats"]["unique_graphs"] == 2, counters
         assert not counters["graph_break"], counters
@@ -96,7 +97,7 @@ TINY = EvoformerConfig(
 @pytest.mark.parametrize("length", [33, pytest.param(512, marks=pytest.mark.proof)])
 def test_a_chunked_evoformer_equals_the_unchunked_one(length: int):
     torch.manual_seed(0)
-    model = Evoformer(TINY)
+    model = Evoformer(ModelConfig(evoformer=TINY))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -116,18 +117,18 @@ def test_a_chunked_evoformer_equals_the_unchunked_one(length: int):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recomputing_can_be_switched_between_steps(compiled: bool):
-    model = Evoformer(TINY).train()
-    step, calls, model.compiled = model.step, [], compiled
+    model = Evoformer(ModelConfig(evoformer=TINY)).train()
+    block, calls, model.compiled = model.training_block, [], compiled
 
     def counted(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(arguments[-1])  # lean
-        return step(*arguments)
+        calls.append(arguments[-1])  # selective
+        return block(*arguments)
 
-    model.step = counted
+    model.training_block = counted
     mask = torch.ones(1, 5, dtype=torch.bool)
     for recompute in (True, False, True):
         model.recompute = recompute
         model(torch.randn(1, 5, 8), torch.randn(1, 5, 5, 8), mask).z.sum().backward()
-        lean = compiled and not recompute
-        assert calls == [lean] * (2 if recompute else 1)
+        selective = compiled and not recompute
+        assert calls == [selective] * (2 if recompute else 1)
         calls.clear()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esmfold_peft.model.trunks import attention, triangles
-from esmfold_peft.model.trunks.esmfold_block import EsmfoldBlock
+from esmfold_peft.model.trunks import attention, packing, triangles
+from esmfold_peft.model.trunks.esmfold_v1 import EsmfoldBlock
 from tests.model.trunks.one_block import OneBlock
 
 ROOT = Path(__file__).parents[3]
@@ -113,7 +113,8 @@ def test_attention_gradients_by_differences():
     mask = torch.tensor([[True, True, True], [True, True, False]])
 
     def attend(z: Tensor, *_: Tensor) -> Tensor:
-        return triangles.attend_triangles(layer.pack(torch.double), z, mask, None, None)
+        weights = packing.attention(layer.layer_norm, layer.linear, layer.mha, torch.double)
+        return triangles.attend_triangles(weights, z, mask, None, None)
 
     assert torch.autograd.gradcheck(attend, (z, *layer.parameters()))
 
@@ -194,7 +195,7 @@ def test_dropout(autograd, name, chunk):
         dropped = dropped.narrow(shared, 0, 1)
     zeros = (dropped == 0).double()
     assert zeros.mean() == pytest.approx(rate, abs=0.06)
-    for dim in range(1, zeros.ndim):  # decided anew along every other dimension
+    for dim in range(1, zeros.ndim):  # drawn again along every other dimension
         if dim != shared:
             assert (zeros.diff(dim=dim) != 0).double().mean() > rate * (1 - rate)
 

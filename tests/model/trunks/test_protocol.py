@@ -12,8 +12,7 @@ from torch import nn
 import esmfold_peft
 from esmfold_peft.config import DataConfig, ModelConfig, TrainConfig, TrunkConfig
 from esmfold_peft.config.unused import refuse_unused
-from esmfold_peft.datasets.batch import Batch
-from esmfold_peft.datasets.collate import collate
+from esmfold_peft.datasets.batch import Batch, collate
 from esmfold_peft.datasets.features import features
 from esmfold_peft.errors import UserError
 from esmfold_peft.model.heads import AtomPLDDTHead
@@ -22,6 +21,7 @@ from esmfold_peft.model.trunks.base import Stack, Tracks
 from esmfold_peft.protein.read import read_structure
 from esmfold_peft.runs import run_directory
 from esmfold_peft.runs.build import build_model
+from esmfold_peft.runs.ready import load_model
 from esmfold_peft.training.failures import explained
 from esmfold_peft.training.optim import build_optimizer
 from esmfold_peft.weights.esmfold_weights import PUBLISHED
@@ -39,7 +39,7 @@ class ToyConfig(TrunkConfig):
     Attributes:
         weights: pretrained or random.
         width: channels of the sequence track.
-        checkpoint: recompute activations.
+        recompute: compute activations again.
     """
 
     trunk = "toy"
@@ -49,7 +49,7 @@ class ToyConfig(TrunkConfig):
 
     weights: str = "random"
     width: int = 12
-    checkpoint: bool = False
+    recompute: bool = False
 
     @property
     def widths(self) -> tuple[int, int, int]:
@@ -65,7 +65,7 @@ class ToyModelConfig(ModelConfig):
         toy: the toy's settings.
     """
 
-    trunk: Literal["evoformer", "esmfold_v1", "toy"] = "toy"  # pyright: ignore
+    trunk: Literal[(*get_args(get_type_hints(ModelConfig)["trunk"]), "toy")] = "toy"  # pyright: ignore
     toy: ToyConfig = field(default_factory=ToyConfig)
 
 
@@ -87,20 +87,14 @@ class ToyStack(Stack):
     mean_distogram = True
     plddt_head = AtomPLDDTHead
 
-    def __init__(self, config: ToyConfig) -> None:
-        super().__init__()
-        c_m, c_z, c_s = config.widths
-        self.chunk = None
+    def __init__(self, config: ModelConfig, *, compile: bool = False) -> None:
+        super().__init__(config, compile=compile)
+        c_m, c_z, c_s = config.section.widths
         self.pair = nn.Linear(c_m, c_z)
         self.single = nn.Linear(c_m, c_s)
 
-    @classmethod
-    def of(cls, config: ModelConfig, *, compile: bool) -> "ToyStack":
-        assert isinstance(config, ToyModelConfig)
-        return cls(config.toy)
-
     def forward(
-        self, m: torch.Tensor, z: torch.Tensor, mask: torch.Tensor, weights: Any, dropout: Any, /
+        self, m: torch.Tensor, z: torch.Tensor, mask: torch.Tensor, packed: Any, dropout: Any, /
     ) -> Tracks:
         z = z + self.pair(m[:, :, None] * m[:, None])
         return Tracks(m, z, self.single(m), z)
@@ -167,7 +161,7 @@ def test_a_step_trains_another_trunk_and_the_adapter_through_it(batch: Batch, tm
 
     run_directory.create_run(config, model, base)
     run_directory.export_model(config.run, model, run_directory.kept_tensors(model), base)
-    loaded, found = run_directory.load_model(config.run)
+    loaded, found = load_model(config.run)
     assert found.model.section == config.model.toy
     for name, parameter in loaded.named_parameters():
         torch.testing.assert_close(parameter, model.get_parameter(name))
@@ -197,7 +191,7 @@ def test_settings_of_trunks_are_checked_by_their_sections():
     with pytest.raises(UserError, match=r"evoformer; only published weights \(esmfold_v1, toy\)"):
         replace(config.model, trunk="evoformer", freeze=("trunk",))
     error = explained(RuntimeError("CUDA out of memory"), config)
-    assert "model.toy.checkpoint true" in str(error)
+    assert "model.toy.recompute true" in str(error)
 
 
 def test_every_trunk_has_its_section():

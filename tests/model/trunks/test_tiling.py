@@ -1,4 +1,4 @@
-"""Tiles of the attention kernels: the files of cards, and what they refuse."""
+"""Tiles of the attention kernels: the files of cards, and which entries are refused."""
 
 import json
 import tomllib

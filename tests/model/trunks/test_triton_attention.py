@@ -1,4 +1,4 @@
-"""The Triton kernels of gated attention: their values, and what compilers make of them.
+"""The Triton kernels of gated attention: their values, and the registers they need.
 
 None needs a GPU: values come from Triton's interpreter, resources from its compiler.
 """

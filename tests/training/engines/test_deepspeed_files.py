@@ -7,7 +7,7 @@ import pytest
 
 from esmfold_peft.config import EngineConfig
 from esmfold_peft.errors import UserError
-from esmfold_peft.training.engines.trainer import _deepspeed
+from esmfold_peft.training.engines.trainer import _deepspeed, deepspeed_settings
 
 SHIPPED = sorted((Path(__file__).parents[3] / "configs" / "deepspeed").glob("*.json"))
 
@@ -37,3 +37,18 @@ def test_settings_under_which_a_training_could_not_be_saved_are_refused(
     path.write_text(json.dumps({"zero_optimization": {"stage": 3} | setting}))
     with pytest.raises(UserError, match=said):
         _deepspeed(EngineConfig(accelerator="cpu", deepspeed=path), chains=2, clip_norm=0.1)
+
+
+def test_a_deepspeed_file_may_not_contradict_the_config(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}')
+    engine = EngineConfig(accelerator="cpu", deepspeed=path)
+    with pytest.raises(UserError, match="gradient_clipping"):
+        deepspeed_settings(engine)
+    for misspelt in ('{"zero_optimisation": {"stage": 1}}', "[]", '{"zero_optimization": 2}'):
+        path.write_text(misspelt)
+        with pytest.raises(UserError, match=r"zero_optimization\.stage"):
+            deepspeed_settings(engine)
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a JSON file"):
+        deepspeed_settings(engine)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esmfold_peft.runs.adam_moments import AdamMoments
+from esmfold_peft.runs.checkpoint import AdamMoments
 from esmfold_peft.training.ema import decay_at
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def flat(moments: dict[str, AdamMoments]) -> Tensors:
 
 
 def everything(state: dict) -> Tensors:
-    """All that a training goes on from."""
+    """All that a training resumes from."""
     averages = {f"average {n}": tensor for n, tensor in state["average"].items()}
     return state["parameters"] | flat(state["adam"]) | averages
 
@@ -85,7 +85,7 @@ def test_reading_averaging_and_validating_change_nothing(engine: str, results):
 
 
 @every_engine
-def test_a_training_goes_on_as_if_it_had_never_stopped(engine: str, results):
+def test_a_training_resumes_as_if_it_had_never_stopped(engine: str, results):
     mine = results[engine]
     assert_copied(everything(mine["resumed"]["start"]), everything(mine["probed"]["saved"]))
     assert_close(everything(mine["resumed"]["end"]), everything(mine["plain"]["end"]))
@@ -93,7 +93,7 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(engine: str, results):
 
 
 @every_engine
-def test_a_training_goes_on_with_another_engine_or_number_of_processes(engine: str, results):
+def test_a_training_resumes_with_another_engine_or_number_of_processes(engine: str, results):
     mine = results[engine]
     assert_close(everything(mine["moved"]["end"]), everything(mine["plain"]["end"]))
 
@@ -130,7 +130,7 @@ def test_a_discarded_step_leaves_no_trace(engine: str, run: str, results):
     skipped = results[engine]["skipped"]["end"]
     assert_close(flat(seen["end"]["adam"]), flat(skipped["adam"]))
     assert_close(seen["end"]["parameters"], skipped["parameters"])
-    # Lightning's count and the learning rate go on as if it had been made.
+    # Lightning's count and the learning rate continue as if it had been made.
     assert seen["steps"] == STEPS
     assert seen["rates"] == pytest.approx([0.01 * 0.9 ** (i + 1) for i in range(STEPS)])
 

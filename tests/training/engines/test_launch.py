@@ -15,13 +15,13 @@ from esmfold_peft.errors import LostProcessError, UserError
 from esmfold_peft.runs import world
 from esmfold_peft.runs.world import World, after_the_first, is_first, launched_world
 from esmfold_peft.training.engines.launch import (
+    chains_of_device,
     cluster_environment,
+    devices_and_nodes,
     require_gpus,
-    resolved_engine,
 )
 from esmfold_peft.training.engines.trainer import build_trainer
 from esmfold_peft.training.failures import explained
-from esmfold_peft.training.plan import chains_of_device
 
 RANKED = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "gpu1",
@@ -101,8 +101,8 @@ def test_nobody_launched_these(environment: dict[str, str]):
     [
         (TORCHRUN | {"WORLD_SIZE": "7"}, "torchrun: 4 processes on this one of 2 nodes, 7 in all"),
         (DEEPSPEED | {"LOCAL_SIZE": "1"}, "deepspeed: 1 process on this one of 2 nodes, 8 in all"),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "srun: 3,1 tasks on the nodes"),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}, r"srun: 3\(x2\),2 tasks on the nodes"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "srun: the nodes have 3,1 tasks"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3(x2),2"}, r"srun: the nodes have 3\(x2\),2 tasks"),
     ],
 )
 def test_nodes_with_different_numbers_of_processes_are_refused(environment: dict, message: str):
@@ -142,20 +142,21 @@ def test_jobs_and_steps_on_one_node_meet_at_ports_of_their_own():
 def test_settings_of_the_engine_are_the_launchers():
     world = launched_world(TORCHRUN)
     for engine in (EngineConfig(), EngineConfig(devices=4), EngineConfig(nodes=2)):
-        assert resolved_engine(engine, world) == replace(engine, devices=4, nodes=2)
-    wrong = "engine.devices: 2, but torchrun started 4 processes on each node"
-    with pytest.raises(UserError, match=wrong):
-        resolved_engine(EngineConfig(devices=2), world)
-    wrong = "engine.nodes: 1, but torchrun started processes on 2 nodes"
-    with pytest.raises(UserError, match=wrong):
-        resolved_engine(EngineConfig(nodes=1), world)
+        assert devices_and_nodes(engine, world) == (4, 2)
+    for wrong, setting in (
+        (EngineConfig(devices=2), "devices: 2"),
+        (EngineConfig(nodes=1), "nodes: 1"),
+    ):
+        started = "torchrun started 4 processes on each of 2 nodes; leave it null"
+        with pytest.raises(UserError, match=f"engine.{setting}, but {started}"):
+            devices_and_nodes(wrong, world)
 
 
 def test_without_a_launcher_there_is_one_node():
-    assert resolved_engine(EngineConfig(), None) == EngineConfig(devices=1, nodes=1)
-    assert resolved_engine(EngineConfig(devices=3), None) == EngineConfig(devices=3, nodes=1)
+    assert devices_and_nodes(EngineConfig(), None) == (1, 1)
+    assert devices_and_nodes(EngineConfig(devices=3), None) == (3, 1)
     with pytest.raises(UserError, match=r"engine.nodes: 2, but no launcher"):
-        resolved_engine(EngineConfig(nodes=2), None)
+        devices_and_nodes(EngineConfig(nodes=2), None)
 
 
 def test_each_process_must_see_all_gpus_of_its_node():
@@ -185,7 +186,7 @@ def test_devices_share_the_batch(launched):
 @pytest.mark.parametrize("environment", [TORCHRUN, DEEPSPEED, SRUN])
 def test_lightning_has_the_launchers_processes(environment: dict, launched, tmp_path: Path):
     launched(environment)
-    trainer = build_trainer(_config(tmp_path), [], [])
+    trainer = build_trainer(_config(tmp_path))
     assert (trainer.world_size, trainer.num_nodes, trainer.num_devices) == (8, 2, 4)
     assert (trainer.global_rank, trainer.local_rank, trainer.node_rank) == (5, 1, 1)
     assert trainer.strategy.root_device == torch.device("cpu")
@@ -197,10 +198,10 @@ def test_lightning_has_the_launchers_processes(environment: dict, launched, tmp_
 @pytest.mark.parametrize("environment", [{}, BATCH, ONE_TASK])
 def test_lightning_is_alone_in_a_batch_script(environment: dict, launched, tmp_path: Path):
     launched(environment)
-    trainer = build_trainer(_config(tmp_path), [], [])
+    trainer = build_trainer(_config(tmp_path))
     assert (trainer.world_size, trainer.global_rank) == (1, 0)
     # It may start more processes on its own node.
-    more = build_trainer(_config(tmp_path, devices=2), [], [])
+    more = build_trainer(_config(tmp_path, devices=2))
     assert (more.world_size, more.global_rank) == (2, 0)
     assert not cluster_environment(launched_world(os.environ)).creates_processes_externally
 

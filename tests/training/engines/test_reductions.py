@@ -15,7 +15,7 @@ from tests.training.launching import run_two
 COUNTING = """
 import json, os
 from torch.profiler import ProfilerActivity, profile
-from esmfold_peft.training import module as training
+from esmfold_peft.training import step as training
 
 step, steps = training.optimizer_step, []
 
