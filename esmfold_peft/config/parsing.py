@@ -41,7 +41,7 @@ def _none_of(found: re.Match) -> str:
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Help that shows each setting's default, and no types: the flag shows its choices."""
+    """Help texts with defaults and without types."""
 
     def _get_help_string(self, action: Action) -> str:
         if isinstance(action, _HelpAction) or action.dest == "config":

@@ -21,10 +21,10 @@ from esmfold_peft.errors import UserError
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """The ladder that searches α. Its defaults are LoRTA's.
+    """The ladder that searches α, as LoRTA does (except `beat_frozen`).
 
-    The first trials have α = 256·r and 128·r. While all trials of a step of the ladder diverge, the
-    next step divides both by four (`factor`): two halvings for two trials.
+    The first trials have α = 256·r and 128·r. If all trials of a rung are out, the next rung
+    divides their α by four: a pair spans two halvings.
 
     Attributes:
         multiples: α / rank of the first trials; with the paper's scaling alpha/r this is the scale

@@ -57,9 +57,9 @@ def crop_start(length: int, crop: int, clamped: bool, rng: np.random.Generator) 
 class StepBatches:
     """Endless batches of draws for one process, each for an optimizer step.
 
-    Samples are numbered over the whole run. Batch t of process p holds numbers start +
-    (t·world + p)·chains and the next chains - 1, so that an optimizer step of the whole world sees
-    consecutive numbers, whatever the number of processes, and no process sees another's.
+    All samples of a run are numbered. Batch t of process p has the numbers from
+    start + (t·world + p)·chains to start + (t·world + p + 1)·chains - 1. The batches of all
+    processes in a step have consecutive numbers. Each number belongs to one process.
 
     Attributes:
         mixture: which chain each number shows.

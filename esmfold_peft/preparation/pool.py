@@ -1,4 +1,4 @@
-"""Work in several processes: results come in order, and no task can stop the others."""
+"""Runs tasks in several processes. Results keep the order; a task that fails stops no other."""
 
 import multiprocessing
 import os

@@ -153,7 +153,8 @@ def test_deepspeed_zero_2_is_the_plain_engine(runs: Runs, scale: Scale, at_most)
 def test_a_resumed_run_ends_where_one_without_a_break_does(runs: Runs, scale: Scale, at_most):
     run = runs.train("resumed", scale.compared_steps // 2)
     command_apart(*runs.words(run, scale.compared_steps), "--resume", "auto")
-    at_most("weights", runs.apart(run), 0.0 if runs.accelerator == "cpu" else SAME_MOVE)
+    limit = 1e-4 if runs.accelerator == "cpu" else SAME_MOVE
+    at_most("weights", runs.apart(run), limit)
 
 
 @pytest.fixture(scope="module")
