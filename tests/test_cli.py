@@ -72,8 +72,9 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
     ("flags", "named"),
     [
         (["--data.trian", "x"], "data.trian"),
-        (["--adapter.kind", "lorat"], "lorat"),
-        (["--engine.steps", "many"], "many"),
+        (["--adapter.kind", "lorat"], "error: adapter.kind: lorat is none of none, full, lora, "),
+        (["--adapter.targets", "[qury]"], "error: adapter.targets: qury is none of query, "),
+        (["--engine.steps", "many"], "error: engine.steps: many is not a whole number"),
         (["--engine.batch_size", "0"], "engine.batch_size: 0"),
         (["--engine.micro_batch", "0"], "engine.micro_batch: 0 is less than 1"),
         (["--engine.micro_batch", "-1"], "engine.micro_batch: -1 is less than 1"),

@@ -22,11 +22,13 @@ from esmfold_peft.errors import UserError
 Config = TypeVar("Config")
 
 
-_UNION = re.compile(
-    r'Parser key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes:'
-    r" \[((?:(?:<class '\w+'>|typing\.Literal\[[^]]+\])(?:, )?)+)\] Errors: .* Given value: (.*)"
+_TYPE = r"(?:<class '\w+'>|typing\.Literal\[[^]]+\])"
+_WRONG = re.compile(
+    r'Parser key "([\w.]+)"(?: element \d+)?: (?:Does not validate against any of the Union'
+    rf" subtypes Subtypes: \[((?:{_TYPE}(?:, )?)+)\] Errors: .* Given"
+    rf"|Expected a ({_TYPE})\. Got) value: (.*)"
 )
-"""What jsonargparse says of a value that none of a setting's simple types takes."""
+"""What jsonargparse says of a value that a setting's simple types do not take."""
 
 _RENAMED = re.compile(r"(does not accept option|unrecognized arguments:).*\w\.checkpoint\b")
 """The former name of the setting that recomputes activations."""
@@ -34,10 +36,11 @@ _RENAMED = re.compile(r"(does not accept option|unrecognized arguments:).*\w\.ch
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null"}
 
 
-def _none_of(found: re.Match) -> str:
-    setting, types, value = found.groups()
-    names = (_TYPES.get(each[1], each[1]) for each in re.finditer(r"'(\w+)'", types))
-    return f"{setting}: {value} is none of {', '.join(names)}"
+def _explained(found: re.Match[str]) -> str:
+    setting, several, one, value = found.groups()
+    words: list[str] = re.findall(r"'([^']+)'", several or one)
+    names = ", ".join(_TYPES.get(word, word) for word in words)
+    return f"{setting}: {value} is {'not' if len(words) == 1 else 'none of'} {names}"
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -80,7 +83,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and leaves."""
-        text = _UNION.sub(_none_of, " ".join(message.split()))
+        text = _WRONG.sub(_explained, " ".join(message.split()))
         if _RENAMED.search(text):
             text += "; this setting is now called recompute; rename it"
         print(f"{self.prog}: error: {text}", file=sys.stderr)
