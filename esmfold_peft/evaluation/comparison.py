@@ -152,24 +152,26 @@ def chains_have(count: int) -> str:
 
 
 def difference(
-    name: str, one: Float64[np.ndarray, "n"], other: Float64[np.ndarray, "n"]
+    name: str, one: Float64[np.ndarray, "*runs n"], other: Float64[np.ndarray, "*runs n"]
 ) -> Difference:
     """Compares a metric over the chains that have it in both evaluations; NaN for none.
 
-    The name of the metric decides whether more is better.
+    The name of the metric decides whether more is better. Of several runs, each a row, the interval
+    is over runs and chains; p, wins, ties and losses are of the chains' means over the runs.
     """
-    known = np.isfinite(one) & np.isfinite(other)
-    one, other = one[known], other[known]
-    if not len(one):
+    one, other = np.atleast_2d(one, other)
+    known = (np.isfinite(one) & np.isfinite(other)).all(0)
+    one, other = one[:, known], other[:, known]
+    if not one.size:
         return Difference(0)
-    change = np.round(other - one, _DECIMALS)
-    low, high = mean_interval(change)
+    low, high = mean_interval(np.round(other - one, _DECIMALS))
+    change = np.round((other - one).mean(0), _DECIMALS)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     if name in _LOWER_IS_BETTER:
         better, worse = worse, better
     judged = name not in _NOT_A_QUALITY
     return Difference(
-        count=len(one),
+        count=len(change),
         one=float(one.mean()),
         other=float(other.mean()),
         difference=float(change.mean()),

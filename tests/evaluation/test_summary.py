@@ -51,6 +51,30 @@ def test_the_interval_depends_on_the_values_alone():
     assert mean_interval(np.full(5, 0.25)) == (0.25, 0.25)
 
 
+def test_of_several_runs_the_interval_is_over_runs_and_chains():
+    draw = np.random.default_rng(2)
+    runs, chains = draw.normal(size=(12, 1)), 2 * draw.normal(size=60)
+    low, high = mean_interval(runs + chains)
+    # Independent draws of both: their variances add up.
+    deviation = np.sqrt(runs.var() / 12 + chains.var() / 60)
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    alone = mean_interval(chains)
+    assert mean_interval(chains[None]) == alone
+    assert mean_interval(np.tile(chains, (3, 1))) == pytest.approx(alone)
+    # A shift of all chains of one run widens it; nothing is left of it without differences.
+    low, high = mean_interval(chains + np.array([[0.0], [0.0], [3.0]]))
+    assert high - low > 1.5 * (alone[1] - alone[0])
+    assert mean_interval(np.full((3, 5), 0.25)) == (0.25, 0.25)
+
+
+def test_over_runs_and_chains_the_interval_holds_the_mean_as_often_as_it_says():
+    draw = np.random.default_rng(3)
+    intervals = [
+        mean_interval(draw.normal(size=(15, 1)) + draw.normal(size=15)) for _ in range(300)
+    ]
+    assert 0.90 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.97
+
+
 def test_a_statistic_leaves_out_what_is_no_number():
     found = statistic([0.2, None, 0.4, float("nan"), 0.9])
     assert (found.count, found.mean, found.median) == (3, pytest.approx(0.5), 0.4)

@@ -1,19 +1,21 @@
 """The report compares adapters chain by chain, and has what trials log; by files made by hand."""
 
 import csv
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
 from esmfold_peft.config import LadderConfig, SearchConfig
 from esmfold_peft.config.training import DataConfig
 from esmfold_peft.search.grid import Arm
 from esmfold_peft.search.ladder import Trial
-from esmfold_peft.search.report import about, markdown, sections_of, write_report
-from esmfold_peft.search.report.rows import LOGGED_COLUMNS, ArmPair, logged_cells, pairs_of
+from esmfold_peft.search.report import about, figures, markdown, sections_of, write_report
+from esmfold_peft.search.report.rows import LOGGED_COLUMNS, ArmPair, logged_cells, pairs_of, rows_of
 from esmfold_peft.search.search_record import LadderRecord, SearchRecord, TrialRecord
 
 STEPS = 100
@@ -125,11 +127,11 @@ def test_what_is_missing_is_said(tmp_path: Path):
     assert pairs_of(search) == ([], [
         "LoRTA r=8, seed 0, has no table of its validation chains.",
         "LoRTA r=8, seed 1, has no winner: no survivor (all below frozen down to the floor).",
-        "LoRA r=1 and frozen have no chain of the same seed in common.",
+        "frozen and LoRA r=1 have no chain of the same seed in common.",
     ])  # fmt: skip
 
 
-def test_all_pairs_are_in_the_files_and_few_chains_have_no_interval(tmp_path: Path):
+def test_all_pairs_are_in_the_files_frozen_first_and_few_chains_have_no_interval(tmp_path: Path):
     few = {name: BASE[name] for name in list(BASE)[:4]}
     search = record(
         tmp_path,
@@ -140,18 +142,93 @@ def test_all_pairs_are_in_the_files_and_few_chains_have_no_interval(tmp_path: Pa
     write_report(search)
     rows = list(csv.DictReader((tmp_path / "report" / "pairs.csv").open()))
     assert [(row["one"], row["other"]) for row in rows] == [
-        ("LoRA r=1", "LoRTA r=8"), ("LoRA r=1", "frozen"), ("LoRTA r=8", "frozen"),
+        ("frozen", "LoRA r=1"), ("frozen", "LoRTA r=8"), ("LoRA r=1", "LoRTA r=8"),
     ]  # fmt: skip
-    first, equal, last = rows
-    assert (first["chains"], first["low"], first["high"]) == ("4", "", "")
-    assert float(first["difference"]) == pytest.approx(statistics.fmean(GAINS[:4]), abs=6e-5)
+    equal, better, last = rows
+    assert (last["chains"], last["low"], last["high"]) == ("4", "", "")
+    assert float(last["difference"]) == pytest.approx(statistics.fmean(GAINS[:4]), abs=6e-5)
     assert (equal["difference"], equal["p"], equal["ties"]) == ("0.0000", "", "4")
-    assert float(last["low"]) < float(last["difference"]) < float(last["high"]) < 0
-    assert last["p"] == f"{wilcoxon([g for g in GAINS if g]).pvalue:.1g}"
+    assert 0 < float(better["low"]) < float(better["difference"]) < float(better["high"])
+    assert better["p"] == f"{wilcoxon([g for g in GAINS if g]).pvalue:.1g}"
     for name in ("table10.md", "index.html"):
         text = (tmp_path / "report" / name).read_text()
         assert "Second minus first, paired by validation chain" in text
-        assert last["difference"] in text
+        assert better["difference"] in text
+
+
+def three_seeds(folder: Path) -> SearchRecord:
+    """Frozen and LoRTA: seeds shift all chains of both alike; LoRTA gains what `GAINS` says."""
+    ladders = []
+    for arm in (LORTA, NONE):
+        for seed, shift in enumerate((0.0, 0.1, 0.03)):
+            scores = BETTER if arm is LORTA else BASE
+            made = trial(folder, replace(arm, seed=seed), {STEPS: {
+                name: score + shift for name, score in scores.items()
+            }})  # fmt: skip
+            mean = statistics.fmean(scores.values()) + shift
+            made = replace(made, score=mean, parameters=4312 if arm is LORTA else 0)
+            ladders.append(LadderRecord(made.arm, (made,), winner=made))
+    return record(folder, *ladders)
+
+
+def test_a_difference_of_the_same_seeds_and_chains_is_surer_than_the_means(tmp_path: Path):
+    search = three_seeds(tmp_path)
+    lorta, frozen = (row.mean("score") for row in rows_of(search))
+    gain = pair(search).difference
+    assert (pair(search).seeds, lorta.seeds, lorta.chains) == (3, 3, 8)
+    for mean in (lorta, frozen):
+        assert mean.low < mean.mean < mean.high
+        assert mean.high - mean.low > 5 * (gain.high - gain.low)
+    # The shifts are those of both, so that only the chains differ.
+    one_seed = pair(replace(search, ladders=(search.ladders[0], search.ladders[3]))).difference
+    assert (gain.low, gain.high) == pytest.approx((one_seed.low, one_seed.high))
+    assert any("With so few seeds (3) the intervals" in sentence for sentence in about(search))
+    # Other seeds shift otherwise: seed 0 is compared with seed 0.
+    ladders = [
+        replace(ladder, arm=arm, winner=replace(ladder.trials[0], arm=arm))
+        for ladder in search.ladders[:3]
+        for arm in [replace(LORTA, seed=(ladder.arm.seed + 1) % 3)]
+    ]
+    crossed = pair(replace(search, ladders=(*ladders, *search.ladders[3:]))).difference
+    assert crossed.difference == pytest.approx(gain.difference)
+    assert crossed.high - crossed.low > 2 * (gain.high - gain.low)
+
+
+def test_the_summary_says_what_the_tables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    search = three_seeds(tmp_path)
+    config = replace(search.config, start_from=tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    write_report(replace(search, config=config))
+    found = json.loads((tmp_path / "report" / "summary.json").read_text())
+    table = list(csv.DictReader((tmp_path / "report" / "table10.csv").open()))
+    for arm, row in zip(found["arms"], table, strict=True):
+        assert (arm["model"], str(arm["parameters"])) == (row["model"], row["parameters"])
+        assert f"{arm['seeds']} of 3" == row["seeds"]
+        for name, column in (("mean", "lddt_ca"), ("low", "low"), ("high", "high")):
+            assert f"{arm[name]:.4f}" == row[f"validation_{column}"]
+    assert found["arms"][0]["alpha"] == {"0": 1024, "1": 1024, "2": 1024}
+    (row,) = csv.DictReader((tmp_path / "report" / "pairs.csv").open())
+    (gain,) = found["differences_to_frozen"]
+    assert (gain["model"], str(gain["seeds"]), str(gain["count"])) == ("LoRTA r=8", "3", "8")
+    for name in ("difference", "low", "high"):
+        assert f"{gain[name]:.4f}" == row[name]
+    assert found["settings"]["start_from"] == "base"
+    assert found["settings"]["steps"] == config.engine.steps
+
+
+def test_the_bars_of_figure_5_are_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    search, drawn = three_seeds(tmp_path), list[Figure]()
+    monkeypatch.setattr(figures, "rendered", lambda figure: drawn.append(figure) or {})
+    figures.draw_figure5(search)
+    lorta, frozen = (row.mean("score") for row in rows_of(search))
+    (held_out,) = (axes for axes in drawn[0].axes if "held-out" in axes.get_title())
+    ((_, _, (bar,)),) = held_out.containers
+    ends = [point for segment in bar.get_segments() for point in segment.tolist()]
+    assert ends == [pytest.approx([4312, lorta.low]), pytest.approx([4312, lorta.high])]
+    (band,) = held_out.patches
+    assert band.get_extents().transformed(held_out.transData.inverted()).intervaly.tolist() == (
+        pytest.approx([frozen.low, frozen.high])
+    )
 
 
 def test_trials_below_frozen_are_listed_apart_from_diverged_ones(tmp_path: Path):

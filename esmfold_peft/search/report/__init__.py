@@ -1,8 +1,10 @@
-"""The report of a search: Table 10, pairs of adapters, all trials, figures, one page with all."""
+"""The report of a search: Table 10, pairs, all trials, figures, one page with all, and JSON."""
 
 import base64
 import html
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from esmfold_peft.config.parsing import config_text
 from esmfold_peft.disk.csv_text import table_text
 from esmfold_peft.disk.files import make_folder, write_atomically
+from esmfold_peft.evaluation.summary import FEWEST
 from esmfold_peft.prediction.html_text import document, escaped
 from esmfold_peft.search.attempt import RUN
 from esmfold_peft.search.costs import costs_of, hours_text
@@ -45,6 +48,7 @@ def write_report(record: SearchRecord) -> list[Path]:
         "table10.md": markdown(sections),
         "pairs.csv": _csv(sections[1]),
         "trials.csv": _csv(sections[-1]),
+        "summary.json": relative(json.dumps(rows.summary(record), indent=2) + "\n"),
         **{f"figure5.{ending}": content for ending, content in figure5.items()},
         **{f"curves.{ending}": content for ending, content in curves.items()},
         "index.html": _page(record, sections, figure5["svg"], curves["svg"]),
@@ -78,10 +82,12 @@ def _csv(section: Section) -> str:
 
 
 _PAIRS = (
-    "Second minus first, paired by validation chain; the winners were chosen on these chains. A"
-    " chain's score is its mean over the seeds that both have. low and high: 95 % bootstrap"
-    " interval of the mean difference, of five chains or more; p: Wilcoxon's signed-rank test."
+    "Second minus first, paired by validation chain and seed; the first rows compare with frozen."
+    " The winners were chosen on these chains. low and high: 95 % bootstrap interval of the mean"
+    " difference over seeds and chains, of five chains or more. p (Wilcoxon's signed-rank test),"
+    " wins and losses: of the chains' means over the seeds that both have."
 )
+_FIGURE5 = "The bars are wide because chains differ. Whether adapters differ: see the pairs."
 _CURVES = (
     "Dotted: the raw weights; the other lines of lDDT-Cα: their moving average. Dashed: the trial"
     " diverged, and the guard ended it at the cross. A loss far above the others' is cut off."
@@ -94,11 +100,16 @@ def about(record: SearchRecord) -> list[str]:
     weights = "moving average" if config.ladder.metric == "ema" else "raw weights"
     chains = _validation_chains(record)
     count = "" if chains is None else f" ({chains} chains)"
+    won = Counter((trial.arm.kind, trial.arm.rank) for trial in record.winners)
+    seeds = min(won.values(), default=FEWEST)
+    few = f"With so few seeds ({seeds}) the intervals understate how seeds differ."
     sentences = [
         f"validation_lddt_ca: lDDT-Cα of the {config.ladder.select} validation ({weights}) after"
         f" {config.engine.steps:,} steps, on {config.data.validation}{count}, the mean over seeds;"
-        " validation_spread: their sample standard deviation. paper_lddt_ca: on the paper's own"
-        " validation set.",
+        " validation_spread: their sample standard deviation; low and high: 95 % bootstrap interval"
+        " of that mean over seeds and chains, both drawn with replacement. paper_lddt_ca: on the"
+        " paper's own validation set.",
+        *([few] if seeds < FEWEST else []),
         *_frozen_words(record),
     ]
     opened = sum(ladder.is_open for ladder in record.ladders)
@@ -175,7 +186,7 @@ def _page(record: SearchRecord, sections: Sequence[Section], figure5: bytes, cur
         _html(s.title, s.text, _table(s.table) if s.table else _list(s.items)) for s in sections
     ]
     parts[3:3] = [
-        _html("Figure 5", (), _image(figure5, "lDDT-Cα against trainable parameters")),
+        _html("Figure 5", [_FIGURE5], _image(figure5, "lDDT-Cα against trainable parameters")),
         _html("Learning curves", [_CURVES], _image(curves, "Learning curves")),
     ]
     settings = "\n".join(map(_shown, config_text(record.config).splitlines()))

@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from esmfold_peft.search.grid import FROZEN
 from esmfold_peft.search.ladder import OUT
-from esmfold_peft.search.report.rows import NAMES, Mean, Row, called, rows_of
+from esmfold_peft.search.report.rows import NAMES, Mean, Row, ScoreName, called, rows_of
 from esmfold_peft.search.search_record import SearchRecord, TrialRecord
 from esmfold_peft.search.trial_files import SCORES, column, metrics_rows
 
@@ -28,6 +29,13 @@ _SMOOTHING = 0.9
 """Share of the past in the moving average of the loss."""
 
 Curve = Sequence[tuple[int, float]]
+Point = tuple[Row, float, float, float]
+"""An adapter, its mean, and the lengths of the error bar below and above."""
+
+_PANELS: dict[ScoreName, str] = {
+    "train_score": "training (bars: standard deviation over seeds)",
+    "score": "held-out (bars: 95 % interval over seeds and chains)",
+}
 
 
 def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
@@ -37,10 +45,7 @@ def draw_figure5(record: SearchRecord) -> dict[str, bytes]:
     figure = Figure(figsize=(9, 4), layout="constrained")
     train, held_out = figure.subplots(1, 2, sharex=True, sharey=True)
     rows = rows_of(record)
-    drawn = [
-        _panel(train, "training", [(row, row.mean("train_score")) for row in rows]),
-        _panel(held_out, "held-out", [(row, row.mean("score")) for row in rows]),
-    ]
+    drawn = [_panel(train, rows, "train_score"), _panel(held_out, rows, "score")]
     _scale(train, empty=not any(drawn))
     train.set_ylabel("lDDT-Cα")
     handles, labels = train.get_legend_handles_labels()
@@ -109,43 +114,55 @@ def _scale(axes: "Axes", *, empty: bool) -> None:
     axes.xaxis.set_minor_formatter(few if decades < 2 else NullFormatter())
 
 
-def _panel(axes: "Axes", title: str, rows: Sequence[tuple[Row, Mean]]) -> bool:
+def _panel(axes: "Axes", rows: Sequence[Row], score: ScoreName) -> bool:
     """Draws one panel; returns whether it has a number."""
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(_PANELS[score], fontsize="medium")
     axes.set_xscale("log")
     axes.set_xlabel("trainable parameters in the language model")
     axes.margins(x=0.1, y=0.2)
+    means = [(row, row.mean(score)) for row in rows]
+    points = [(row, m.mean, *_bar(m, score)) for row, m in means if m.mean is not None]
     drawn = [
-        _line(axes, kind, k, [(row, mean) for row, mean in rows if row.kind == kind])
-        for k, kind in enumerate(dict.fromkeys(row.kind for row, _ in rows))
+        _line(axes, kind, k, [point for point in points if point[0].kind == kind])
+        for k, kind in enumerate(dict.fromkeys(row.kind for row in rows))
     ]
     if not any(drawn):
-        _note(axes, "no score" if any(row.winners for row, _ in rows) else "no winner yet")
+        _note(axes, "no score" if any(row.winners for row in rows) else "no winner yet")
     return any(drawn)
 
 
-def _line(axes: "Axes", kind: str, k: int, rows: Sequence[tuple[Row, Mean]]) -> bool:
+def _bar(mean: Mean, score: ScoreName) -> tuple[float, float]:
+    """Lengths of the error bar below and above the mean."""
+    if score == "train_score":
+        return mean.spread or 0.0, mean.spread or 0.0
+    if mean.mean is None or mean.low is None or mean.high is None:
+        return 0.0, 0.0
+    # An interval without a width may miss the mean by its last bits.
+    return max(0.0, mean.mean - mean.low), max(0.0, mean.high - mean.mean)
+
+
+def _line(axes: "Axes", kind: str, k: int, known: Sequence[Point]) -> bool:
     """Draws one kind; returns whether it has a number."""
     label, colour = NAMES.get(kind, kind), _COLOURS[k % len(_COLOURS)]
-    known = [(row, mean.value, mean.spread or 0.0) for row, mean in rows if mean.value is not None]
-    if kind == "none":
-        for _, height, _ in known:
+    if kind == FROZEN:
+        for _, height, below, above in known:
             axes.axhline(height, color=_GREY, linestyle="--", linewidth=1, label=label)
+            axes.axhspan(height - below, height + above, color=_GREY, alpha=0.15, linewidth=0)
         return bool(known)
-    points = sorted((r.parameters, y, spread, r.rank) for r, y, spread in known if r.parameters)
+    points = sorted((row.parameters, *bar, row.rank) for row, *bar in known if row.parameters)
     if not points:
         return False
-    x, y, spreads, ranks = zip(*points, strict=True)
+    x, y, below, above, ranks = zip(*points, strict=True)
     axes.errorbar(
-        x, y, yerr=spreads if any(spreads) else None, capsize=3, linewidth=1.2, markersize=5,
-        label=label, color=colour, marker=_MARKERS[k % len(_MARKERS)],
+        x, y, yerr=(below, above) if any(below + above) else None, capsize=3,
+        linewidth=1.2, markersize=5, label=label, color=colour, marker=_MARKERS[k % len(_MARKERS)],
     )  # fmt: skip
     # Kinds by turns above and below: LoRA's rank 1 has as many parameters as LoRTA's rank 64.
     side = -1 if k % 2 else 1
-    for at, height, spread, rank in zip(x, y, spreads, ranks, strict=True):
+    for at, height, length, rank in zip(x, y, above if side > 0 else below, ranks, strict=True):
         if rank is not None:
             axes.annotate(
-                f"r={rank}", (at, height + side * spread), xytext=(0, 5 * side),
+                f"r={rank}", (at, height + side * length), xytext=(0, 5 * side),
                 textcoords="offset points", ha="center", va="bottom" if side > 0 else "top",
                 fontsize="small", color=colour,
             )  # fmt: skip

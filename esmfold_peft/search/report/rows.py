@@ -3,16 +3,18 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from esmfold_peft.config import LadderConfig
 from esmfold_peft.evaluation.comparison import Difference, difference
+from esmfold_peft.evaluation.summary import mean_interval
 from esmfold_peft.search import trial_files
-from esmfold_peft.search.grid import Arm
+from esmfold_peft.search.grid import FROZEN, Arm
 from esmfold_peft.search.ladder import OUT
 from esmfold_peft.search.search_record import LadderRecord, SearchRecord, TrialRecord
 from esmfold_peft.training.metrics_file import RELATIVE_UPDATE
@@ -32,8 +34,9 @@ _PAPER: dict[tuple[str, int | None], tuple[str, str]] = {
 """α and validation lDDT-Cα of Table 10 of LoRTA (arXiv 2410.04060), by kind and rank."""
 
 _ROW_COLUMNS = (
-    "model", "parameters", "alpha", "validation_lddt_ca", "validation_spread", "seeds",
-    "train_lddt_ca", "train_spread", "ending", "paper_alpha", "paper_lddt_ca",
+    "model", "parameters", "alpha", "validation_lddt_ca", "validation_low", "validation_high",
+    "validation_spread", "seeds", "train_lddt_ca", "train_spread", "ending", "paper_alpha",
+    "paper_lddt_ca",
 )  # fmt: skip
 _PAIR_COLUMNS = (
     "one", "other", "seeds", "chains", "one_lddt_ca", "other_lddt_ca", "difference",
@@ -49,22 +52,35 @@ _TRIAL_COLUMNS = (
 )  # fmt: skip
 
 
+ScoreName = Literal["score", "train_score"]
+Scores = dict[int, dict[str, float]]
+"""lDDT-Cα by seed and validation chain."""
+
+
 @dataclass(frozen=True)
 class Mean:
-    """Mean over seeds, None without a seed; sample standard deviation, None below two seeds."""
+    """Mean over seeds, None without a seed; sample standard deviation, None below two seeds.
 
-    value: float | None
+    low and high: 95 % interval of the mean over seeds and chains (`mean_interval`); None in
+    training, or where a seed has no table of its chains, or fewer than five.
+    """
+
+    mean: float | None
     spread: float | None
     seeds: int
+    low: float | None
+    high: float | None
+    chains: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """An adapter and rank, with a ladder for each seed."""
+    """An adapter and rank, with a ladder for each seed, and the scores of the winners' chains."""
 
     kind: str
     rank: int | None
     ladders: tuple[LadderRecord, ...]
+    scores: Scores
 
     @property
     def winners(self) -> list[TrialRecord]:
@@ -79,11 +95,14 @@ class Row:
         trials = (trial for ladder in self.ladders for trial in ladder.trials)
         return next((t.parameters for t in trials if t.parameters is not None), None)
 
-    def mean(self, score: Literal["score", "train_score"]) -> Mean:
+    def mean(self, score: ScoreName) -> Mean:
         """Mean of the winners' lDDT-Cα: of the validation chains, or in training."""
         known = [v for w in self.winners if (v := getattr(w, score)) is not None]
         spread = statistics.stdev(known) if len(known) > 1 else None
-        return Mean(statistics.fmean(known) if known else None, spread, len(known))
+        complete = score == "score" and len(self.scores) == len(known)
+        (chains,) = common_scores(self.scores if complete else {})
+        average = statistics.fmean(known) if known else None
+        return Mean(average, spread, len(known), *mean_interval(chains), chains.shape[1])
 
 
 def rows_of(record: SearchRecord) -> list[Row]:
@@ -91,7 +110,29 @@ def rows_of(record: SearchRecord) -> list[Row]:
     grouped: dict[tuple[str, int | None], list[LadderRecord]] = {}
     for ladder in record.ladders:
         grouped.setdefault((ladder.arm.kind, ladder.arm.rank), []).append(ladder)
-    return [Row(kind, rank, tuple(ladders)) for (kind, rank), ladders in grouped.items()]
+    return [
+        Row(*arm, tuple(ladders), _winners_scores(ladders, record.config.ladder))
+        for arm, ladders in grouped.items()
+    ]
+
+
+def _winners_scores(ladders: Sequence[LadderRecord], config: LadderConfig) -> Scores:
+    """The chains' scores in the validation by which the ladder has judged each winner."""
+    found: Scores = {}
+    for winner in (ladder.winner for ladder in ladders if ladder.winner is not None):
+        at = trial_files.scored_at(winner.folder, winner.trial.steps, config)
+        if at and (scores := trial_files.chain_scores(winner.folder, at[0], config)):
+            found[winner.arm.seed] = scores
+    return found
+
+
+def common_scores(*adapters: Scores) -> Float64[np.ndarray, "adapters seeds n"]:
+    """The scores for the seeds that all adapters have, and the chains that all of these have."""
+    seeds = sorted(set[int].intersection(*map(set, adapters)))
+    scored = [set(scores[seed]) for scores in adapters for seed in seeds]
+    chains = sorted(set[str].intersection(*scored)) if scored else []
+    values = [scores[seed][chain] for scores in adapters for seed in seeds for chain in chains]
+    return np.array(values, dtype=np.float64).reshape(len(adapters), len(seeds), len(chains))
 
 
 def label_of(adapter: Row | Arm) -> str:
@@ -116,10 +157,9 @@ def _row_cells(row: Row) -> list[str]:
         label_of(row),
         "" if row.parameters is None else str(row.parameters),
         _by_seed({w.arm.seed: f"{w.alpha:g}" for w in row.winners if w.alpha is not None}),
-        number(validation.value),
-        number(validation.spread),
+        *map(number, (validation.mean, validation.low, validation.high, validation.spread)),
         f"{validation.seeds} of {len(row.ladders)}",
-        number(train.value),
+        number(train.mean),
         number(train.spread),
         _by_seed({ladder.arm.seed: ending_of(ladder) for ladder in row.ladders}),
         *_PAPER.get((row.kind, row.rank), ("", "")),
@@ -231,7 +271,7 @@ def number(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class ArmPair:
-    """Labels of two adapters, how many seeds both have, and second minus first by chain."""
+    """Labels of two adapters, how many seeds both have, and second minus first."""
 
     one: str
     other: str
@@ -239,28 +279,26 @@ class ArmPair:
     difference: Difference
 
 
-Scores = dict[tuple[str, int], float]
-"""lDDT-Cα by chain and seed."""
-
-
 def pairs_of(record: SearchRecord) -> tuple[list[ArmPair], list[str]]:
-    """Compares the winners of every two adapters, in the order of the grid.
+    """Compares the winners of every two adapters, first each with the frozen model.
 
-    A chain's score is that of the validation by which the ladder has judged, mean over the seeds
-    that both adapters have. Interval and p are those of `evaluate --compare`.
+    The differences are of the same chain and the same seed, in the validation by which the ladder
+    has judged; the interval is over seeds and chains (`difference`).
 
     Returns:
         The pairs, and a sentence for each adapter and seed, or pair, with nothing to compare.
     """
     pairs: list[ArmPair] = []
-    missing: list[str] = []
-    scored = {label_of(row): _scores(row, record.config.ladder, missing) for row in rows_of(record)}
-    for one, other in combinations([label for label, scores in scored.items() if scores], 2):
-        pair = _pair(one, other, scored[one], scored[other])
-        if pair is None:
-            missing.append(f"{one} and {other} have no chain of the same seed in common.")
+    rows = rows_of(record)
+    missing = [why for row in rows for ladder in row.ladders if (why := _why_missing(row, ladder))]
+    scored = sorted((row for row in rows if row.scores), key=lambda row: row.kind != FROZEN)
+    for one, other in combinations(scored, 2):
+        scores = common_scores(one.scores, other.scores)
+        labels = label_of(one), label_of(other)
+        if scores[0].size:
+            pairs.append(ArmPair(*labels, len(scores[0]), difference("lddt_ca", *scores)))
         else:
-            pairs.append(pair)
+            missing.append(f"{' and '.join(labels)} have no chain of the same seed in common.")
     return pairs, missing
 
 
@@ -278,30 +316,38 @@ def pairs_table(pairs: Sequence[ArmPair]) -> Table:
     ]
 
 
-def _scores(row: Row, config: LadderConfig, missing: list[str]) -> Scores:
-    """The scores of an adapter's winners; adds to `missing` why a seed has none."""
-    found: Scores = {}
-    for ladder in row.ladders:
-        winner, scores = ladder.winner, {}
-        if winner is None:
-            missing.append(f"{called(ladder.arm)}, has no winner: {ending_of(ladder)}.")
-            continue
-        if at := trial_files.scored_at(winner.folder, winner.trial.steps, config):
-            scores = trial_files.chain_scores(winner.folder, at[0], config)
-        if not scores:
-            missing.append(f"{called(ladder.arm)}, has no table of its validation chains.")
-        found |= {(chain, ladder.arm.seed): score for chain, score in scores.items()}
-    return found
+def summary(record: SearchRecord) -> dict[str, Any]:
+    """The content of summary.json: each adapter, its difference to the frozen model, settings."""
+    config = record.config
+    return {
+        "arms": [
+            {
+                "model": label_of(row),
+                **{name: getattr(row, name) for name in ("kind", "rank", "parameters")},
+                "alpha": {str(winner.arm.seed): winner.alpha for winner in row.winners},
+                **asdict(row.mean("score")),
+            }
+            for row in rows_of(record)
+        ],
+        "differences_to_frozen": [
+            {"model": pair.other, "seeds": pair.seeds, **asdict(pair.difference)}
+            for pair in pairs_of(record)[0]
+            if pair.one == NAMES[FROZEN]
+        ],
+        "settings": {
+            "steps": config.engine.steps,
+            "batch_size": config.engine.batch_size,
+            "start_from": None if config.start_from is None else str(config.start_from),
+            "validation": str(config.data.validation),
+            **{name: getattr(config.ladder, name) for name in ("metric", "select")},
+        },
+    }
 
 
-def _pair(label: str, other_label: str, one: Scores, other: Scores) -> ArmPair | None:
-    both: dict[str, list[tuple[float, float]]] = {}  # by chain, a pair of scores for each seed
-    keys = sorted(one.keys() & other.keys())
-    for key in keys:
-        both.setdefault(key[0], []).append((one[key], other[key]))
-    if not both:
-        return None
-    means = [[statistics.fmean(scores) for scores in zip(*c, strict=True)] for c in both.values()]
-    first, second = np.array(means, dtype=np.float64).T
-    seeds = len({seed for _, seed in keys})
-    return ArmPair(label, other_label, seeds, difference("lddt_ca", first, second))
+def _why_missing(row: Row, ladder: LadderRecord) -> str:
+    """Why a seed has no scores to compare; "" if it has."""
+    if ladder.winner is None:
+        return f"{called(ladder.arm)}, has no winner: {ending_of(ladder)}."
+    if ladder.arm.seed not in row.scores:
+        return f"{called(ladder.arm)}, has no table of its validation chains."
+    return ""
