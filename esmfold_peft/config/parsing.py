@@ -237,19 +237,20 @@ def config_text(config: object) -> str:
     return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
-def with_absolute_weights(config: Config) -> Config:
-    """The settings of a run with the files of weights named so that any folder finds them."""
+def with_absolute_weights(config: Config, folder: Path = Path()) -> Config:
+    """The settings of a run with absolute paths of weights; relative ones begin at `folder`."""
     model = config.model  # pyright: ignore[reportAttributeAccessIssue]
     parts = {section.name: section for section in model.sections if section.published}
     absolute = {
-        name: replace(part, weights=_absolute(part.weights))
+        name: replace(part, weights=_absolute(part.weights, folder))
         for name, part in {"language_model": model.language_model, **parts}.items()
     }
     return replace(config, model=replace(model, **absolute))  # pyright: ignore
 
 
-def _absolute(weights: str) -> str:
-    return weights if weights in ("pretrained", "random") else str(Path(weights).resolve())
+def _absolute(weights: str, folder: Path) -> str:
+    named = weights in ("pretrained", "random")
+    return weights if named else str((folder / weights).resolve())
 
 
 def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:

@@ -120,8 +120,9 @@ class OptimizerConfig:
             start. The default damps none of them; null takes `eps`, as adapter.kind full always
             does.
         warmup_steps: steps of linear warm-up from 0.
-        schedule: openfold (x 0.95 every `decay_steps`), alphafold (x 0.95 once) or constant.
-        decay_steps: steps until the learning rate falls.
+        schedule: openfold (x 0.95 every `decay_steps`), alphafold (x 0.95 once), linear (falls from
+            the end of the warm-up to 0 at `decay_steps`) or constant.
+        decay_steps: steps until the learning rate falls, or with linear until it is 0.
         clip_norm: largest global norm of the gradient; 0 does not clip.
         ema: decay of the moving average of the weights, which is validated and exported
             (AF2: 0.999); 0 switches averaging off.
@@ -135,7 +136,7 @@ class OptimizerConfig:
     eps: float = 1e-5
     eps_adapter: float | None = 1e-15
     warmup_steps: int = 1000
-    schedule: Literal["openfold", "alphafold", "constant"] = "openfold"
+    schedule: Literal["openfold", "alphafold", "linear", "constant"] = "openfold"
     decay_steps: int = 50_000
     clip_norm: float = 0.1
     ema: float = 0.999
@@ -150,6 +151,11 @@ class OptimizerConfig:
             if eps is not None and not eps > 0:
                 raise UserError(f"optimizer.{name}: {eps} is not above 0")
         check_lowest(self, "optimizer.", 1, "decay_steps")
+        if self.schedule == "linear" and self.decay_steps <= self.warmup_steps:
+            raise UserError(
+                f"optimizer.decay_steps: {self.decay_steps} is not above optimizer.warmup_steps"
+                f" {self.warmup_steps}; the schedule linear needs steps to fall in"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {self.betas} are not between 0 and 1")
         if not 0 <= self.ema < 1:

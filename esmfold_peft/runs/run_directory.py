@@ -13,7 +13,8 @@ model.safetensors   the model at the newest checkpoint: the moving average of wh
 adapter/            the adapter of that model alone, if it has one
 nonfinite/          steps that were skipped, for `train --replay`
 
-The frozen language model is named by its hash, and so are ESMFold's published weights.
+The frozen language model is named by its hash, and so are ESMFold's published weights. config.yaml
+has their paths; a relative path begins at the run's folder, so that both can be moved together.
 """
 
 import json
@@ -185,7 +186,7 @@ def export_model(
 def run_config(run: Path) -> TrainConfig:
     """The settings of a run; a UserError if the folder is not a run."""
     require_run(run)
-    return read_config(run / CONFIG, TrainConfig)
+    return with_absolute_weights(read_config(run / CONFIG, TrainConfig), run)
 
 
 def require_run(run: Path) -> None:

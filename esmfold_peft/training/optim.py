@@ -17,6 +17,8 @@ def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
         return step / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "linear":
+        return max(0, config.decay_steps - step) / max(1, config.decay_steps - config.warmup_steps)
     decays = step // config.decay_steps
     return _DECAY ** (decays if config.schedule == "openfold" else min(decays, 1))
 

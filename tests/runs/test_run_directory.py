@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from esmfold_peft import __version__
+from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.cli import main
 from esmfold_peft.commands.prepare import run as prepare
 from esmfold_peft.commands.train import _describe
@@ -21,6 +23,7 @@ from esmfold_peft.disk.locks import lock_folder
 from esmfold_peft.errors import BusyError, UserError
 from esmfold_peft.model.folding import FoldingModel
 from esmfold_peft.model.inference import sequence_features
+from esmfold_peft.model.language_model import LanguageModel
 from esmfold_peft.model.output import FoldOutput
 from esmfold_peft.runs.build import build_model
 from esmfold_peft.runs.checkpoint import Best
@@ -37,6 +40,7 @@ from esmfold_peft.runs.run_directory import (
 from esmfold_peft.runs.status import Status, ended_status, read_status, whole_status, write_status
 from esmfold_peft.runs.versions import installed_versions
 from esmfold_peft.training.beginning import load_start, require_same_run
+from esmfold_peft.weights.layouts import official_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +123,25 @@ def test_the_folder_alone_rebuilds_the_model(kind: str, config: TrainConfig):
     assert torch.equal(folded(loaded).positions, folded(model).positions)
     assert not loaded.training
     assert (config.run / "adapter").is_dir() == (kind in ("lora", "lorta"))
+
+
+def test_a_relative_path_of_weights_begins_at_the_runs_folder(config: TrainConfig, tmp_path: Path):
+    file, shape = tmp_path / "esm2.pt", AttentionShape(layers=3, width=64, heads=4)
+    tensors = dict(LanguageModel.random(shape, seed=3).official_tensors())
+    torch.save({"cfg": {"model": Namespace(**official_settings(shape))}, "model": tensors}, file)
+    language_model = replace(config.model.language_model, weights=str(file))
+    config = replace(config, model=replace(config.model, language_model=language_model))
+    model, base = trained(config)
+    create_run(config, model, base)
+    text = (config.run / "config.yaml").read_text()
+    assert f"weights: {file}\n" in text
+    (config.run / "config.yaml").write_text(text.replace(str(file), "../esm2.pt"))
+    (moved := tmp_path / "moved").mkdir()
+    for path in (file, config.run):
+        path.rename(moved / path.name)
+    loaded, settings = load_model(moved / config.run.name)
+    assert settings.model.language_model.weights == str(moved / "esm2.pt")
+    assert torch.equal(folded(loaded).positions, folded(model).positions)
 
 
 def test_only_what_trains_is_saved_and_shared_factors_once(config: TrainConfig):

@@ -38,6 +38,12 @@ def test_openfold_decays_again_and_again_and_alphafold_once():
     assert learning_rate_factor(849_999, replace(config, schedule="constant")) == 1
 
 
+def test_the_linear_schedule_falls_from_the_warm_up_to_zero():
+    config = OptimizerConfig(schedule="linear", warmup_steps=100, decay_steps=1100)
+    factors = [learning_rate_factor(step, config) for step in (50, 100, 600, 1100, 2000)]
+    assert factors == [0.5, 1, 0.5, 0, 0]
+
+
 def test_no_warm_up_starts_at_the_full_rate():
     assert learning_rate_factor(0, OptimizerConfig(warmup_steps=0)) == 1
 
