@@ -28,13 +28,14 @@ SHORTEST, LONGEST, BOND = 40, 400, 2.0
 
 def main():
     """Writes the tar and says how many chains it has."""
-    from promod3 import loop
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", help="the tar to write")
+    args = parser.parse_args()
+    from promod3 import loop
+
     database = loop.LoadStructureDB()
     written = 0
-    with tarfile.open(parser.parse_args().output, "w") as tar:
+    with tarfile.open(args.output, "w") as tar:
         for index in range(database.GetNumCoords()):
             info = database.GetCoordInfo(index)
             sequence = str(database.GetSequence(index))

@@ -5,8 +5,9 @@
 #
 # DATA holds what data/README.md says how to get: chains.tar (structures), validation.txt (the chains
 # of it that nanoFold validates on), cameo/ (CAMEO's targets; cameo.txt may list them), sequences.fasta.
-# Run it again after an interruption: a step resumes where it was, or is skipped when it is done.
-# OUTPUT/hours.csv has the seconds of each step, OUTPUT/results.json the numbers of docs/results.md.
+# Relative paths begin at the project's root. Run it again after an interruption: a step resumes where
+# it was, or is skipped when it is done. OUTPUT/hours.csv has the seconds of each attempt at a step,
+# OUTPUT/results.json the numbers of docs/results.md.
 # It is made for two CPU cores. --scale gpu is for one GPU: a larger model and more samples; --scale
 # tiny makes a few steps of everything, to try the script.
 set -euo pipefail
@@ -15,37 +16,52 @@ usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny]" >&2; exit
 [ $# -ge 2 ] || usage
 data=$1 out=$2
 configs=(--config configs/nano/base.yaml)
-base=(--engine.devices 2)
-search=()
-language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32)
+base=() search=()
+language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
+    --accelerator cpu)
 case "${*:3}" in
-    "") batch=1 points="1000 2000 5000 10000 20000"
+    "") batch=4 points="250 500 1250 2500 5000"
+        base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
-        configs+=(--config configs/nano/gpu.yaml) base=()
+        configs+=(--config configs/nano/gpu.yaml)
+        search=(--executor.concurrent 1)
         language_model=(--crop 256 --layers 12 --width 320 --heads 20 --lr 1e-3 --batch-size 256
             --steps 6000 --save-every 1000 --warmup-steps 500) ;;
-    "--scale tiny") batch=1 points="2 4"
-        base=(--engine.steps 4 --checkpoints.every 2) search=(--engine.steps 2 --ladder.halve_at 1)
+    "--scale tiny") batch=4 points="2 4"
+        base=(--engine.steps 4 --checkpoints.every 2)
+        search=(--engine.steps 2 --ladder.halve_at 1 --seeds "[0]")
         language_model+=(--steps 2 --save-every 2 --warmup-steps 1 --batch-size 2) ;;
     *) usage ;;
 esac
-export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+export PATH=".venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out/done"
+if [ "$(cat "$out/scale" 2>/dev/null || echo "${*:3}")" != "${*:3}" ]; then
+    echo "$out: was made with another --scale; choose another folder" >&2
+    exit 2
+fi
+echo "${*:3}" >"$out/scale"
 
 # step NAME COMMAND...: runs a command until it has ended well once, and notes its seconds.
 step() {
-    local name=$1 start=$SECONDS
+    local name=$1 start=$SECONDS status=0
     shift
     [ -e "$out/done/$name" ] && return
     echo "== $name"
-    "$@"
+    "$@" || status=$?
     echo "$name,$((SECONDS - start))" >>"$out/hours.csv"
+    [ $status = 0 ] || exit $status
     touch "$out/done/$name"
 }
 
+# Exit code 1 means that a chain has no score, and 3 that an adapter has no α that survives.
+evaluate() { esmfold-peft evaluate "$@" || [ $? = 1 ]; }
+search() { esmfold-peft search "$@" || [ $? = 3 ]; }
+
+cameo=("$data/cameo")
+[ -e "$data/cameo.txt" ] && cameo+=("$data/cameo.txt")
 step data python scripts/nano_data.py --train "$data/chains.tar" \
-    --validation "$data/chains.tar" "$data/validation.txt" --cameo "$data"/cameo* \
+    --validation "$data/chains.tar" "$data/validation.txt" --cameo "${cameo[@]}" \
     --sequences "$data/sequences.fasta" --output "$out/data"
 step language_model python scripts/pretrain_language_model.py "$out/data/train.fasta" \
     --held-out "$out/data/held_out.fasta" --output "$out/language_model" "${language_model[@]}" --half
@@ -55,13 +71,12 @@ weights=(--model.language_model.weights "$out/language_model/esm2.pt")
 step base esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/base" --resume auto \
     "${chains[@]}" "${weights[@]}" "${base[@]}"
 for steps in $points; do
-    step "score_$steps" esmfold-peft evaluate --run "$out/base" --checkpoint "$steps" \
+    step "score_$steps" evaluate --run "$out/base" --checkpoint "$steps" \
         --store "$out/data/validation" --output "$out/scores/validation_$((batch * steps))"
 done
-step score_cameo esmfold-peft evaluate --run "$out/base" --store "$out/data/cameo" \
+step score_cameo evaluate --run "$out/base" --store "$out/data/cameo" \
     --output "$out/scores/cameo"
 
-step search esmfold-peft search "${configs[@]}" --config configs/nano/table10.yaml \
+step search search "${configs[@]}" --config configs/nano/table10.yaml \
     --output "$out/search" --start_from "$out/base" "${chains[@]}" "${weights[@]}" "${search[@]}"
-step report esmfold-peft search report "$out/search"
 python scripts/benchmarks/nano.py "$out" --output "$out/results.json" --figure "$out/curve.svg"

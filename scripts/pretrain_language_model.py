@@ -12,10 +12,11 @@ kept; longer chains are cropped at random; the head shares its matrix with the e
 (0.9, 0.98), weight decay 0.01; after the warm-up the learning rate falls to a tenth in a straight
 line.
 
---output receives esm2.pt in the layout of the official files, which `train
---model.language_model.weights` and fair-esm read; metrics.csv with the perplexity of chosen
-residues of the held-out sequences; and checkpoint.pt, from which the same command resumes. The
-result depends on --seed and --devices, not on where a run was stopped.
+--output receives esm2.pt in the layout of the official files but without the head for contacts,
+which `train --model.language_model.weights` and fair-esm's `load_model_and_alphabet_core` read;
+metrics.csv with the perplexity of chosen residues of the held-out sequences; and checkpoint.pt,
+from which the same command resumes. The result depends on the settings and on --devices, not on
+where a run was stopped. In metrics.csv, `tokens` counts those of the first device for each.
 
 Exit codes: 0 done, 2 wrong usage or files, 130 stopped by Ctrl-C.
 """
@@ -47,10 +48,17 @@ from esmfold_peft.weights.layouts import hugging_face_settings, official_setting
 from esmfold_peft.weights.merged_files import Esm2File, read_esm2_file, write_fair_esm
 
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1
+_DECIDING = (
+    *("fasta", "weights", "layers", "width", "heads", "steps", "batch_size", "crop", "lr"),
+    *("warmup_steps", "seed", "devices"),
+)
+"""Settings that decide the result."""
 _COLUMNS = ["step", "tokens", "loss", "perplexity", "learning_rate", "seconds"]
 _HEAD = "lm_head."
+_AT_ONCE = 32
+"""Held-out sequences at a time."""
 _FEWEST = 8
-"""Shorter sequences teach nothing and are skipped."""
+"""Shorter sequences are skipped."""
 
 
 def main() -> int:
@@ -89,7 +97,7 @@ class MaskedLanguageModel(nn.Module):
         self.lm_head = RobertaLMHead(lm.shape.width, len(ALPHABET), lm.embed_tokens.weight)
 
     def forward(self, batch: "MaskedBatch") -> tuple[Float[Tensor, ""], int]:
-        """The summed cross entropy of the chosen residues, and how many they are."""
+        """The summed cross entropy of the chosen residues, and their number."""
         levels = self.lm(batch.given, batch.mask, masked=batch.masked)
         logits = self.lm_head(levels[:, :, -1][batch.chosen])
         targets = self.lm.token_of_aatype[batch.aatype[batch.chosen]]
@@ -98,13 +106,15 @@ class MaskedLanguageModel(nn.Module):
     def load(self, file: Esm2File) -> None:
         """Takes the weights of an ESM-2, and those of its head if the file has it."""
         load_esm2(self.lm, file.path)
+        if "lm_head.weight" in file.tensors:
+            raise UserError(f"{file.path}: the head's matrix is not the embedding; not an ESM-2")
         if file.has_head:
             own = {n: t for n, t in file.tensors.items() if n.startswith(_HEAD)}
             given = {name.removeprefix(_HEAD): tensor for name, tensor in own.items()}
             self.lm_head.load_state_dict({"weight": self.lm.embed_tokens.weight} | given)
 
     def file(self, half: bool) -> Esm2File:
-        """All of it as an ESM-2 file has it, for `write_fair_esm`."""
+        """The model and its head, ready for `write_fair_esm`."""
         head = self.lm_head.state_dict(prefix=_HEAD)
         del head[f"{_HEAD}weight"]
         tensors = {name: t.cpu() for name, t in (*self.lm.official_tensors(), *head.items())}
@@ -116,14 +126,14 @@ class MaskedLanguageModel(nn.Module):
 
 
 class MaskedBatch:
-    """Sequences of which some residues are to be found.
+    """Sequences with some residues hidden, which the model must predict.
 
     Attributes:
         aatype: the residues.
         mask: which places are residues.
-        chosen: residues to be found.
+        chosen: residues to predict.
         masked: those of them that are read as <mask>.
-        given: the residues as read: some of those to be found are replaced.
+        given: the residues as read; some of the chosen ones are replaced.
     """
 
     def __init__(self, crops: list[np.ndarray], rng: np.random.Generator, device: object) -> None:
@@ -142,8 +152,9 @@ class MaskedBatch:
 
 def _pretrain(args: Namespace) -> int:
     """Trains from the newest checkpoint, or from the start, and writes the model."""
-    sequences = _sequences(args.fasta)
-    held_out = _sequences([args.held_out])
+    if args.batch_size % args.devices:
+        raise UserError(f"--batch-size: {args.batch_size} is no multiple of --devices")
+    sequences, held_out = _sequences(args.fasta), _sequences([args.held_out])
     shape = AttentionShape(args.layers, args.width, args.heads)
     if args.weights:
         shape = read_published(args.weights, "ESM-2").shape() or shape
@@ -153,7 +164,7 @@ def _pretrain(args: Namespace) -> int:
         precision="bf16-mixed" if args.precision == "bf16" else "32-true",
     )
     fabric.launch()
-    fabric.seed_everything(args.seed, verbose=False)
+    fabric.seed_everything(args.seed, verbose=False)  # of the head
     whole = MaskedLanguageModel(LanguageModel.random(shape, seed=args.seed))
     if args.weights:
         whole.load(read_esm2_file(args.weights, shape))
@@ -162,10 +173,12 @@ def _pretrain(args: Namespace) -> int:
 
     make_folder(args.output)
     state = {"model": model, "optimizer": optimizer, "step": 0, "tokens": 0, "rows": []}
+    state["settings"] = {name: str(getattr(args, name)) for name in _DECIDING}
     checkpoint = args.output / "checkpoint.pt"
     if checkpoint.exists():
+        _require_same_run(checkpoint, state["settings"])
         fabric.load(checkpoint, state)
-        report(f"{args.output}: resumed at step {state['step']} of {args.steps}")
+        fabric.print(f"{args.output}: resumed at step {state['step']} of {args.steps}")
     before = state["rows"][-1][-1] if state["rows"] else 0.0
     started, losses = time.monotonic() - before, []
     for step in range(state["step"], args.steps):
@@ -176,25 +189,36 @@ def _pretrain(args: Namespace) -> int:
         total, count = model(batch)
         loss = total / max(count, 1)
         fabric.backward(loss)
-        fabric.clip_gradients(model, optimizer, max_norm=1.0)  # Lin et al. say nothing of clipping
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)  # Lin et al. do not mention it
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
         state["step"], state["tokens"] = step + 1, state["tokens"] + int(batch.mask.sum())
         if state["step"] % args.save_every and state["step"] < args.steps:
             continue
-        found = _perplexity(model, held_out, args, fabric)
-        spent = time.monotonic() - started
-        seen, loss = state["tokens"] * fabric.world_size, float(torch.stack(losses).mean())
-        state["rows"].append([state["step"], seen, loss, found, rate, round(spent, 1)])
+        found, spent = _perplexity(model, held_out, args, fabric), time.monotonic() - started
+        seen, mean = state["tokens"] * fabric.world_size, float(torch.stack(losses).mean())
+        state["rows"].append([state["step"], seen, mean, found, rate, round(spent, 1)])
         losses.clear()
-        report(f"step {state['step']} of {args.steps}: perplexity {found:.2f}, {spent:.0f} s")
+        fabric.print(f"step {state['step']} of {args.steps}: perplexity {found:.2f}, {spent:.0f} s")
         fabric.save(checkpoint.with_suffix(".new"), state)
         if fabric.is_global_zero:
-            checkpoint.with_suffix(".new").replace(checkpoint)
             write_atomically(args.output / "metrics.csv", table_text(_COLUMNS, state["rows"]))
             write_fair_esm(whole.file(args.half), args.output, "esm2")
+            # Last: a run that is killed before repeats its steps, and writes the others again.
+            checkpoint.with_suffix(".new").replace(checkpoint)
     return 0
+
+
+def _require_same_run(checkpoint: Path, settings: dict[str, str]) -> None:
+    """Refuses to resume a run with settings that would make another one of it."""
+    found = torch.load(checkpoint, map_location="cpu")["settings"]
+    for name, value in settings.items():
+        if found[name] != value:
+            raise UserError(
+                f"--{name.replace('_', '-')}: {checkpoint.parent} was started with {found[name]},"
+                f" not {value}; choose another folder"
+            )
 
 
 def _sequences(paths: list[Path]) -> list[np.ndarray]:
@@ -235,12 +259,12 @@ def _training_batch(
 def _perplexity(
     model: nn.Module, sequences: list[np.ndarray], args: Namespace, fabric: Fabric
 ) -> float:
-    """The perplexity of chosen residues, the same ones in every call and run."""
+    """The perplexity of chosen residues, the same ones in every call."""
     rng = np.random.default_rng(0)
     total, count = torch.zeros(2, dtype=torch.float64)
     crops = sorted((_crop(sequence, args.crop, rng) for sequence in sequences), key=len)
-    for start in range(0, len(crops), args.batch_size):
-        batch = MaskedBatch(crops[start : start + args.batch_size], rng, fabric.device)
+    for start in range(0, len(crops), _AT_ONCE):
+        batch = MaskedBatch(crops[start : start + _AT_ONCE], rng, fabric.device)
         found, number = model(batch)
         total, count = total + found.cpu(), count + number
     return math.exp(total / count)

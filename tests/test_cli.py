@@ -160,6 +160,10 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> 
             ["--optimizer.schedule", "linear", "--optimizer.decay_steps", "1000"],
             "optimizer.decay_steps: 1000 is not above optimizer.warmup_steps 1000",
         ),
+        (
+            ["--optimizer.schedule", "linear", "--engine.steps", "50001"],
+            "optimizer.decay_steps: 50000 is below engine.steps 50001",
+        ),
         (["--seed", "-1"], "seed: -1"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],

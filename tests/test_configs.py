@@ -34,6 +34,8 @@ from esmfold_peft.training.beginning import changed_settings
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEARCHES = [CONFIGS / "paper" / f"{name}.yaml" for name in ("figure5", "table10")]
 DISTILLATION = CONFIGS / "distillation.yaml"
+NANO_SEARCH = CONFIGS / "nano" / "table10.yaml"
+TRAININGS = sorted({*CONFIGS.rglob("*.yaml")} - {*SEARCHES, NANO_SEARCH})
 PAPER = sorted(set((CONFIGS / "paper").glob("*.yaml")) - set(SEARCHES))
 ESM2_35M = AttentionShape(layers=12, width=480, heads=20)
 
@@ -224,9 +226,23 @@ def test_settings_written_out_at_their_defaults_are_taken(tmp_path: Path):
     refuse_unused(read_config(tmp_path / "config.yaml", TrainConfig))
 
 
-@pytest.mark.parametrize("path", sorted({*CONFIGS.rglob("*.yaml")} - {*SEARCHES}), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted({*CONFIGS.rglob("*.yaml")} - {*SEARCHES, NANO_SEARCH}), ids=str
+)
 def test_all_that_a_shipped_config_states_has_an_effect(path: Path):
     refuse_unused(config_of(path))
+
+
+@pytest.mark.parametrize("scale", [[], ["gpu"]], ids=str)
+def test_the_miniature_of_table_10_is_the_papers_search_of_smaller_runs(scale: list[str]):
+    base = [CONFIGS / "nano" / f"{name}.yaml" for name in ("base", *scale)]
+    search, paper = search_of(*base, NANO_SEARCH), search_of(SEARCHES[1])
+    assert (search.grid, search.init) == (paper.grid, paper.init)
+    assert (search.ladder.multiples, search.ladder.factor) == (paper.ladder.multiples, 4.0)
+    for arm in arms_of(search):
+        made = trial_config(search, arm, Trial(2.0, 200))
+        refuse_unused(made)
+        assert made.model == config_of(*base).model
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,14 @@ from esmfold_peft.config import (
     ImportConfig,
     LanguageModelConfig,
     MergeConfig,
-    TrainConfig,
 )
 from esmfold_peft.config.adapter import WITHOUT_RANK, unused_settings
-from esmfold_peft.config.parsing import read_config
 from esmfold_peft.console import print_table, report
 from esmfold_peft.disk.csv_text import csv_text
 from esmfold_peft.disk.files import make_folder, read_json, refuse_existing
 from esmfold_peft.errors import UserError
 from esmfold_peft.runs.build import build_language_model, language_model_shape
-from esmfold_peft.runs.run_directory import ADAPTER, CONFIG, adapter_folder
+from esmfold_peft.runs.run_directory import ADAPTER, CONFIG, adapter_folder, run_config
 from esmfold_peft.weights.esm2_weights import find_weights, weights_hash
 from esmfold_peft.weights.merged_files import (
     read_esm2_file,
@@ -142,11 +140,9 @@ def _to_merge(config: MergeConfig) -> tuple[LanguageModelConfig, Path]:
     if config.run is None:
         assert config.adapter is not None
         return config.language_model, adapter_folder(config.adapter)
-    path = config.run / CONFIG
-    if not path.is_file():
-        raise UserError(f"{config.run}: not the folder of a training run (it has no {CONFIG})")
-    trained = read_config(path, TrainConfig)
+    trained = run_config(config.run)
     if trained.adapter.kind not in ADAPTERS:
+        path = config.run / CONFIG
         raise UserError(f"{path}: adapter.kind is {trained.adapter.kind}, there is none to merge")
     return trained.model.language_model, config.run / ADAPTER
 

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,26 +70,27 @@ def run(config: PredictConfig, worker: Worker | None = None) -> int:
     own = [tasks[place] for place in worker.share([task.record.length for task in tasks])]
     earlier = read_rows(config.output)
     todo = [task for task in own if not _is_done(task, earlier, config)]
-    journal = RowJournal(config.output, worker.rank)
-    device = next(predictor.model.parameters()).device
-    done = f", {len(own) - len(todo)} are done already" if len(own) > len(todo) else ""
-    report(f"folding {len(todo)} sequences on {device}{done}")
-    rows = {}
-    try:
-        for task, found in watched(_folded(todo, config, predictor, bank), "folding", len(todo)):
-            before = earlier.get(task.name)
-            if before is not None:
-                journal.add(replace(before, status=UNFINISHED))
-            row = rows[task.name] = _written(task, found, config)
-            for name in set(before.files if before else ()) - set(row.files):
-                (config.output / name).unlink(missing_ok=True)
-            journal.add(row)
-    except UserError as error:  # a full disk, for example
-        report(f"{error}; {len(rows)} of {len(todo)} are done; resume with --resume")
-        return 1
-    worker.wait()
-    code = _finish(config, tasks, own, rows, started) if worker.finishes else 0
-    return worker.agreed(code)
+    with closing(RowJournal(config.output, worker.rank)) as journal:
+        device = next(predictor.model.parameters()).device
+        done = f", {len(own) - len(todo)} are done already" if len(own) > len(todo) else ""
+        report(f"folding {len(todo)} sequences on {device}{done}")
+        rows = {}
+        try:
+            folded = _folded(todo, config, predictor, bank)
+            for task, found in watched(folded, "folding", len(todo)):
+                before = earlier.get(task.name)
+                if before is not None:
+                    journal.add(replace(before, status=UNFINISHED))
+                row = rows[task.name] = _written(task, found, config)
+                for name in set(before.files if before else ()) - set(row.files):
+                    (config.output / name).unlink(missing_ok=True)
+                journal.add(row)
+        except UserError as error:  # a full disk, for example
+            report(f"{error}; {len(rows)} of {len(todo)} are done; resume with --resume")
+            return 1
+        worker.wait()
+        code = _finish(config, tasks, own, rows, started) if worker.finishes else 0
+        return worker.agreed(code)
 
 
 def _with_adapter(record: FastaRecord, config: PredictConfig) -> tuple[FastaRecord, str]:

@@ -345,6 +345,12 @@ class TrainConfig:
                     raise UserError(
                         f"engine.{name}: not possible with model.kernels openfold; choose fused"
                     )
+        steps, falls = self.engine.steps, self.optimizer.decay_steps
+        if self.optimizer.schedule == "linear" and steps > falls:
+            raise UserError(
+                f"optimizer.decay_steps: {falls} is below engine.steps {steps}; with the schedule"
+                " linear, later steps would change nothing"
+            )
         for head in self.model.section.missing_heads if "head" in self.model.freeze else ():
             if getattr(self.loss.weights, head):
                 raise UserError(

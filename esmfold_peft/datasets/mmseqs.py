@@ -17,8 +17,10 @@ from esmfold_peft.errors import UserError
 # DISCREPANCY: RCSB and OpenFold (scripts/fasta_to_clusterfile.py) use -s 8, which takes twice as
 # long as 7.5 and made 4,835 instead of 4,836 clusters of 5,123 chains. Of 257 pairs that aligning
 # everything found among 5,000 chains, a search with 7.5 or 5.7 missed none, one with 4 missed 5.
-_SIMILAR = "--min-seq-id 0.4 -c 0.9 --cov-mode 0 -e 0.001 -s 7.5 --dbtype 1".split()
-_CLUSTERS = "--cluster-mode 1 --max-seqs 1000".split()
+IDENTITY, COVER = 0.4, 0.9
+_SIMILAR = "--cov-mode 0 -e 0.001 --dbtype 1".split()
+_SENSITIVE = "-s 7.5".split()
+_CLUSTERS = "--cluster-mode 1".split()
 _PREFIX = "esmfold-peft-mmseqs-"
 
 # mmseqs stops if no sequence is long enough for its index or all are masked; this one, of random
@@ -41,7 +43,14 @@ def mmseqs_program() -> str | None:
     return shutil.which("mmseqs")
 
 
-def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
+def cluster(
+    sequences: Mapping[str, str],
+    *,
+    threads: int,
+    identity: float = IDENTITY,
+    cover: float = COVER,
+    linear: bool = False,
+) -> dict[str, str]:
     """Clusters sequences at 40 % identity over 90 % of both, by connected components.
 
     A sequence in which mmseqs finds nothing to compare (too short, of low complexity, all X) is
@@ -53,6 +62,9 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
     Args:
         sequences: one-letter codes by name; the names may be any text.
         threads: number of threads, at least 1.
+        identity: least share of identical residues in an alignment.
+        cover: least share of both sequences in it.
+        linear: compare only sequences that share a k-mer (Linclust): minutes for half a million.
 
     Returns:
         The name of each sequence, in the order given, to the name of its cluster: its first member.
@@ -66,7 +78,13 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name)
         fasta = _write_fasta(folder / "sequences.fasta", distinct)
-        _run("easy-cluster", fasta, folder / "out", folder / "tmp", *_CLUSTERS, threads=threads)
+        files = fasta, folder / "out", folder / "tmp"
+        alike = ("--min-seq-id", identity, "-c", cover)
+        if linear:
+            _run("easy-linclust", *files, *alike, *_CLUSTERS, threads=threads)
+        else:
+            often = ("--max-seqs", 1000, *_SENSITIVE)
+            _run("easy-cluster", *files, *alike, *_CLUSTERS, *often, threads=threads)
         rows = _table(folder / "out_cluster.tsv", columns=2)
     representatives = {member: representative for representative, member in rows}
     groups = {s: representatives.get(str(i), str(i)) for i, s in enumerate(distinct)}
@@ -74,12 +92,19 @@ def cluster(sequences: Mapping[str, str], *, threads: int) -> dict[str, str]:
     return {name: first.setdefault(groups[s], name) for name, s in sequences.items()}
 
 
-def similar(queries: Mapping[str, str], targets: Mapping[str, str], *, threads: int) -> list[Hit]:
+def similar(
+    queries: Mapping[str, str],
+    targets: Mapping[str, str],
+    *,
+    threads: int,
+    identity: float = IDENTITY,
+    cover: float = COVER,
+) -> list[Hit]:
     """Finds the targets that are 40 % identical to a query over 90 % of both.
 
     Equal sequences are always found. All others that share two similar k-mers on one diagonal with
     the query are aligned: the number of hits is not bounded. A domain and a longer chain that
-    contains it are no hit. Both sets are one-letter codes by name.
+    contains it are no hit, but with `cover` 0. Both sets are one-letter codes by name.
 
     Returns:
         The hits of each query, in the order given, the most similar first.
@@ -92,7 +117,8 @@ def similar(queries: Mapping[str, str], targets: Mapping[str, str], *, threads: 
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name, sequence in targets.items():
         names[sequence].append(name)
-    found = _search(sorted(set(queries.values())), sorted(names), threads=threads)
+    alike = ("--min-seq-id", identity, "-c", cover)
+    found = _search(sorted(set(queries.values())), sorted(names), alike, threads=threads)
     return [
         Hit(query, target, identity)
         for query, sequence in queries.items()
@@ -101,7 +127,9 @@ def similar(queries: Mapping[str, str], targets: Mapping[str, str], *, threads: 
     ]
 
 
-def _search(queries: list[str], targets: list[str], *, threads: int) -> dict[str, dict[str, float]]:
+def _search(
+    queries: list[str], targets: list[str], alike: tuple[object, ...], *, threads: int
+) -> dict[str, dict[str, float]]:
     """The similar targets of each query and their identity."""
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name)
@@ -114,6 +142,7 @@ def _search(queries: list[str], targets: list[str], *, threads: int) -> dict[str
             folder / "out.tsv",
             folder / "tmp",
             *("--max-seqs", len(targets) + 1, "--format-output", "query,target,fident"),
+            *(*alike, *_SENSITIVE),
             threads=threads,
         )
         rows = _table(folder / "out.tsv", columns=3)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from esmfold_peft.disk.locks import lock_file
+from esmfold_peft.disk.locks import lock_file, unlock_file
 from esmfold_peft.errors import BusyError, UserError
 
 
@@ -39,6 +39,11 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"{self._file.name}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Gives up the lock, also where a forked process still has the file open."""
+        unlock_file(self._file)
+        self._file.close()
 
 
 def whole_lines(path: Path) -> list[bytes]:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +57,12 @@ def lock_file(file: IO[Any]) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+def unlock_file(file: IO[Any]) -> None:
+    """Gives up the lock of a file, if it has one."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def is_held(path: Path) -> bool:

@@ -108,6 +108,10 @@ class RowJournal:
         """Keeps a row, whose files are written or, if it is unfinished, about to be replaced."""
         self._journal.add({"time": time.time(), **asdict(row)})
 
+    def close(self) -> None:
+        """Lets another process have the file."""
+        self._journal.close()
+
 
 def require_new(output: Path) -> None:
     """Refuses a folder that has predictions; it may be missing.

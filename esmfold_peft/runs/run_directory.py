@@ -101,7 +101,7 @@ def begin_session(config: TrainConfig, step: int, processes: int) -> None:
     session = {
         "step": step,
         "processes": processes,
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": sys.version.split()[0],
         "packages": installed_versions(_PACKAGES),
         "git_commit": _git_commit(),

@@ -9,6 +9,7 @@ interval over chains, and the report of the search. docs/results.md is written f
 """
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from measuring import command_line, table, write_report
@@ -33,7 +34,7 @@ def main() -> None:
     }
     found = {
         "data": read_json(folder / "data" / "data.json"),
-        "seconds": dict(_rows(folder / "hours.csv")),
+        "seconds": _seconds(folder / "hours.csv"),
         "language_model": _table(folder / "language_model" / "metrics.csv"),
         "base": read_json(folder / "base" / "provenance.json")["parameters"],
         "validation": {samples: curve[samples] for samples in sorted(curve)},
@@ -56,6 +57,14 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
     return {name: metrics[name] for name in _SCORES}
 
 
+def _seconds(path: Path) -> dict[str, int]:
+    """Seconds of each step, all attempts together."""
+    seconds = Counter[str]()
+    for name, spent in _rows(path):
+        seconds[name] += int(spent)
+    return dict(seconds)
+
+
 def _rows(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))
@@ -67,7 +76,8 @@ def _table(path: Path) -> list[dict[str, float]]:
 
 
 def _interval(score: dict[str, float]) -> str:
-    return f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+    mean = f"{score['mean']:.3f}"
+    return mean if score["low"] is None else f"{mean} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 def _drawn(curve: dict[int, dict[str, dict[str, float]]]) -> bytes:
@@ -77,8 +87,9 @@ def _drawn(curve: dict[int, dict[str, dict[str, float]]]) -> bytes:
     axes = figure.subplots()
     scores = [value["lddt_ca"] for value in curve.values()]
     means = [score["mean"] for score in scores]
-    errors = [[s["mean"] - s["low"] for s in scores], [s["high"] - s["mean"] for s in scores]]
-    axes.errorbar(list(curve), means, errors, marker="o", capsize=3)
+    ends = [(s["mean"] if s["low"] is None else s["low"], s["high"] or s["mean"]) for s in scores]
+    bars = [[abs(m - end[k]) for m, end in zip(means, ends, strict=True)] for k in (0, 1)]
+    axes.errorbar(list(curve), means, bars, marker="o", capsize=3)
     axes.set(xlabel="samples", ylabel=f"lDDT-Cα of {scores[-1]['count']} unseen chains")
     axes.set(xlim=(0, None), ylim=(0, None))
     return rendered(figure)["svg"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esmfold_peft.datasets.mmseqs import mmseqs_program
+from esmfold_peft.datasets.mmseqs import Hit, mmseqs_program
 from esmfold_peft.datasets.store import Store
 from esmfold_peft.protein.fasta import read_fasta
 
@@ -42,7 +42,7 @@ def make(nano_data, example: Path, folder: Path, monkeypatch) -> dict:
     words += ["--cameo", example / "held_out" / "3u8v_A.cif.gz"]
     words += ["--sequences", folder / "all.fasta", "--output", folder / "out"]
     monkeypatch.setattr("sys.argv", ["nano_data", *map(str, words)])
-    nano_data.main()
+    assert nano_data.main() == 0
     return json.loads((folder / "out" / "data.json").read_text())
 
 
@@ -62,14 +62,14 @@ def check(found: dict, out: Path) -> None:
 def test_what_resembles_an_evaluated_chain_is_removed_until_nothing_is_found(
     nano_data, example, tmp_path, monkeypatch
 ):
-    """The program is replaced by one that finds equal sequences, and one of them a search."""
+    """The program is replaced by one that finds equal sequences, one of them a search."""
 
-    def similar(queries, targets):
+    def similar(queries, targets, **_):
         equal = sorted(n for n, sequence in targets.items() if sequence in queries.values())
-        return set(equal[:1])
+        return [Hit("", name, 1.0) for name in equal[:1]]
 
-    monkeypatch.setattr(nano_data, "_similar", similar)
-    monkeypatch.setattr(nano_data, "_representatives", dict)
+    monkeypatch.setattr(nano_data, "similar", similar)
+    monkeypatch.setattr(nano_data, "cluster", lambda sequences, **_: dict(sequences))
     found = make(nano_data, example, tmp_path, monkeypatch)
     check(found, tmp_path / "out")
     assert found["sequences"] == 9  # one of ten is there twice

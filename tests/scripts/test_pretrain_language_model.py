@@ -13,7 +13,7 @@ from esm.pretrained import load_model_and_alphabet_core
 from esmfold_peft.adapters.base import AttentionShape
 from esmfold_peft.model.language_model import ALPHABET, LanguageModel
 from esmfold_peft.protein.residues import RESIDUES, UNKNOWN
-from esmfold_peft.weights.merged_files import read_esm2_file
+from esmfold_peft.weights.merged_files import read_esm2_file, write_transformers
 
 STEPS = 80
 
@@ -70,18 +70,19 @@ def test_a_run_learns_and_a_stopped_one_resumes_to_the_same_weights(
 ):
     whole = pretrain("whole")
     assert perplexities(whole)[-1] < 8  # of twenty residues
-    with monkeypatch.context() as patch:
-        saved = pretraining.write_fair_esm
+    saved, times = pretraining.write_fair_esm, []
 
-        def save_and_stop(*given):
-            saved(*given)
+    def stop_at_the_second(*given):
+        times.append(1)
+        if len(times) == 2:
             raise KeyboardInterrupt
+        return saved(*given)
 
-        patch.setattr(pretraining, "write_fair_esm", save_and_stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "write_fair_esm", stop_at_the_second)
         parts = pretrain("parts", code=130)
-    assert len(perplexities(parts)) == 1
     pretrain("parts")
-    assert f"resumed at step {STEPS // 2} of {STEPS}" in capsys.readouterr().err
+    assert f"resumed at step {STEPS // 2} of {STEPS}" in capsys.readouterr().out
     found = (torch.load(run / "checkpoint.pt")["model"] for run in (whole, parts))
     torch.testing.assert_close(*found)
     assert perplexities(parts) == pytest.approx(perplexities(whole), rel=1e-4)
@@ -114,10 +115,20 @@ def tokens_of(model, batch):
     return model.lm.token_of_aatype[batch.aatype[batch.chosen]]
 
 
-def test_training_continues_from_given_weights(pretrain):
+def test_training_continues_from_given_weights_in_both_layouts(pretrain):
     start = pretrain("start")
-    further = pretrain("further", "--weights", start / "esm2.pt", "--lr", 1e-9)
-    assert perplexities(further) == pytest.approx([perplexities(start)[-1]] * 2, rel=1e-3)
+    file = read_esm2_file(start / "esm2.pt", AttentionShape(2, 32, 4))
+    hugging_face = write_transformers(file, start / "hugging_face")
+    for number, weights in enumerate((start / "esm2.pt", hugging_face)):
+        further = pretrain(f"further_{number}", "--weights", weights, "--lr", 1e-9, "--steps", 2)
+        assert perplexities(further)[-1] == pytest.approx(perplexities(start)[-1], rel=1e-3)
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(pretrain, capsys):
+    pretrain("run", "--steps", 2)
+    pretrain("run", "--steps", 2, "--seed", 1, code=2)
+    assert "--seed: " in (line := capsys.readouterr().err.splitlines()[-1])
+    assert line.endswith("was started with 0, not 1; choose another folder")
 
 
 def test_a_file_without_a_sequence_is_one_line(pretrain, tmp_path, capsys):
