@@ -30,7 +30,7 @@ case "${*:3}" in
             --steps 6000 --save-every 1000 --warmup-steps 500) ;;
     "--scale tiny") batch=4 points="2 4"
         base=(--engine.steps 4 --checkpoints.every 2)
-        search=(--engine.steps 2 --ladder.halve_at 1 --seeds "[0]")
+        search=(--engine.steps 2 --ladder.halve_at 1 --seeds 0)
         language_model+=(--steps 2 --save-every 2 --warmup-steps 1 --batch-size 2) ;;
     *) usage ;;
 esac
