@@ -7,7 +7,7 @@
 # of it that nanoFold validates on), cameo/ (CAMEO's targets; cameo.txt may list them), sequences.fasta.
 # Relative paths begin at the project's root. Run it again after an interruption: a step resumes where
 # it was, or is skipped when it is done. OUTPUT/hours.csv has the seconds of each attempt at a step,
-# OUTPUT/results.json the numbers of docs/results.md.
+# OUTPUT/results.json all numbers.
 # It is made for two CPU cores. --scale gpu is for one GPU: a larger model and more samples; --scale
 # tiny makes a few steps of everything, to try the script.
 set -euo pipefail
@@ -54,8 +54,13 @@ step() {
     touch "$out/done/$name"
 }
 
-# Exit code 1 means that a chain has no score, and 3 that an adapter has no α that survives.
-evaluate() { esmfold-peft evaluate "$@" || [ $? = 1 ]; }
+# evaluate also fails where a chain has no score; its summary.json, the last file, says so then.
+score() {
+    local scores=$out/scores/$1
+    shift
+    esmfold-peft evaluate --run "$out/base" --output "$scores" "$@" || [ -e "$scores/summary.json" ]
+}
+# Exit code 3 means that no α of an adapter survives.
 search() { esmfold-peft search "$@" || [ $? = 3 ]; }
 
 cameo=("$data/cameo")
@@ -71,11 +76,10 @@ weights=(--model.language_model.weights "$out/language_model/esm2.pt")
 step base esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/base" --resume auto \
     "${chains[@]}" "${weights[@]}" "${base[@]}"
 for steps in $points; do
-    step "score_$steps" evaluate --run "$out/base" --checkpoint "$steps" \
-        --store "$out/data/validation" --output "$out/scores/validation_$((batch * steps))"
+    step "score_$steps" score "validation_$((batch * steps))" --checkpoint "$steps" \
+        --store "$out/data/validation"
 done
-step score_cameo evaluate --run "$out/base" --store "$out/data/cameo" \
-    --output "$out/scores/cameo"
+step score_cameo score cameo --store "$out/data/cameo"
 
 step search search "${configs[@]}" --config configs/nano/table10.yaml \
     --output "$out/search" --start_from "$out/base" "${chains[@]}" "${weights[@]}" "${search[@]}"

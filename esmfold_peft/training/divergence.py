@@ -87,7 +87,7 @@ class Average:
 
 @dataclass(frozen=True)
 class GuardState:
-    """What the guard remembers of the steps so far; the default is that of a new run.
+    """What the guard remembers of earlier steps. A new run starts with the defaults.
 
     Attributes:
         step: the last one observed.

@@ -36,8 +36,8 @@ def bytes_of_moments(module: FoldingModule) -> int:
 def attempt(module: FoldingModule, plan: Plan) -> None:
     """Runs what takes most memory in a step by a plan; raises PyTorch's error if it does not fit.
 
-    No engine sees it, and no parameter changes. Nothing is compiled, because that takes minutes for
-    each size.
+    It runs outside the engine and changes no parameter. It compiles nothing, because that takes
+    minutes for each size.
     """
     model, config, device = module.model, module.config, module.trainer.strategy.root_device
     size = config.engine.batch_size // module.trainer.world_size

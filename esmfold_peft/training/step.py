@@ -38,8 +38,8 @@ class ValidationBatch:
 class FoldingModule(pl.LightningModule):
     """Trains a folding model.
 
-    All random draws follow from the seed and the number of a sample. So another process can repeat
-    a step, and no generator has a state to save.
+    The seed and the number of a sample decide every random draw. So another process can repeat a
+    step, and a checkpoint needs no state of a generator.
 
     Args:
         config: the run's settings.

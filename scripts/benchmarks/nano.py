@@ -5,7 +5,7 @@
 
 Printed and written: the data and the search for similar sequences, seconds of each step,
 perplexity of the language model, lDDT-Cα of the base at each number of samples with its 95 %
-interval over chains, and the report of the search. docs/results.md is written from that file.
+interval over chains, and the report of the search.
 """
 
 import csv
