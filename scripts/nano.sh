@@ -16,11 +16,11 @@ usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny]" >&2; exit
 [ $# -ge 2 ] || usage
 data=$1 out=$2
 configs=(--config configs/nano/base.yaml)
-base=() search=()
+base=() short=() short_points="100 200 500 1000" search=()
 language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
     --accelerator cpu)
 case "${*:3}" in
-    "") batch=4 points="250 500 1250 2500 5000"
+    "") batch=4 points="625 1250 2500"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
@@ -28,7 +28,8 @@ case "${*:3}" in
         search=(--executor.concurrent 1)
         language_model=(--crop 256 --layers 12 --width 320 --heads 20 --lr 1e-3 --batch-size 256
             --steps 6000 --save-every 1000 --warmup-steps 500) ;;
-    "--scale tiny") batch=4 points="2 4"
+    "--scale tiny") batch=4 points="2 4" short_points="2"
+        short=(--engine.steps 2 --checkpoints.every 2)
         base=(--engine.steps 4 --checkpoints.every 2)
         search=(--engine.steps 2 --ladder.halve_at 1 --seeds 0)
         language_model+=(--steps 2 --save-every 2 --warmup-steps 1 --batch-size 2) ;;
@@ -54,11 +55,12 @@ step() {
     touch "$out/done/$name"
 }
 
-# evaluate also fails where a chain has no score; its summary.json, the last file, says so then.
+# score RUN NAME FLAG...: evaluate also fails where a chain has no score; its summary.json, the last
+# file, says so then.
 score() {
-    local scores=$out/scores/$1
-    shift
-    esmfold-peft evaluate --run "$out/base" --output "$scores" "$@" || [ -e "$scores/summary.json" ]
+    local run=$out/$1 scores=$out/scores/$2
+    shift 2
+    esmfold-peft evaluate --run "$run" --output "$scores" "$@" || [ -e "$scores/summary.json" ]
 }
 # Exit code 3 means that no α of an adapter survives.
 search() { esmfold-peft search "$@" || [ $? = 3 ]; }
@@ -73,13 +75,17 @@ step language_model python scripts/pretrain_language_model.py "$out/data/train.f
 
 chains=(--data.train "$out/data/train" --data.validation "$out/data/validation")
 weights=(--model.language_model.weights "$out/language_model/esm2.pt")
-step base esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/base" --resume auto \
-    "${chains[@]}" "${weights[@]}" "${base[@]}"
-for steps in $points; do
-    step "score_$steps" score "validation_$((batch * steps))" --checkpoint "$steps" \
-        --store "$out/data/validation"
-done
-step score_cameo score cameo --store "$out/data/cameo"
+# train RUN FLAG...
+train() {
+    esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/$1" --resume auto \
+        "${chains[@]}" "${weights[@]}" "${base[@]}" "${@:2}"
+}
+step short train short --config configs/nano/short.yaml "${short[@]}"
+step base train base --start_from "$out/short"
+on_validation() { step "score_$2" score "$1" "validation_$2" --checkpoint "$3" --store "$out/data/validation"; }
+for steps in $short_points; do on_validation short $((10 * steps)) "$steps"; done
+for steps in $points; do on_validation base $((10000 + batch * steps)) "$steps"; done
+step score_cameo score base cameo --store "$out/data/cameo"
 
 step search search "${configs[@]}" --config configs/nano/table10.yaml \
     --output "$out/search" --start_from "$out/base" "${chains[@]}" "${weights[@]}" "${search[@]}"
