@@ -80,11 +80,17 @@ train() {
     esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/$1" --resume auto \
         "${chains[@]}" "${weights[@]}" "${base[@]}" "${@:2}"
 }
+# The base begins with what was learnt on short crops, 10 a step; these count as samples too.
 step short train short --config configs/nano/short.yaml "${short[@]}"
 step base train base --start_from "$out/short"
-on_validation() { step "score_$2" score "$1" "validation_$2" --checkpoint "$3" --store "$out/data/validation"; }
+# on_validation RUN SAMPLES STEP
+on_validation() {
+    step "score_$2" score "$1" "validation_$2" --checkpoint "$3" --store "$out/data/validation"
+}
 for steps in $short_points; do on_validation short $((10 * steps)) "$steps"; done
-for steps in $points; do on_validation base $((10000 + batch * steps)) "$steps"; done
+for steps in $points; do
+    on_validation base $((10 * ${short_points##* } + batch * steps)) "$steps"
+done
 step score_cameo score base cameo --store "$out/data/cameo"
 
 step search search "${configs[@]}" --config configs/nano/table10.yaml \

@@ -226,9 +226,7 @@ def test_settings_written_out_at_their_defaults_are_taken(tmp_path: Path):
     refuse_unused(read_config(tmp_path / "config.yaml", TrainConfig))
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*CONFIGS.rglob("*.yaml")} - {*SEARCHES, NANO_SEARCH}), ids=str
-)
+@pytest.mark.parametrize("path", TRAININGS, ids=str)
 def test_all_that_a_shipped_config_states_has_an_effect(path: Path):
     refuse_unused(config_of(path))
 
