@@ -16,11 +16,11 @@ usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny]" >&2; exit
 [ $# -ge 2 ] || usage
 data=$1 out=$2
 configs=(--config configs/nano/base.yaml)
-base=() short=() short_points="100 200 500 1000" search=()
+base=() short=() short_points="100 200 500 1000" more=400 search=()
 language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
     --accelerator cpu)
 case "${*:3}" in
-    "") batch=4 points="625 1250 2500"
+    "") batch=4 points="500 1000 2000"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
@@ -28,7 +28,7 @@ case "${*:3}" in
         search=(--executor.concurrent 1)
         language_model=(--crop 256 --layers 12 --width 320 --heads 20 --lr 1e-3 --batch-size 256
             --steps 6000 --save-every 1000 --warmup-steps 500) ;;
-    "--scale tiny") batch=4 points="2 4" short_points="2"
+    "--scale tiny") batch=4 points="2 4" short_points="2" more=2
         short=(--engine.steps 2 --checkpoints.every 2)
         base=(--engine.steps 4 --checkpoints.every 2)
         search=(--engine.steps 2 --ladder.halve_at 1 --seeds 0)
@@ -80,17 +80,27 @@ train() {
     esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/$1" --resume auto \
         "${chains[@]}" "${weights[@]}" "${base[@]}" "${@:2}"
 }
-# The base begins with what was learnt on short crops, 10 a step; these count as samples too.
+# The base begins with what was learnt on short crops, which count as samples too: 10 a step with one
+# structure layer, then 16 a step with 2 and with 4.
 step short train short --config configs/nano/short.yaml "${short[@]}"
-step base train base --start_from "$out/short"
+# grow LAYERS START
+grow() {
+    train "short_$1" --config configs/nano/short.yaml --model.structure.layers "$1" --start_from "$out/$2" \
+        --optimizer.lr 5e-4 --engine.batch_size 16 --engine.micro_batch 8 --engine.steps "$more" \
+        --engine.validate_every "$more" --checkpoints.every "$more"
+}
+step short_2 grow 2 short
+step short_4 grow 4 short_2
+step base train base --start_from "$out/short_4"
 # on_validation RUN SAMPLES STEP
 on_validation() {
     step "score_$2" score "$1" "validation_$2" --checkpoint "$3" --store "$out/data/validation"
 }
 for steps in $short_points; do on_validation short $((10 * steps)) "$steps"; done
-for steps in $points; do
-    on_validation base $((10 * ${short_points##* } + batch * steps)) "$steps"
-done
+seen=$((10 * ${short_points##* } + 16 * more))
+on_validation short_2 $seen "$more"
+on_validation short_4 $((seen += 16 * more)) "$more"
+for steps in $points; do on_validation base $((seen + batch * steps)) "$steps"; done
 step score_cameo score base cameo --store "$out/data/cameo"
 
 step search search "${configs[@]}" --config configs/nano/table10.yaml \
