@@ -20,7 +20,7 @@ base=() short=() short_points="100 200 500 1000" more=400 search=()
 language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
     --accelerator cpu)
 case "${*:3}" in
-    "") batch=4 points="500 1000 2000"
+    "") batch=4 points="400 1000 2000 2800"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
@@ -78,7 +78,7 @@ weights=(--model.language_model.weights "$out/language_model/esm2.pt")
 # train RUN FLAG...
 train() {
     esmfold-peft train "${configs[@]}" --adapter.kind none --run "$out/$1" --resume auto \
-        "${chains[@]}" "${weights[@]}" "${base[@]}" "${@:2}"
+        --engine.validate_raw false "${chains[@]}" "${weights[@]}" "${base[@]}" "${@:2}"
 }
 # The base begins with what was learnt on short crops, which count as samples too: 10 a step with one
 # structure layer, then 16 a step with 2 and with 4.
@@ -103,6 +103,18 @@ on_validation short_4 $((seen += 16 * more)) "$more"
 for steps in $points; do on_validation base $((seen + batch * steps)) "$steps"; done
 step score_cameo score base cameo --store "$out/data/cameo"
 
-step search search "${configs[@]}" --config configs/nano/table10.yaml \
-    --output "$out/search" --start_from "$out/base" "${chains[@]}" "${weights[@]}" "${search[@]}"
+# What data/nano ships, without optimizer state and checkpoints: a folder that can be moved.
+ship() {
+    mkdir -p "$out/ship/base"
+    cp "$out/language_model/esm2.pt" "$out/ship/"
+    cp "$out/base/"{metrics.csv,model.safetensors,provenance.json,status.json} "$out/ship/base/"
+    sed 's|^    weights: .*/esm2.pt$|    weights: ../esm2.pt|' "$out/base/config.yaml" >"$out/ship/base/config.yaml"
+}
+step ship ship
+
+# Trials are scored on the validation chains of up to 100 residues: most of the time would go there.
+step search_data esmfold-peft prepare "$data/chains.tar" "$data/validation.txt" --filters.min_length 40 \
+    --filters.max_length 100 --clusters none --output "$out/data/search"
+step search search "${configs[@]}" --config configs/nano/table10.yaml --output "$out/search" \
+    --start_from "$out/base" "${chains[@]}" --data.validation "$out/data/search" "${weights[@]}" "${search[@]}"
 python scripts/benchmarks/nano.py "$out" --output "$out/results.json" --figure "$out/curve.svg"
