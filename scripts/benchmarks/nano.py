@@ -4,14 +4,16 @@
         --figure docs/nano_curve.svg
 
 Printed and written: the data and the search for similar sequences, seconds of each step,
-perplexity of the language model, lDDT-Cα of the base at each number of samples with its 95 %
-interval over chains, and the report of the search.
+perplexity of the language model, lDDT-Cα at each number of samples (with its 95 %
+interval over chains, the run and its crops), and the report of the search if it has ended.
 """
 
 import csv
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import yaml
 from measuring import command_line, table, write_report
 from rich.console import Console
 
@@ -28,8 +30,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="SVG file for the learning curve")
     args = parser.parse_args()
     folder: Path = args.folder
+    report = folder / "search" / "report" / "summary.json"
     curve = {
-        int(path.name.removeprefix("validation_")): _scores(path)
+        int(path.name.removeprefix("validation_")): _point(path, folder)
         for path in (folder / "scores").glob("validation_*")
     }
     found = {
@@ -39,9 +42,12 @@ def main() -> None:
         "base": read_json(folder / "base" / "provenance.json")["parameters"],
         "validation": {samples: curve[samples] for samples in sorted(curve)},
         "cameo": _scores(folder / "scores" / "cameo"),
-        "search": read_json(folder / "search" / "report" / "summary.json"),
+        "search": read_json(report) if report.exists() else None,
     }
-    rows = [(f"nanoFold, {samples:,} samples", scores) for samples, scores in sorted(curve.items())]
+    rows = [
+        (f"nanoFold, {samples:,} samples ({point['run']}, crops of {point['crop']})", point)
+        for samples, point in sorted(curve.items())
+    ]
     cells = [
         [name, str(s["lddt_ca"]["count"]), *(_interval(s[key]) for key in ("lddt_ca", "tm_score"))]
         for name, s in [*rows, ("CAMEO 2022", found["cameo"])]
@@ -55,6 +61,13 @@ def main() -> None:
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
     metrics = read_json(folder / "summary.json")["metrics"]
     return {name: metrics[name] for name in _SCORES}
+
+
+def _point(scores: Path, folder: Path) -> dict[str, Any]:
+    """Scores on the learning curve, with the run that has them and its crops."""
+    run = Path(read_json(scores / "summary.json")["settings"]["run"]).name
+    crop = yaml.safe_load((folder / run / "config.yaml").read_text())["data"]["crop"]
+    return {"run": run, "crop": crop, **_scores(scores)}
 
 
 def _seconds(path: Path) -> dict[str, int]:
@@ -80,18 +93,24 @@ def _interval(score: dict[str, float]) -> str:
     return mean if score["low"] is None else f"{mean} ({score['low']:.3f} to {score['high']:.3f})"
 
 
-def _drawn(curve: dict[int, dict[str, dict[str, float]]]) -> bytes:
+def _drawn(curve: dict[int, dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure((5, 3.2), layout="constrained")
     axes = figure.subplots()
-    scores = [value["lddt_ca"] for value in curve.values()]
-    means = [score["mean"] for score in scores]
-    ends = [(s["mean"] if s["low"] is None else s["low"], s["high"] or s["mean"]) for s in scores]
-    bars = [[abs(m - end[k]) for m, end in zip(means, ends, strict=True)] for k in (0, 1)]
-    axes.errorbar(list(curve), means, bars, marker="o", capsize=3)
-    axes.set(xlabel="samples", ylabel=f"lDDT-Cα of {scores[-1]['count']} unseen chains")
-    axes.set(xlim=(0, None), ylim=(0, None))
+    scores = {samples: point["lddt_ca"] for samples, point in curve.items()}
+    axes.plot(list(scores), [score["mean"] for score in scores.values()], color="0.8", zorder=0)
+    for crop in sorted({point["crop"] for point in curve.values()}):
+        part = {n: scores[n] for n, point in curve.items() if point["crop"] == crop}
+        means = [score["mean"] for score in part.values()]
+        lows = [s["mean"] - (s["mean"] if s["low"] is None else s["low"]) for s in part.values()]
+        highs = [(s["mean"] if s["high"] is None else s["high"]) - s["mean"] for s in part.values()]
+        bars = [lows, highs]
+        axes.errorbar(list(part), means, bars, fmt="o", capsize=3, label=f"crops of {crop}")
+    axes.set(xlabel="samples", xlim=(0, None), ylim=(0, None))
+    count = max(score["count"] for score in scores.values())
+    axes.set(ylabel=f"lDDT-Cα of {count} unseen chains")
+    axes.legend(loc="lower right")
     return rendered(figure)["svg"]
 
 
