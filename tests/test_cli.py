@@ -319,6 +319,35 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp
     assert read_config(written, TrainConfig) == shipped
 
 
+@pytest.mark.parametrize("name", ["paper/lorta_r8", "paper/lorta_r8.yaml", "tiny"])
+def test_a_shipped_config_is_found_by_its_name_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = (ROOT / "configs" / name).with_suffix(".yaml")
+    for words in (["--config", name], [f"--config={name}"]):
+        assert _train_settings(words) == _train_settings(["--config", str(file)])
+
+
+def test_a_file_goes_before_a_shipped_config_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").write_text("engine:\n  steps: 7\n")
+    assert _train_settings(["--config", "tiny"]).engine.steps == 7
+
+
+def test_an_unknown_config_names_the_shipped_ones(capsys):
+    line = fails_with_one_line([*TRAIN, "--config", "paper/lora"], capsys)
+    assert "paper/lora'" in line
+    assert "paper/lora_r1, paper/lorta_r1" in line
+
+
+def _train_settings(words: list[str]) -> TrainConfig:
+    parsed = parse([*TRAIN, *words])
+    return to_config(parsed.parser, parsed.values, TrainConfig)
+
+
 @pytest.mark.parametrize("file", SEARCHES, ids=lambda p: p.name)
 def test_every_shipped_search_is_valid_and_survives_a_round_trip(file: Path, tmp_path: Path):
     words = ["search", str(file), "--output", "o", "--data.train", "t", "--data.validation", "v"]

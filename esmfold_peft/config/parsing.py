@@ -33,6 +33,9 @@ _WRONG = re.compile(
 _RENAMED = re.compile(r"(does not accept option|unrecognized arguments:).*\w\.checkpoint\b")
 """The former name of the setting that recomputes activations."""
 
+_SHIPPED = Path(__file__).parents[1] / "configs"
+"""A link to the checkout's `configs`; an installed package has its own copy."""
+
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null"}
 
 
@@ -41,6 +44,14 @@ def _explained(found: re.Match[str]) -> str:
     words: list[str] = re.findall(r"'([^']+)'", several or one)
     names = ", ".join(_TYPES.get(word, word) for word in words)
     return f"{setting}: {value} is {'not' if len(words) == 1 else 'none of'} {names}"
+
+
+def _shipped(name: str) -> str:
+    """The path of a shipped config such as `paper/lorta_r8`; what is a file is left as it is."""
+    if Path(name).is_file() or Path(name).is_absolute() or ".." in Path(name).parts:
+        return name
+    shipped = _SHIPPED / f"{name.removesuffix('.yaml')}.yaml"
+    return str(shipped) if shipped.is_file() else name
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -69,6 +80,12 @@ class OneLineParser(ArgumentParser):
         """Reads flags, written with - or _ between their words."""
         words = sys.argv[1:] if args is None else args
         named = [self._as_named(word) for word in words]
+        for place, word in enumerate(named):
+            flag, equals, value = word.partition("=")
+            if flag == "--config" and equals:
+                named[place] = f"--config={_shipped(value)}"
+            elif place and named[place - 1] == "--config":
+                named[place] = _shipped(word)
         try:
             return super().parse_args(named, *rest, **kwargs)
         except UnicodeDecodeError as error:
@@ -86,6 +103,10 @@ class OneLineParser(ArgumentParser):
         text = _WRONG.sub(_explained, " ".join(message.split()))
         if _RENAMED.search(text):
             text += "; this setting is now called recompute; rename it"
+        if text.startswith('Parser key "config": File does not exist'):
+            found = sorted(file.relative_to(_SHIPPED) for file in _SHIPPED.rglob("*.yaml"))
+            names = ", ".join(str(file.with_suffix("")) for file in found)
+            text += f"; the shipped ones are {names}"
         print(f"{self.prog}: error: {text}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -104,7 +125,10 @@ def config_parser(
     """
     parser = OneLineParser(description=description(kind), formatter_class=HelpFormatter)
     parser.add_argument(
-        "--config", action="config", help="YAML file; later files and flags override earlier ones"
+        "--config",
+        action="config",
+        help="YAML file, or the name of a shipped one (paper/lorta_r8); later files and flags"
+        " override earlier ones",
     )
     own = [f for f in fields(kind) if f.name != positional]
     lists = [f.name for f in own if get_origin(f.type) is tuple]
