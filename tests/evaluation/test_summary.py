@@ -39,7 +39,7 @@ def test_the_interval_holds_the_mean_and_shrinks_with_the_square_root():
 
 
 def test_of_five_values_the_interval_is_too_narrow():
-    """By how much is said in the README: it holds the mean in 84 % of cases."""
+    """By how much is said in docs/evaluation.md: it holds the mean in 84 % of cases."""
     generator = np.random.default_rng(0)
     intervals = [mean_interval(generator.normal(size=5)) for _ in range(400)]
     assert 0.79 < np.mean([low <= 0 <= high for low, high in intervals]) < 0.89
