@@ -78,6 +78,7 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
         "import": _Command(config.ImportConfig, "commands.adapters:import_adapter", "adapter"),
     },
     "weights": {
+        "fetch": _Command(config.FetchConfig, "commands.weights:fetch", "name"),
         "inspect": _Command(config.InspectConfig, "commands.weights:inspect", "file"),
     },
 }
@@ -95,7 +96,7 @@ _BY_WORD = {
 _DESCRIPTIONS = {
     "": "Fine-tune ESMFold with an adapted ESM-2, evaluate it, and predict structures.",
     "adapters": "Count, merge, export and import adapters of ESM-2.",
-    "weights": "Inspect files of published weights of ESMFold and ESM-2.",
+    "weights": "Download and inspect published weights of ESMFold and ESM-2.",
 }
 
 _AFTER_CTRL_C = {
@@ -103,6 +104,7 @@ _AFTER_CTRL_C = {
     "train": "; resume with the same command and --resume auto",
     "predict": "; resume with the same command and --resume",
     "search": "; resume with the same command",
+    "weights fetch": "; resume with the same command",
 }
 """How to resume a command that was interrupted."""
 

@@ -1,13 +1,14 @@
 """What commands print: lines on stderr, tables on stdout."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from typing import TypeVar, get_args
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 from rich.table import Table
 from rich.text import Text
 
@@ -65,6 +66,15 @@ def watched(items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
         yield from track(items, doing, total, console=_STDERR, transient=True)
     else:
         yield from _logged(items, doing, total)
+
+
+@contextmanager
+def watched_bytes(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that takes how many bytes there are, and shows them as a bar."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=_STDERR) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda count: progress.update(task, completed=count)
 
 
 def _logged(items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:

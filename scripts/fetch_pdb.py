@@ -35,23 +35,25 @@ from threading import Event, Thread
 
 from downloading import (
     OneLineParser,
-    Patience,
-    StoppedError,
-    TransientError,
-    UnavailableError,
-    UnreachableError,
     add_patience,
     between,
     ended,
     fetch_mmcif,
     http_url,
-    on_disk,
     patience_of,
-    persistently,
 )
 
 from esmfold_peft.console import report, watched
 from esmfold_peft.disk.csv_text import csv_text
+from esmfold_peft.disk.downloads import (
+    Patience,
+    StoppedError,
+    TransientError,
+    UnavailableError,
+    UnreachableError,
+    on_disk,
+    persistently,
+)
 from esmfold_peft.disk.files import make_folder, read_bytes, write_atomically
 from esmfold_peft.errors import UserError
 

@@ -39,12 +39,12 @@ from downloading import (
     add_patience,
     between,
     ended,
-    fetch_bytes,
     http_url,
     patience_of,
 )
 
 from esmfold_peft.console import report
+from esmfold_peft.disk.downloads import fetch_bytes
 from esmfold_peft.disk.files import write_atomically
 from esmfold_peft.errors import UserError
 

@@ -1,14 +1,16 @@
-"""`esmfold-peft weights inspect`: what a file of published weights is, and whether it fits."""
+"""`esmfold-peft weights`: downloads published weights, and says what a file of them is."""
 
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import yaml
 
-from esmfold_peft.config import InspectConfig
+from esmfold_peft.config import FetchConfig, InspectConfig
 from esmfold_peft.console import print_table
 from esmfold_peft.weights.contents import Part, Unused, contents_of, nested
+from esmfold_peft.weights.fetch import ESMFOLD, fetch_weights
 
 _SHOWN = 20
 """Differences of a kind in the table; a file of another model has thousands. JSON has all."""
@@ -39,3 +41,16 @@ def inspect(config: InspectConfig) -> int:
     if fits:
         print("# everything fits")
     return 0 if fits else 1
+
+
+def fetch(config: FetchConfig) -> int:
+    """Downloads weights and prints what they are."""
+    folder = config.output or Path("weights") / config.name
+    fetched = fetch_weights(config.name, folder)
+    print(f"source: {fetched.source}")
+    print(f"licence: {fetched.licence or 'not stated there'}")
+    for file, sha256 in fetched.hashes.items():
+        print(f"{file}: SHA-256 {sha256}, as published")
+    parts = ("language_model", "esmfold") if config.name == ESMFOLD else ("language_model",)
+    print("use:", *(f"--model.{part}.weights {folder}" for part in parts))
+    return 0

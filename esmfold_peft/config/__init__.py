@@ -11,6 +11,7 @@ from esmfold_peft.config.adapter import AdapterConfig, AdapterKind, Target
 from esmfold_peft.config.commands import (
     CountConfig,
     ExportConfig,
+    FetchConfig,
     ImportConfig,
     InspectConfig,
     MergeConfig,

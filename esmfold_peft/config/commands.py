@@ -152,6 +152,19 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
+class FetchConfig:
+    """Download published weights of ESM-2 or ESMFold from Hugging Face, and check them.
+
+    Attributes:
+        name: official name of an ESM-2, such as esm2_t12_35M_UR50D, or esmfold_v1.
+        output: folder for the files. Default: weights/NAME.
+    """
+
+    name: str
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
 class InspectConfig:
     """Show what a file of weights contains, which settings fit it, and which tensors do not map.
 

@@ -281,7 +281,8 @@ def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:
     field = next(field for field in fields(kind) if field.name == name)
     many = "nargs" if str(field.type).startswith("tuple") else None
     arguments: dict[str, Any] = {"nargs": "+"} if many else {}
-    parser.add_argument(name, type=Path, help=_help(kind, name), **arguments)
+    item = str if field.type is str else Path
+    parser.add_argument(name, type=item, help=_help(kind, name), **arguments)
 
 
 def _add_list(parser: ArgumentParser, kind: type, name: str) -> None:
