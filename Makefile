@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make test-all`: each sets up .venv from the lock file when it is missing or older than it.
+# `make demo`, `make test`, `make test-all` and `make docs`: each sets up .venv from the lock file when it is missing or older than it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-fast test-all check clean
+.PHONY: demo test test-fast test-all check docs clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python scripts/demo.py
@@ -35,6 +35,11 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 
+# The pages of docs/ as a site in site/; a warning is an error.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --no-compile 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
 # Python compiles what is used when it is used; all of it beforehand takes half a minute.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]} (make PYTHON=...)")'
@@ -44,4 +49,4 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
