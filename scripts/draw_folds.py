@@ -64,7 +64,9 @@ def _read(true: Path, predicted: Path) -> tuple[np.ndarray, np.ndarray, float, s
         raise UserError(f"{predicted}: has another sequence than {true}")
     known = reference.atom_mask[:, _CA] & prediction.atom_mask[:, _CA]
     fixed, mobile = (structure.positions[known, _CA] for structure in structures)
-    score = lddt(*torch.from_numpy(np.stack([mobile, fixed]))[:, None], torch.ones(1, len(fixed)) > 0)
+    score = lddt(
+        *torch.from_numpy(np.stack([mobile, fixed]))[:, None], torch.ones(1, len(fixed)) > 0
+    )
     fitted, _ = struc.superimpose(fixed, mobile)
     return fixed, fitted, float(score.per_chain), reference.id
 
