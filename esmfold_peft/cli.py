@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from jsonargparse import set_parsing_settings
+
 from esmfold_peft import __version__, config
 from esmfold_peft.config.parsing import (
     HelpFormatter,
@@ -70,6 +72,7 @@ _COMMANDS: dict[str, dict[str, _Command]] = {
             " search's status. `search report FOLDER` writes its table and figures.",
             common=("data.validation", "seeds", "engine.steps", "executor.kind"),
         ),
+        "completion": _Command(config.CompletionConfig, "cli:print_completion", "shell"),
     },
     "adapters": {
         "count": _Command(config.CountConfig, "commands.adapters:count"),
@@ -196,6 +199,27 @@ def _overview(group: str) -> OneLineParser:
     for name, purpose in purposes.items():
         commands.add_subcommand(name, OneLineParser(description=purpose), help=purpose)
     return parser
+
+
+def print_completion(settings: config.CompletionConfig) -> int:
+    """Prints what a shell must read to complete all commands and their settings."""
+    set_parsing_settings(add_print_completion_argument=True)
+    whole = OneLineParser(prog="esmfold-peft")
+    commands = _add_commands(whole, "")
+    for group in _COMMANDS.keys() - {""}:
+        parser = OneLineParser()
+        commands.add_subcommand(group, parser)
+        _add_commands(parser, group)
+    whole.parse_args(["--print_completion", f"shtab-{settings.shell}"])
+    return 0
+
+
+def _add_commands(parser: OneLineParser, group: str) -> Any:
+    commands = parser.add_subcommands(dest="command")
+    for name, command in _COMMANDS[group].items():
+        known = config_parser(command.settings, command.positional, command.common)
+        commands.add_subcommand(name, known)
+    return commands
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _REUSED = -1, -3, 1 << 30

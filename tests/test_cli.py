@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -317,6 +318,27 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(file: Path, tmp
     written = tmp_path / "config.yaml"
     written.write_text(config_text(shipped))
     assert read_config(written, TrainConfig) == shipped
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_settings_and_values(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["completion", "bash"])
+    assert not leaving.value.code
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    typed = {
+        "pre": {"prepare", "predict"},
+        "weights f": {"fetch"},
+        "train --adapter.ki": {"--adapter.kind"},
+        "train --adapter.kind lora_": {"lora_fa"},
+    }
+    for words, expected in typed.items():
+        ask = f"""source {script}
+            COMP_WORDS=(esmfold-peft {words}) COMP_CWORD={len(words.split())} COMPREPLY=()
+            _shtab_esmfold_peft; echo "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
+        assert set(done.stdout.split()) == expected, done.stderr
 
 
 @pytest.mark.parametrize("name", ["paper/lorta_r8", "paper/lorta_r8.yaml", "tiny"])

@@ -9,6 +9,7 @@ Ahdritz et al. 2024, "ESMFold" Lin et al. 2023, "LoRTA" Hounie et al. 2024 (arXi
 
 from esmfold_peft.config.adapter import AdapterConfig, AdapterKind, Target
 from esmfold_peft.config.commands import (
+    CompletionConfig,
     CountConfig,
     ExportConfig,
     FetchConfig,

@@ -152,6 +152,18 @@ class ImportConfig:
 
 
 @dataclass(frozen=True)
+class CompletionConfig:
+    """Print what your shell must read to complete commands and settings with the tab key.
+
+    Attributes:
+        shell: bash, zsh or tcsh. For bash, put `source <(esmfold-peft completion bash)` into
+            ~/.bashrc.
+    """
+
+    shell: Literal["bash", "zsh", "tcsh"]
+
+
+@dataclass(frozen=True)
 class FetchConfig:
     """Download published weights of ESM-2 or ESMFold from Hugging Face, and check them.
 

@@ -281,7 +281,7 @@ def _add_positional(parser: ArgumentParser, kind: type, name: str) -> None:
     field = next(field for field in fields(kind) if field.name == name)
     many = "nargs" if str(field.type).startswith("tuple") else None
     arguments: dict[str, Any] = {"nargs": "+"} if many else {}
-    item = str if field.type is str else Path
+    item: Any = Path if "Path" in str(field.type) else field.type
     parser.add_argument(name, type=item, help=_help(kind, name), **arguments)
 
 
