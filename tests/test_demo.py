@@ -14,10 +14,6 @@ import esmfold_peft
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "data" / "nano"
 
-needs_base = pytest.mark.skipif(
-    not (NANO / "base").is_dir(), reason="needs data/nano/base, which scripts/nano.sh makes"
-)
-
 
 def demo(output: Path, *flags: str) -> subprocess.CompletedProcess:
     """Runs the demo in a process of its own."""
@@ -25,7 +21,6 @@ def demo(output: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@needs_base
 @pytest.mark.proof
 def test_the_demo_ends_with_tables_and_structures(tmp_path: Path):
     output = tmp_path / "demo"
@@ -56,7 +51,6 @@ def test_the_demo_never_deletes_what_it_did_not_make(tmp_path: Path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-@needs_base
 def test_the_shipped_base_folds_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sum(path.stat().st_size for path in NANO.rglob("*")) <= 8 * 2**20
     assert "    weights: ../esm2.pt\n" in (NANO / "base" / "config.yaml").read_text()
