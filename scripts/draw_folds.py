@@ -29,7 +29,7 @@ from esmfold_peft.search.report.figures import rendered
 
 _LOOKS = {"a": ("#c0392b", 4.0), "b": ("#e0a800", 4.0), "c": ("#7f8c8d", 1.8), "": ("#7f8c8d", 1.8)}
 _CA = ATOM37_INDEX["CA"]
-_POINTS = 8  # drawn for each residue
+_POINTS = 5  # drawn for each residue
 
 
 def main() -> None:
