@@ -238,7 +238,7 @@ def test_the_miniature_of_table_10_is_the_papers_search_of_smaller_runs(scale: l
     assert (search.grid, search.init) == (paper.grid, paper.init)
     assert (search.ladder.multiples, search.ladder.factor) == (paper.ladder.multiples, 4.0)
     for arm in arms_of(search):
-        made = trial_config(search, arm, Trial(2.0, 200))
+        made = trial_config(search, arm, Trial(2.0, search.engine.steps))
         refuse_unused(made)
         assert made.model == config_of(*base).model
 

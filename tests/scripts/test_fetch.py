@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from esmfold_peft.disk import downloads
+
 PATH = "/1ubq.cif.gz"
 
 
@@ -162,7 +164,7 @@ def in_an_hour() -> str:
 def test_retry_after_is_honoured(
     fetch, script, server, structure, pauses, monkeypatch, value, seconds
 ):
-    monkeypatch.setattr(script("downloading"), "LONGEST_PAUSE", 86400)
+    monkeypatch.setattr(downloads, "LONGEST_PAUSE", 86400)
     server.plan(PATH, server.status(429, Retry_After=value()), server.whole(structure))
     assert fetch() == 0
     assert len(server.requests) == 2
@@ -175,10 +177,10 @@ def test_a_pause_takes_its_time(script):
     def attempt() -> None:
         tried.append(time.monotonic() - began)
         if len(tried) == 1:
-            raise script("downloading").TransientError("busy")
+            raise downloads.TransientError("busy")
 
-    patience = script("downloading").Patience(retries=1, pause=0.2, timeout=1.0)
-    script("downloading").persistently(attempt, patience, threading.Event())
+    patience = downloads.Patience(retries=1, pause=0.2, timeout=1.0)
+    downloads.persistently(attempt, patience, threading.Event())
     assert tried[1] >= 0.2
 
 
