@@ -10,7 +10,7 @@ import sys
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 
@@ -201,17 +201,17 @@ def _overview(group: str) -> OneLineParser:
     return parser
 
 
-def print_completion(settings: config.CompletionConfig) -> int:
+def print_completion(settings: config.CompletionConfig) -> NoReturn:
     """Prints what a shell must read to complete all commands and their settings."""
     set_parsing_settings(add_print_completion_argument=True)
     whole = OneLineParser(prog="esmfold-peft")
     commands = _add_commands(whole, "")
-    for group in _COMMANDS.keys() - {""}:
+    for group in filter(None, _COMMANDS):
         parser = OneLineParser()
         commands.add_subcommand(group, parser)
         _add_commands(parser, group)
     whole.parse_args(["--print_completion", f"shtab-{settings.shell}"])
-    return 0
+    raise AssertionError("jsonargparse prints and leaves")
 
 
 def _add_commands(parser: OneLineParser, group: str) -> Any:

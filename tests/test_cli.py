@@ -2,8 +2,6 @@
 
 import os
 import platform
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -398,40 +396,6 @@ def test_the_stages_are_alphafold2s(stage: str, weights: dict[str, float], crop:
     assert config.data.crop == crop
     if stage == "initial":
         assert config.loss == TrainConfig(config.run, config.data).loss
-
-
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-
-
-def documented_commands() -> list[str]:
-    """Every line of the pages' code blocks that calls the program, continuations joined."""
-    texts = ((ROOT / page).read_text().replace("\\\n", " ") for page in PAGES)
-    blocks = [
-        block
-        for text in texts
-        for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    ]
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
-    calls = [re.sub(r"^.*?esmfold-peft", "esmfold-peft", x) for x in lines if "esmfold-peft " in x]
-    return list(dict.fromkeys(calls))
-
-
-@pytest.mark.parametrize("command", documented_commands())
-def test_every_documented_command_parses(command: str, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    parse(shlex.split(command, comments=True)[1:])
-
-
-def test_the_pages_have_commands():
-    assert len(documented_commands()) >= 40
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_path_that_a_page_names_exists(page: str):
-    folders = r"(?<![\w/])(?:configs|docs|esmfold_peft|scripts|tests)/[\w./*-]*[\w*](?![\w<])"
-    paths = set(re.findall(folders, (ROOT / page).read_text()))
-    assert paths or page not in ("README.md", "docs/develop.md")
-    assert [path for path in paths if not any(ROOT.glob(path))] == []
 
 
 def test_help_says_what_the_command_does_and_shows_the_most_used_settings_first(capsys):

@@ -53,10 +53,14 @@ def fetch_weights(name: str, folder: Path) -> Fetched:
         size_of(name)
     server = os.environ.get("HF_ENDPOINT", _SERVER).rstrip("/")
     source = f"{server}/facebook/{name}"
-    found = json.loads(fetch_bytes(f"{server}/api/models/facebook/{name}?blobs=true", _PATIENCE))
-    files = {file["rfilename"]: file for file in found["siblings"]}
+    address = f"{server}/api/models/facebook/{name}?blobs=true"
+    try:
+        found = json.loads(fetch_bytes(address, _PATIENCE))
+        files = {file["rfilename"]: file for file in found["siblings"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{address}: does not answer as Hugging Face does") from error
     kind = ".safetensors" if any(file.endswith(".safetensors") for file in files) else ".bin"
-    wanted = ["config.json", *(file for file in files if file.endswith((kind, kind + _INDEX)))]
+    wanted = [file for file in files if file.endswith(("config.json", kind, kind + _INDEX))]
     make_folder(folder)
     for file in wanted:
         if not (folder / file).exists():

@@ -171,7 +171,7 @@ def test_retry_after_is_honoured(
     assert pauses == pytest.approx([seconds], rel=0.1)  # some pass before a date is read
 
 
-def test_a_pause_takes_its_time(script):
+def test_a_pause_takes_its_time():
     began, tried = time.monotonic(), []
 
     def attempt() -> None:

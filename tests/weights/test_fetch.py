@@ -131,6 +131,18 @@ def test_a_name_that_the_server_lacks_is_one_line(
     assert "HTTP 404" in line
 
 
+def test_a_page_instead_of_an_answer_is_one_line(
+    hub: Hub,
+    fetch: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(json, "dumps", lambda _: "<html>")
+    assert fetch() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("does not answer as Hugging Face does")
+
+
 def test_an_unknown_name_is_one_line(
     hub: Hub, fetch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ):
