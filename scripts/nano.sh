@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
 # Trains the nano base and repeats Table 10 and Figure 5 of LoRTA on it, in one command.
 #
-#     scripts/nano.sh DATA OUTPUT [--scale gpu|tiny]
+#     scripts/nano.sh DATA OUTPUT [--scale gpu|tiny | --shipped]
 #
 # DATA holds what data/README.md says how to get: chains.tar (structures), validation.txt (the chains
 # of it that nanoFold validates on), cameo/ (CAMEO's targets; cameo.txt may list them), sequences.fasta.
 # Relative paths begin at the project's root. Run it again after an interruption: a step resumes where
 # it was, or is skipped when it is done. OUTPUT/hours.csv has the seconds of each attempt at a step,
-# OUTPUT/results.json all numbers.
+# OUTPUT/results.json the scores, OUTPUT/search/report Table 10.
 # It is made for two CPU cores. --scale gpu is for one GPU: a larger model and more samples; --scale
-# tiny makes a few steps of everything, to try the script.
+# tiny makes a few steps of everything, to try the script. --shipped trains no base: it makes Table 10
+# and Figure 5 with the one in data/nano.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny]" >&2; exit 2; }
+usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny | --shipped]" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 data=$1 out=$2
 configs=(--config configs/nano/base.yaml)
 base=() short=() short_points="100 200 500 1000" more=400 search=()
+model=$out/ship steps=".*"
 language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
     --accelerator cpu)
 case "${*:3}" in
     "") batch=4 points="400 1000 2000 2800"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
+    "--shipped") batch=4 points="" model=data/nano steps="data|search_data|search" ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
         configs+=(--config configs/nano/gpu.yaml)
         search=(--executor.concurrent 1)
@@ -38,7 +41,7 @@ esac
 export PATH=".venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out/done"
 if [ "$(cat "$out/scale" 2>/dev/null || echo "${*:3}")" != "${*:3}" ]; then
-    echo "$out: was made with another --scale; choose another folder" >&2
+    echo "$out: was made with other options; choose another folder" >&2
     exit 2
 fi
 echo "${*:3}" >"$out/scale"
@@ -47,7 +50,7 @@ echo "${*:3}" >"$out/scale"
 step() {
     local name=$1 start=$SECONDS status=0
     shift
-    [ -e "$out/done/$name" ] && return
+    [[ ! -e $out/done/$name && $name =~ ^($steps)$ ]] || return 0
     echo "== $name"
     "$@" || status=$?
     echo "$name,$((SECONDS - start))" >>"$out/hours.csv"
@@ -116,5 +119,6 @@ step ship ship
 step search_data esmfold-peft prepare "$data/chains.tar" "$data/validation.txt" --filters.min_length 40 \
     --filters.max_length 100 --clusters none --output "$out/data/search"
 step search search "${configs[@]}" --config configs/nano/table10.yaml --output "$out/search" \
-    --start_from "$out/base" "${chains[@]}" --data.validation "$out/data/search" "${weights[@]}" "${search[@]}"
-python scripts/benchmarks/nano.py "$out" --output "$out/results.json" --figure "$out/curve.svg"
+    --start_from "$model/base" "${chains[@]}" --data.validation "$out/data/search" \
+    --model.language_model.weights "$model/esm2.pt" "${search[@]}"
+step results python scripts/benchmarks/nano.py "$out" --output "$out/results.json" --figure "$out/curve.svg"

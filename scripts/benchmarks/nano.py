@@ -4,8 +4,8 @@
         --figure docs/nano_curve.svg
 
 Printed and written: the data and the search for similar sequences, seconds of each step,
-perplexity of the language model, lDDT-Cα at each number of samples (with its 95 %
-interval over chains, the run and its crops), and the report of the search if it has ended.
+perplexity of the language model, and lDDT-Cα at each number of samples (with its 95 %
+interval over chains, the run and its crops).
 """
 
 import csv
@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="SVG file for the learning curve")
     args = parser.parse_args()
     folder: Path = args.folder
-    report = folder / "search" / "report" / "summary.json"
     curve = {
         int(path.name.removeprefix("validation_")): _point(path, folder)
         for path in (folder / "scores").glob("validation_*")
@@ -42,7 +41,6 @@ def main() -> None:
         "base": read_json(folder / "base" / "provenance.json")["parameters"],
         "validation": {samples: curve[samples] for samples in sorted(curve)},
         "cameo": _scores(folder / "scores" / "cameo"),
-        "search": read_json(report) if report.exists() else None,
     }
     rows = [
         (f"nanoFold, {samples:,} samples ({point['run']}, crops of {point['crop']})", point)
