@@ -18,14 +18,14 @@ usage() { echo "usage: scripts/nano.sh DATA OUTPUT [--scale gpu|tiny | --shipped
 data=$1 out=$2
 configs=(--config configs/nano/base.yaml)
 base=() short=() short_points="100 200 500 1000" more=400 search=()
-model=$out/ship steps=".*"
+model=$out/ship only=".*"
 language_model=(--crop 128 --layers 6 --width 160 --heads 10 --lr 2e-3 --precision float32
     --accelerator cpu)
 case "${*:3}" in
     "") batch=4 points="400 1000 2000 2800"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
-    "--shipped") batch=4 points="" model=data/nano steps="data|search_data|search" ;;
+    "--shipped") batch=4 points="" model=data/nano only="data|search_data|search" ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
         configs+=(--config configs/nano/gpu.yaml)
         search=(--executor.concurrent 1)
@@ -50,7 +50,7 @@ echo "${*:3}" >"$out/scale"
 step() {
     local name=$1 start=$SECONDS status=0
     shift
-    [[ ! -e $out/done/$name && $name =~ ^($steps)$ ]] || return 0
+    [[ ! -e $out/done/$name && $name =~ ^($only)$ ]] || return 0
     echo "== $name"
     "$@" || status=$?
     echo "$name,$((SECONDS - start))" >>"$out/hours.csv"
