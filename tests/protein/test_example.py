@@ -1,6 +1,7 @@
 """The example chains are what `data/README.md` says of them."""
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +63,29 @@ def test_eight_chains_have_side_chains_and_the_others_a_whole_backbone(
             assert bonds.max() < 1.6  # C to N of the next: unbroken
 
 
-def test_no_two_chains_are_more_than_forty_percent_identical(
-    chains: dict[str, ProteinStructure],
-) -> None:
+def identity(one: str, other: str) -> float:
     aligner = PairwiseAligner(
         substitution_matrix=substitution_matrices.load("BLOSUM62"),
         open_gap_score=-10, extend_gap_score=-0.5, end_gap_score=0,
     )  # fmt: skip
+    return aligner.align(one, other)[0].counts().identities / min(len(one), len(other))
+
+
+def test_no_two_chains_are_more_than_forty_percent_identical(
+    chains: dict[str, ProteinStructure],
+) -> None:
     sequences = [chain.sequence for chain in chains.values()]
-    for place, one in enumerate(sequences):
-        for other in sequences[:place]:
-            identities = aligner.align(one, other)[0].counts().identities
-            assert identities / min(len(one), len(other)) < 0.40
+    assert all(identity(*pair) < 0.40 for pair in combinations(sequences, 2))
+
+
+def test_the_family_has_eighteen_domains_to_train_and_twelve_unlike_them(example: Path) -> None:
+    train, held_out = (
+        [read_chains(path)[0].sequence for path in (example.parent / "sh3" / part).iterdir()]
+        for part in ("train", "held_out")
+    )
+    assert (len(train), len(held_out)) == (18, 12)
+    assert {len(sequence) for sequence in train + held_out} <= set(range(56, 80))
+    assert max(identity(one, other) for one in train for other in held_out) <= 0.50
 
 
 def test_the_fasta_holds_four_of_the_chains_and_two_others(
