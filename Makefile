@@ -37,7 +37,8 @@ check: $(INSTALLED)
 
 # The pages of docs/ as a site in site/; a warning is an error.
 docs: $(INSTALLED)
-	$(VENV)/bin/python -m pip install --quiet --no-compile 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8'
+	$(VENV)/bin/python -m pip install --quiet --no-compile 'mkdocs-material==9.8.2' 'mkdocstrings[python]==1.0.8' \
+		'mkdocs-jupyter==0.26.3'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 # Python compiles what is used when it is used; all of it beforehand takes half a minute.
