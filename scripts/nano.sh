@@ -25,7 +25,7 @@ case "${*:3}" in
     "") batch=4 points="400 1000 2000 2800"
         base=(--engine.devices 2)
         language_model+=(--steps 1300 --save-every 325 --warmup-steps 200 --batch-size 32 --devices 2) ;;
-    "--shipped") batch=4 points="" model=data/nano only="data|search_data|search" ;;
+    "--shipped") points="" model=data/nano only="data|search_data|search" ;;
     "--scale gpu") batch=16 points="625 1250 3125 6250"
         configs+=(--config configs/nano/gpu.yaml)
         search=(--executor.concurrent 1)
