@@ -26,7 +26,7 @@ def test_a_notebook_is_kept_as_it_ran_from_top_to_bottom(notebook: dict):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert any("image/png" in output.get("data", ()) for output in outputs)
-    assert str(ROOT.parent) not in json.dumps(outputs)
+    assert str(ROOT) not in json.dumps(outputs)
 
 
 @pytest.mark.slow
