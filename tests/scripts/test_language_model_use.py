@@ -28,7 +28,7 @@ def test_a_forgetful_language_model_changes_scores_and_no_number(script, tmp_pat
     model = esmfold_peft.load(ROOT / "data" / "nano" / "base", device="cpu").model
     before = script.scores(model, store, 1)
     assert len(before) == 3
-    assert np.array_equal(before, script.scores(model, store, 1))
+    assert np.allclose(before, script.scores(model, store, 1), atol=1e-3)
     kept = {name: tensor.clone() for name, tensor in model.named_parameters()}
     script.forget(model.language_model, torch.Generator().manual_seed(0))
     for name, tensor in model.named_parameters():
@@ -36,4 +36,4 @@ def test_a_forgetful_language_model_changes_scores_and_no_number(script, tmp_pat
             assert torch.equal(tensor.flatten().sort().values, kept[name].flatten().sort().values)
         else:
             assert torch.equal(tensor, kept[name])
-    assert not np.array_equal(before, script.scores(model, store, 1))
+    assert np.abs(before - script.scores(model, store, 1)).max() > 0.01
